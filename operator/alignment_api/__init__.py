@@ -1,0 +1,1 @@
+"""The contract: spec, status and platform types of an AlignmentJob. No I/O."""

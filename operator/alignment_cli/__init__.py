@@ -1,0 +1,1 @@
+"""alignctl: the same manifest on a laptop, without a cluster."""

@@ -1,0 +1,1 @@
+"""Turns AlignmentJobs into pods: observe, plan, record, apply."""
