@@ -1,0 +1,58 @@
+"""The object itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from alignment_api.base import Contract
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.status import AlignmentJobStatus
+
+GROUP = "alignment.run"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "AlignmentJob"
+PLURAL = "alignmentjobs"
+JOB_LABEL = f"{GROUP}/job"
+MAX_NAME = 40
+"""Characters of a job's name: pods, hostnames and Services are named after it and must stay within 63."""
+
+
+class ObjectMeta(Contract):
+    """The metadata that is read. The rest is Kubernetes' own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME)]
+    """Name of the job: lower case, digits and dashes, at most 40 characters."""
+    namespace: str | None = None
+    """Its namespace."""
+    uid: str = ""
+    """Given by the apiserver."""
+    generation: int = 1
+    """Grows with every change of the spec."""
+    resource_version: str = ""
+    """For preconditions."""
+    deletion_timestamp: str | None = None
+    """Set while it is being deleted."""
+    labels: dict[str, str] = {}
+    """The user's."""
+    annotations: dict[str, str] = {}
+    """The user's."""
+
+
+class AlignmentJob(Contract):
+    """One object is everything an engineer writes."""
+
+    api_version: Literal["alignment.run/v1alpha1"]
+    """alignment.run/v1alpha1"""
+    kind: Literal["AlignmentJob"]
+    """AlignmentJob"""
+    metadata: ObjectMeta
+    """Name and namespace."""
+    spec: AlignmentJobSpec
+    """What to do."""
+    status: AlignmentJobStatus = AlignmentJobStatus()
+    """What is."""

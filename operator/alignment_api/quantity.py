@@ -1,0 +1,41 @@
+"""Kubernetes quantities: `500m`, `4`, `16Gi`."""
+
+import re
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+_PATTERN = r"^([0-9]+(\.[0-9]+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+_SCALE: dict[str | None, Decimal] = {None: Decimal(1), "m": Decimal("0.001")}
+for _power, _unit in enumerate("kMGTP", 1):
+    _SCALE[_unit] = Decimal(1000**_power)
+    _SCALE[f"{_unit.upper()}i"] = Decimal(1024**_power)
+
+
+def quantity_value(text: str) -> Decimal:
+    """The number that a quantity stands for: cores or bytes. Raises ValueError with the units understood."""
+    match = re.fullmatch(_PATTERN, text)
+    if match is None:
+        raise ValueError(f"`{text}` is not a Kubernetes quantity; write cores as `4` or `500m`, memory as `16Gi`")
+    return Decimal(match[1]) * _SCALE[match[3]]
+
+
+def _validate(text: str) -> str:
+    if quantity_value(text) <= 0:
+        raise ValueError(f"`{text}` must be above zero")
+    return text
+
+
+def _from_number(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Quantity = Annotated[
+    str,
+    BeforeValidator(_from_number),
+    AfterValidator(_validate),
+    WithJsonSchema(
+        {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}], "pattern": _PATTERN}
+    ),
+]

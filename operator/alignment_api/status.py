@@ -1,0 +1,229 @@
+"""What the operator reports: the status of an AlignmentJob."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from alignment_api.base import Contract
+from alignment_api.roles import PoolName, StageName
+
+Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
+ConditionType = Literal[
+    "Admitted",
+    "DataReady",
+    "RolesReady",
+    "Training",
+    "Suspended",
+    "Complete",
+    "Failed",
+    "CheckpointVerified",
+    "PoolsAvailable",
+]
+
+
+class Condition(Contract):
+    """A Kubernetes condition (metav1.Condition)."""
+
+    type: ConditionType
+    """What it speaks of."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: str
+    """One CamelCase word for programs."""
+    message: str = ""
+    """A sentence for people: what was found and what to do."""
+    last_transition_time: datetime
+    """When `status` last changed."""
+    observed_generation: int | None = None
+    """The generation it was derived from."""
+
+
+class StageStatus(Contract):
+    """One stage that has started."""
+
+    name: StageName
+    """prepare, train or evaluate."""
+    started_at: datetime
+    """When its first pod was wanted."""
+    finished_at: datetime | None = None
+    """When its lead ended well."""
+
+
+class RoleStatus(Contract):
+    """One role of the job, over its whole life."""
+
+    name: str
+    """The role."""
+    pool: PoolName
+    """Where its pods go."""
+    desired: int = 0
+    """Pods wanted now."""
+    ready: int = 0
+    """Pods ready now."""
+    disruptions: int = 0
+    """Losses through node or control plane so far; a gang's loss counts once."""
+    failures: int = 0
+    """Exits with an error so far; a gang's counts once."""
+    last_failure_at: datetime | None = None
+    """When the last error was counted; the next try backs off from here."""
+
+
+class InstanceRecord(Contract):
+    """The ledger's line for one wanted pod: written before the pod is created."""
+
+    role: str
+    """Its role."""
+    index: int
+    """Its place among the role's replicas."""
+    life: int
+    """Attempt of a trainable gang, incarnation of a frozen pod."""
+    uid: str | None = None
+    """UID of its pod once seen; a pod that was seen and is gone was lost."""
+
+
+class Progress(Contract):
+    """How far the running stage is."""
+
+    step: int = 0
+    """Optimizer steps done (rows done, in prepare)."""
+    total_steps: int = 0
+    """Of so many."""
+    tokens_per_second: float | None = None
+    """Training tokens per second, padding not counted, over all ranks."""
+    eta_seconds: int | None = None
+    """Estimated seconds to the end of the stage."""
+
+
+class CheckpointStatus(Contract):
+    """The last verified commit."""
+
+    step: int
+    """Optimizer steps it holds."""
+    verified_at: datetime
+    """When its checksums were read back."""
+
+
+class Interval(Contract):
+    """A mean with its 95% interval."""
+
+    value: float
+    """The mean."""
+    low: float
+    """Lower bound."""
+    high: float
+    """Upper bound."""
+    count: int
+    """Held-out pairs."""
+
+
+class Evaluated(Contract):
+    """Held-out figures at one moment."""
+
+    accuracy: Interval
+    """Share of pairs with a positive implicit reward margin, ties a half: 0.5 before training."""
+    margin: Interval
+    """Mean implicit reward margin, in nats times beta."""
+    likelier_chosen: Interval
+    """Share of pairs whose chosen completion is the likelier one."""
+
+
+class EvaluationReport(Contract):
+    """evaluation.json."""
+
+    before: Evaluated
+    """The model as it came: the reference."""
+    after: Evaluated
+    """The exported model."""
+
+
+class DataReport(Contract):
+    """What `prepare` found."""
+
+    format: str
+    """The format found by looking."""
+    rows: int
+    """Training rows."""
+    evaluation_rows: int
+    """Held-out rows."""
+    invalid_rows: int = 0
+    """Rows dropped (data.onInvalid: drop)."""
+    fingerprint: str
+    """SHA-256 of the tokenized rows."""
+    revision: str | None = None
+    """Commit of an hf:// data set."""
+
+
+class ModelReport(Contract):
+    """The model as pinned by `prepare`."""
+
+    parameters: int
+    """Its parameters."""
+    fingerprint: str
+    """SHA-256 over the files of config, tokenizer and weights."""
+    revision: str | None = None
+    """Commit of an hf:// model."""
+
+
+class Artifacts(Contract):
+    """Where results are."""
+
+    storage: str | None = None
+    """Checkpoints and prepared data."""
+    model: str | None = None
+    """The exported model."""
+    evaluation: str | None = None
+    """evaluation.json."""
+
+
+class AlignmentJobStatus(Contract):
+    """Derived from what is observed, written once per pass."""
+
+    observed_generation: int | None = None
+    """The generation this status speaks of."""
+    phase: Phase = "Pending"
+    """One word for the columns; derived from the conditions."""
+    conditions: tuple[Condition, ...] = ()
+    """What holds, with reasons."""
+    algorithm: str | None = None
+    """The spec's algorithm."""
+    stage: StageName | None = None
+    """The stage that runs, or the last one."""
+    stages: tuple[StageStatus, ...] = ()
+    """Every stage that has started."""
+    attempt: int = 0
+    """Lives of the trainable gang so far."""
+    roles: tuple[RoleStatus, ...] = ()
+    """Every role of the job."""
+    ready: str = "0/0"
+    """Ready pods of those wanted, for the columns."""
+    instances: tuple[InstanceRecord, ...] = ()
+    """The ledger of wanted pods."""
+    counted: tuple[str, ...] = ()
+    """UIDs of ended pods, still in the API, whose end is counted."""
+    progress: Progress | None = None
+    """How far the running stage is."""
+    progress_text: str | None = None
+    """412/781, for the columns."""
+    eta: str | None = None
+    """2h10m, for the columns."""
+    metrics: dict[str, float] = {}
+    """The handful a person looks at: loss, margin, accuracy, ..."""
+    checkpoint: CheckpointStatus | None = None
+    """The last verified commit."""
+    data: DataReport | None = None
+    """What `prepare` found."""
+    model: ModelReport | None = None
+    """The model as pinned."""
+    evaluation: EvaluationReport | None = None
+    """Held-out figures before and after."""
+    artifacts: Artifacts = Artifacts()
+    """Where results are."""
+    started_at: datetime | None = None
+    """When the job was admitted."""
+    active_seconds: float = 0
+    """Seconds since then in which it was not suspended, up to `clockedAt`."""
+    clocked_at: datetime | None = None
+    """When `activeSeconds` was last added to; absent while suspended or ended."""
+    finished_at: datetime | None = None
+    """When it completed or failed."""
