@@ -1,0 +1,1 @@
+"""Rows, tokens, packing and order."""
