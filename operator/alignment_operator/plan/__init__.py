@@ -1,0 +1,1 @@
+"""Planning: `make_plan(observed, now) -> Plan`. Pure; one file per question."""

@@ -1,0 +1,146 @@
+"""What planning takes and gives. Values only; nothing here reads or sends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
+
+from alignment_api.context import InstanceStatus, Outcome
+from alignment_api.job import AlignmentJob
+from alignment_api.platform import Platform
+from alignment_api.roles import PoolName, StageName
+from alignment_api.status import AlignmentJobStatus
+
+
+@dataclass(frozen=True, order=True)
+class JobKey:
+    """Which job."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod (or a process of the local runtime) as it is seen."""
+
+    name: str
+    uid: str
+    role: str
+    index: int
+    life: int
+    """Attempt or incarnation."""
+    stage: StageName
+    phase: Literal["Pending", "Running", "Succeeded", "Failed"]
+    created_at: datetime
+    ready: bool = False
+    gated: bool = False
+    """Carries our scheduling gate."""
+    gone_by: datetime | None = None
+    """Set when it is being deleted: when its grace period is over."""
+    deleted_by_us: bool = False
+    """Its deletion was asked for by a plan (an annotation, or the local runtime's own memory)."""
+    disrupted: bool = False
+    """Preempted, evicted, drained: DisruptionTarget or a reason that says so."""
+    node_lost: bool = False
+    """Its node is unreachable or gone."""
+    exit_code: int | None = None
+    outcome: Outcome | None = None
+    reason: str | None = None
+    """Why it ended or waits: OOMKilled, Evicted, ImagePullBackOff, Unschedulable, ..."""
+    message: str | None = None
+    """The same for people."""
+    status: InstanceStatus | None = None
+    """Polled from the process; for progress only."""
+
+    @property
+    def ended(self) -> bool:
+        """Its containers have ended."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class VolumeView:
+    """A PersistentVolumeClaim that the spec names."""
+
+    access_modes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything a plan depends on."""
+
+    job: AlignmentJob
+    platform: Platform
+    pods: tuple[PodView, ...] = ()
+    volumes: Mapping[str, VolumeView] = field(default_factory=dict)
+    """Claim -> what it is, for the claims of the spec that exist."""
+    nodes: Mapping[PoolName, int] = field(default_factory=dict)
+    """Schedulable nodes of each pool now; a pool that is absent was not looked at."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A role instance that must exist. Typed; no addresses and no paths: the runtime resolves those."""
+
+    name: str
+    """<job>-<role>-<index>-<life>-<hash>; also the pod's name."""
+    role: str
+    index: int
+    life: int
+    stage: StageName
+    pool: PoolName
+    replicas: int
+    processes: int
+    """Ranks in it."""
+    gpus: int
+    cpu: str
+    """Kubernetes quantity: cores."""
+    memory: str
+    """Kubernetes quantity: bytes."""
+    peers: tuple[str, ...] = ()
+    """Roles whose servers it calls."""
+    gated: bool = False
+    """Must not be scheduled before `Plan.release` names it."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A pod that must go."""
+
+    name: str
+    uid: str
+    grace: timedelta | None = None
+    """None: the pod's own grace period."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """What pods lean on: the spec's ConfigMap of this attempt, the token's Secret, Services, volumes."""
+
+    attempt: int
+    makes_storage: bool
+    """No storage was named: make a volume owned by the job."""
+    makes_output: bool
+    """No output was named: make a volume that outlives the job."""
+    serving_roles: tuple[str, ...]
+    """Roles that have a headless Service of ready pods."""
+    gang_roles: tuple[str, ...]
+    """Roles whose pods find each other by name, ready or not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What must exist, what must go and what to remember."""
+
+    status: AlignmentJobStatus
+    support: Support | None = None
+    """None: the job has ended, its supporting objects must go (its volumes stay)."""
+    create: tuple[Instance, ...] = ()
+    delete: tuple[Removal, ...] = ()
+    release: tuple[str, ...] = ()
+    """Names of gated pods whose gate opens now."""
+    next_look: timedelta | None = None
+    """When to plan again if nothing happens."""
