@@ -22,9 +22,9 @@ class Model(Contract):
     """The model to align."""
 
     source: ReadableSource
-    """Where the model is: a Hugging Face folder (config, tokenizer, safetensors) at file:///path, pvc://claim/path or hf://org/name."""
+    """A Hugging Face folder (config, tokenizer, safetensors): file:///path, pvc://claim/path or hf://org/name."""
     revision: str = "main"
-    """Branch, tag or commit of an hf:// model. `prepare` pins it to a commit in status, so that every attempt reads the same weights."""
+    """Branch, tag or commit of an hf:// model; pinned to a commit by `prepare`, so that attempts read the same weights."""
 
 
 class Evaluation(Contract):
@@ -56,7 +56,7 @@ class Data(Contract):
     format: Literal["auto", "preferences"] = "auto"
     """`preferences`: prompt, chosen, rejected. `auto` looks at the rows and says in status what it found."""
     on_invalid: Literal["refuse", "drop"] = "refuse"
-    """What an invalid row does: `refuse` stops the job with the row's number; `drop` lists the rows in storage and counts them in status."""
+    """`refuse`: an invalid row stops the job, by its number. `drop`: such rows are listed in storage, counted in status."""
     evaluation: Evaluation = Evaluation()
     """The held-out rows."""
 
@@ -99,9 +99,9 @@ class Training(Contract):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Ends training after so many optimizer steps, whatever `epochs` says."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Sequences (pairs for pair losses) per optimizer step, over the whole job; independent of GPUs and micro-batches."""
+    """Sequences (pairs for pair losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches."""
     micro_batch_tokens: Annotated[int, Field(ge=64)] = 8192
-    """Tokens (padding included) that one rank computes at once: memory against speed; the gradient does not depend on it."""
+    """Tokens (padding included) one rank computes at once: memory against speed. The gradient does not depend on it."""
     learning_rate: Positive = 5e-7
     """Peak learning rate of AdamW. 5e-7 suits full-parameter DPO from 7B up; small models take up to 1e-5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -130,7 +130,7 @@ class Role(Contract):
     memory: Quantity | None = None
     """Memory of one pod, for example 16Gi."""
     pod_template: dict[str, Any] | None = None
-    """A patch over the pod the operator builds (after the pool's own); lists of named things (containers, volumes, env) merge by name."""
+    """A patch over the pod that is built, after the pool's own; named lists (containers, volumes, env) merge by name."""
 
 
 class AcceleratedRole(Role):
@@ -212,7 +212,7 @@ class Output(Contract):
     """Where the aligned model goes. Never owned by the job."""
 
     destination: WritableSource
-    """pvc://claim/path, or file:///path on a laptop. The model is written to its folder `model`, the report beside it."""
+    """pvc://claim/path, or file:///path on a laptop. The model goes to its folder `model`, the report beside it."""
 
 
 class Credential(Contract):
