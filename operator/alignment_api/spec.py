@@ -24,7 +24,7 @@ class Model(Contract):
     source: ReadableSource
     """A Hugging Face folder (config, tokenizer, safetensors): file:///path, pvc://claim/path or hf://org/name."""
     revision: str = "main"
-    """Branch, tag or commit of an hf:// model; pinned to a commit by `prepare`, so that attempts read the same weights."""
+    """Branch, tag or commit of an hf:// model; `prepare` pins it to a commit, so that attempts read the same weights."""
 
 
 class Evaluation(Contract):
@@ -56,7 +56,7 @@ class Data(Contract):
     format: Literal["auto", "preferences"] = "auto"
     """`preferences`: prompt, chosen, rejected. `auto` looks at the rows and says in status what it found."""
     on_invalid: Literal["refuse", "drop"] = "refuse"
-    """`refuse`: an invalid row stops the job, by its number. `drop`: such rows are listed in storage, counted in status."""
+    """`refuse`: an invalid row stops the job, by its number. `drop`: such rows are listed in storage and counted."""
     evaluation: Evaluation = Evaluation()
     """The held-out rows."""
 
@@ -130,7 +130,7 @@ class Role(Contract):
     memory: Quantity | None = None
     """Memory of one pod, for example 16Gi."""
     pod_template: dict[str, Any] | None = None
-    """A patch over the pod that is built, after the pool's own; named lists (containers, volumes, env) merge by name."""
+    """A patch over the built pod, after the pool's own; named lists (containers, volumes, env) merge by name."""
 
 
 class AcceleratedRole(Role):
