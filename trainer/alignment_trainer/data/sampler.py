@@ -1,0 +1,36 @@
+"""Which rows make step s: a pure function of (rows, batch size, seed, s), so a position is all there is to save."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A new permutation each epoch; an epoch's last batch holds what is left of it.
+
+    rows: rows of the data set. batch_size: rows per optimizer step, over the whole job.
+    """
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError("no training rows: the data set is empty")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def total_steps(self, epochs: int, max_steps: int | None) -> int:
+        """Optimizer steps of the whole run; `max_steps` wins over `epochs`."""
+        return max_steps or epochs * self.steps_per_epoch
+
+    def batch(self, step: int) -> tuple[int, ...]:
+        """Indices of the rows of optimizer step `step`, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        start = place * self.batch_size
+        return tuple(int(index) for index in order[start : start + self.batch_size])
