@@ -24,7 +24,7 @@ class Model(Contract):
     source: ReadableSource
     """A Hugging Face folder (config, tokenizer, safetensors): file:///path, pvc://claim/path or hf://org/name."""
     revision: str = "main"
-    """Branch, tag or commit of an hf:// model; `prepare` pins it to a commit, so that attempts read the same weights."""
+    """Branch, tag or commit of an hf:// model; `prepare` pins a commit, so that attempts read the same weights."""
 
 
 class Evaluation(Contract):
