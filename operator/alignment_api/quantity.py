@@ -27,13 +27,14 @@ def _validate(text: str) -> str:
     return text
 
 
-def _from_number(value: object) -> object:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _from_integer(value: object) -> object:
+    # Whole numbers alone, as everywhere in Kubernetes: the apiserver refuses `cpu: 1.5` without quotes.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Quantity = Annotated[
     str,
-    BeforeValidator(_from_number),
+    BeforeValidator(_from_integer),
     AfterValidator(_validate),
     WithJsonSchema(
         {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}], "pattern": _PATTERN}

@@ -1,0 +1,161 @@
+"""Words for a user's mistakes: what was found, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from alignment_api.base import Contract
+
+Path = tuple[str | int, ...]
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "fields below it",
+    list: "a list",
+    type(None): "nothing",
+}
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "`true` or `false`, without quotes",
+    "bool_parsing": "`true` or `false`, without quotes",
+    "string_type": "a text",
+    "model_type": "its fields, indented below it",
+    "dict_type": "its fields, indented below it",
+    "tuple_type": "a list (`- ` before each item)",
+    "list_type": "a list (`- ` before each item)",
+}
+_BOUNDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "greater_than": lambda c: f"a number above {c['gt']:g}",
+    "greater_than_equal": lambda c: f"a number of at least {c['ge']:g}",
+    "less_than": lambda c: f"a number below {c['lt']:g}",
+    "less_than_equal": lambda c: f"a number of at most {c['le']:g}",
+    "literal_error": lambda c: str(c["expected"]).replace("'", "`"),
+    "string_too_short": lambda c: f"a text of at least {c['min_length']} character(s)",
+    "string_too_long": lambda c: f"a text of at most {c['max_length']} characters",
+    "finite_number": lambda c: "a finite number",
+}
+
+
+def explain(model: type[Contract], detail: ErrorDetails) -> str:
+    """What was found at `detail["loc"]` of a `model`, and what to write instead."""
+    kind, path = detail["type"], detail["loc"]
+    if kind == "extra_forbidden":
+        return unknown_field(model, path)
+    if kind == "missing":
+        return f"is missing{_meaning(field_at(model, path))}"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    found = f"found {shown(detail['input'])}"
+    if kind in _BOUNDS:
+        return f"{found}; write {_BOUNDS[kind](detail.get('ctx', {}))}{_meaning(field_at(model, path))}"
+    if kind in _WANTED:
+        return f"{found}; write {_WANTED[kind]}{_hint(detail['input'], kind)}{_meaning(field_at(model, path))}"
+    if kind == "string_pattern_mismatch":
+        field = field_at(model, path)
+        return f"{found}, which does not fit{_meaning(field)}"
+    return f"{found}; {detail['msg'].lower()}{_meaning(field_at(model, path))}"
+
+
+def unknown_field(model: type[Contract], path: Path) -> str:
+    """That the field is unknown, and the known one that was probably meant."""
+    name = str(path[-1])
+    siblings = {str(field.alias): field for field in _fields(model_at(model, path[:-1]))}
+    folded = {known.lower(): known for known in siblings}
+    close = difflib.get_close_matches(name.replace("_", "").lower(), folded, n=1, cutoff=0.7)
+    if close:
+        known = folded[close[0]]
+        return f"unknown field. Did you mean `{known}`{_meaning(siblings[known])}?"
+    elsewhere = [".".join(place) for place, _ in all_fields(model) if place[-1] == name and place[0] != "status"]
+    if elsewhere:
+        return f"unknown field here. Did you mean `{elsewhere[0]}`?"
+    return f"unknown field. Known here: {', '.join(f'`{known}`' for known in siblings) or 'none'}"
+
+
+def shown(value: object) -> str:
+    """The value as the user wrote it, shortened, with its kind."""
+    kind = _KINDS.get(type(value), "a value")
+    if isinstance(value, dict | list) or value is None:
+        return kind
+    text = json.dumps(value, ensure_ascii=False)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return f"`{text}`" if isinstance(value, bool) else f"`{text}` ({kind})"
+
+
+def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
+    """The field that `path` names; None where it leads into a free-form value or nowhere."""
+    if not path:
+        return None
+    parent = model_at(model, path[:-1])
+    return next((field for field in _fields(parent) if field.alias == path[-1]), None)
+
+
+def model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The type that stands at `path`, through optional values, lists and maps."""
+    current: type[BaseModel] | None = model
+    for part in path:
+        if isinstance(part, int):
+            continue  # an item of a list: the field's annotation has led to its type already
+        field = next((field for field in _fields(current) if field.alias == part), None)
+        current = _model_in(field.annotation) if field is not None else None
+    return current
+
+
+def all_fields(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every field below `model`, nearest first, with its path in camelCase."""
+    for field in _fields(model):
+        yield (*prefix, str(field.alias)), field
+    for field in _fields(model):
+        child = _model_in(field.annotation)
+        if child is not None:
+            yield from all_fields(child, (*prefix, str(field.alias)))
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that ends a sentence."""
+    return text.split(". ")[0].rstrip(".\n ")
+
+
+def _fields(model: type[BaseModel] | None) -> list[FieldInfo]:
+    return list(model.model_fields.values()) if model is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list):
+        return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
+    return None
+
+
+def _meaning(field: FieldInfo | None) -> str:
+    if field is None or not field.description:
+        return ""
+    sentence = first_sentence(field.description)
+    return f" ({sentence[0].lower()}{sentence[1:]})" if sentence[1:2].islower() else f" ({sentence})"
+
+
+def _hint(value: object, kind: str) -> str:
+    if isinstance(value, str) and kind.startswith(("int", "float")):
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return ", without quotes"
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f': `"{json.dumps(value)}"`'
+    return ""
