@@ -23,7 +23,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        result: Tensor = _TokenLogprobs.apply(hidden, weight, targets, dtype, chunk_tokens)
+        result: Tensor = _TokenLogprobs.apply(hidden, weight, targets, dtype, chunk_tokens)  # type: ignore[no-untyped-call]
     return result
 
 

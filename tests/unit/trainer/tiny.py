@@ -1,0 +1,141 @@
+"""Tiny random models, pairs and runs, made in milliseconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from alignment_trainer.algorithms.dpo import Dpo
+from alignment_trainer.checkpoint import Commit
+from alignment_trainer.commits import Commits
+from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
+from alignment_trainer.models import scorer
+from alignment_trainer.run import Data, Pace, Run, StepReport
+from alignment_trainer.schedule import WarmupCosine
+from alignment_trainer.scoring import sequence_logprobs
+
+VOCABULARY = 97
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,
+}
+
+
+def tiny_llama(seed: int = 0, **overrides: Any) -> Any:
+    """Tied embeddings, as SmolLM2 has them."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**(SHAPE | {"tie_word_embeddings": True} | overrides))
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def tiny_qwen2(seed: int = 0) -> Any:
+    """Biases in attention and a head of its own."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(**(SHAPE | {"tie_word_embeddings": False}))
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def pairs(count: int, seed: int = 0) -> list[PreferenceExample]:
+    """Random pairs of 3 to 40 tokens a part."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens() -> tuple[int, ...]:
+        length = int(torch.randint(3, 40, (), generator=generator))
+        return tuple(torch.randint(VOCABULARY, (length,), generator=generator).tolist())
+
+    return [PreferenceExample(row, tokens(), tokens(), tokens()) for row in range(1, count + 1)]
+
+
+@dataclass
+class Recorder:
+    """Remembers what a run reported."""
+
+    reports: list[StepReport] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
+
+    def stepped(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def committed(self, commit: Commit) -> None:
+        self.commits.append(commit)
+
+    @property
+    def losses(self) -> list[float]:
+        return [report.metrics["loss"] for report in self.reports]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a test varies of a tiny run."""
+
+    sharding: str = "none"
+    precision: str = "fp32"
+    rows: int = 12
+    batch_size: int = 4
+    steps: int = 6
+    micro_tokens: int = 300
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    learning_rate: float = 1e-3
+    dropout: float = 0.0
+    checkpoint_every: int = 2
+
+
+def tiny_engine(setting: Setting, causal: Any | None = None) -> Engine:
+    model = causal or tiny_llama(attention_dropout=setting.dropout)
+    options = OptimizerOptions(setting.weight_decay, setting.max_grad_norm)
+    return ENGINES[setting.sharding](scorer(model), options, setting.precision, torch.device("cpu"))
+
+
+def tiny_run(
+    folder: Path,
+    setting: Setting,
+    engine: Engine | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    reference: torch.Tensor | None = None,
+) -> tuple[Run, Recorder]:
+    """A DPO run whose reference is the policy as it is now, unless given."""
+    engine = engine or tiny_engine(setting)
+    algorithm, sampler = Dpo(), Sampler(setting.rows, setting.batch_size, seed=3)
+    rows = pairs(setting.rows)
+    if reference is None:
+        reference = epoch_reference(engine, sampler, rows, setting.micro_tokens)
+    recorder = Recorder()
+    run = Run(
+        engine=engine,
+        algorithm=algorithm,
+        data=Data(rows, reference),
+        sampler=sampler,
+        pace=Pace(
+            setting.micro_tokens,
+            setting.steps,
+            WarmupCosine(setting.learning_rate, setting.steps, 0.2),
+            checkpoint_every=setting.checkpoint_every,
+            evaluate_every=10**9,
+        ),
+        commits=Commits(folder, epoch=1, keep=3),
+        observer=recorder,
+        evaluate=lambda step: None,
+        stop=stop,
+    )
+    return run, recorder
+
+
+def epoch_reference(engine: Engine, sampler: Sampler, rows: list[PreferenceExample], micro_tokens: int) -> torch.Tensor:
+    """Reference log-probs of all rows, computed in the batches of the first epoch."""
+    order = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
+    groups = [[Dpo().group(rows[index]) for index in batch] for batch in order]
+    scored = sequence_logprobs(engine.logprobs, groups, micro_tokens)
+    reference = torch.empty_like(scored)
+    reference[[index for batch in order for index in batch]] = scored
+    return reference

@@ -1,0 +1,19 @@
+"""The offline algorithms, by their key in the spec."""
+
+from collections.abc import Callable
+from typing import Any
+
+from alignment_api.spec import Algorithm
+from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm
+from alignment_trainer.algorithms.dpo import Dpo
+
+OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {"dpo": Dpo}
+
+
+def make_algorithm(spec: Algorithm) -> OfflineAlgorithm:
+    """The algorithm that the spec names, with the spec's options."""
+    options: Any = getattr(spec, spec.name)
+    return OFFLINE[spec.name](**dict(options))
+
+
+__all__ = ["OFFLINE", "LossAndMetrics", "OfflineAlgorithm", "make_algorithm"]

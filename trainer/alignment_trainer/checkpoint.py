@@ -1,0 +1,139 @@
+"""Commits: folders of parts whose manifest, written last, makes them count.
+
+<storage>/checkpoints/<epoch:04d>/<step:08d>/{parts..., manifest.json}. A folder without a manifest is not a commit. A
+commit whose parts differ from its manifest is damaged, and the one before is used; nothing ever starts afresh because
+a part is gone.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+class DamagedCommitError(ValueError):
+    """A commit is not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a commit."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A folder with a manifest: the state after `step` optimizer steps, written by the attempt that holds `epoch`."""
+
+    folder: Path
+    epoch: int
+    step: int
+    parts: tuple[Part, ...]
+
+
+def commit_folder(checkpoints: Path, epoch: int, step: int) -> Path:
+    return checkpoints / f"{epoch:04d}" / f"{step:08d}"
+
+
+def start_commit(folder: Path) -> None:
+    """An empty folder for the parts; what an interrupted attempt at the same commit left there goes."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def seal_part(path: Path) -> Part:
+    """Flushes a written part to the disk and reads it back for its checksum."""
+    _fsync(path)
+    return Part(path.name, path.stat().st_size, _sha256(path))
+
+
+def write_commit(folder: Path, epoch: int, step: int, parts: Iterable[Part]) -> Commit:
+    """Writes the manifest of sealed parts: from here on the folder is a commit, whatever happens to the machine."""
+    commit = Commit(folder, epoch, step, tuple(sorted(parts, key=lambda part: part.name)))
+    manifest = {"epoch": epoch, "step": step, "parts": [asdict(part) for part in commit.parts]}
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(json.dumps(manifest, indent=1))
+    _fsync(temporary)
+    temporary.rename(folder / MANIFEST)
+    for directory in (folder, folder.parent, folder.parent.parent):
+        _fsync(directory)
+    return commit
+
+
+def read_commit(folder: Path) -> Commit:
+    """The commit as its manifest describes it, parts unread. Raises DamagedCommitError for a broken manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        parts = tuple(Part(**part) for part in manifest["parts"])
+        return Commit(folder, manifest["epoch"], manifest["step"], parts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCommitError(f"{folder}: the manifest cannot be read: {error}") from error
+
+
+def verify(folder: Path) -> Commit:
+    """The commit, once every part was found to have its size and checksum. Raises DamagedCommitError."""
+    commit = read_commit(folder)
+    for part in commit.parts:
+        path = folder / part.name
+        if not path.is_file():
+            raise DamagedCommitError(f"{folder}: the part {part.name} is missing")
+        if path.stat().st_size != part.bytes:
+            raise DamagedCommitError(f"{path}: {path.stat().st_size} bytes, the manifest says {part.bytes}")
+        if _sha256(path) != part.sha256:
+            raise DamagedCommitError(f"{path}: its checksum is not the manifest's; the disk or a copy damaged it")
+    return commit
+
+
+def list_commits(epoch_folder: Path) -> list[Path]:
+    """Folders of one epoch that hold a manifest, newest first."""
+    return sorted((path.parent for path in epoch_folder.glob(f"*/{MANIFEST}")), reverse=True)
+
+
+def newest_verified(folders: Iterable[Path]) -> Commit | None:
+    """The first of `folders` that verifies; each damaged one before it is named in the log.
+
+    None where there is no commit at all. Raises DamagedCommitError where there are commits and none is whole: that is
+    for a person to look at, not a reason to begin again.
+    """
+    damage: DamagedCommitError | None = None
+    for folder in folders:
+        try:
+            return verify(folder)
+        except DamagedCommitError as error:
+            damage = error
+            log.warning("damaged checkpoint, falling back to the one before: %s", error)
+    if damage is not None:
+        raise DamagedCommitError(f"every checkpoint is damaged; the oldest: {damage}")
+    return None
+
+
+def prune(epoch_folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` commits of an epoch; the manifest goes first, so none is left half."""
+    for folder in list_commits(epoch_folder)[keep:]:
+        (folder / MANIFEST).unlink()
+        shutil.rmtree(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,118 @@
+"""Saving and restoring a run: the engine's state, every rank's random numbers and the position, as one commit."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignment_trainer import distributed
+from alignment_trainer.checkpoint import (
+    Commit,
+    DamagedCommitError,
+    Part,
+    commit_folder,
+    prune,
+    read_commit,
+    seal_part,
+    start_commit,
+    verify,
+    write_commit,
+)
+from alignment_trainer.engines.base import Engine
+from alignment_trainer.engines.state import save_state
+
+POSITION = "position.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the run we are; with the seed it decides which rows come next.
+
+    step: optimizer steps done. tokens: packed so far, padding not counted.
+    """
+
+    step: int = 0
+    tokens: int = 0
+
+    def after(self, tokens: int) -> "Position":
+        return Position(self.step + 1, self.tokens + tokens)
+
+
+@dataclass
+class Commits:
+    """The commits of one attempt, under its epoch. keep: newest ones that stay."""
+
+    checkpoints: Path
+    epoch: int
+    keep: int
+    newest: Commit | None = None
+
+    def save(self, engine: Engine, position: Position) -> Commit:
+        """Writes, reads back and commits; collective."""
+        if self.newest is not None and self.newest.step == position.step:
+            return self.newest
+        folder = commit_folder(self.checkpoints, self.epoch, position.step)
+        if distributed.rank() == 0:
+            start_commit(folder)
+        distributed.barrier()
+        parts = [part for parts in distributed.gather_objects(_write_parts(folder, engine, position)) for part in parts]
+        if distributed.rank() == 0:
+            write_commit(folder, self.epoch, position.step, parts)
+            prune(folder.parent, self.keep)
+        distributed.barrier()
+        self.newest = read_commit(folder)
+        return self.newest
+
+
+def _write_parts(folder: Path, engine: Engine, position: Position) -> list[Part]:
+    paths = [save_state(engine, folder), folder / f"random-{distributed.rank():05d}.safetensors"]
+    save_file(random_state(), paths[1])
+    if distributed.rank() == 0:
+        paths.append(folder / POSITION)
+        paths[-1].write_text(json.dumps(asdict(position)))
+    return [seal_part(path) for path in paths]
+
+
+def restore(folder: Path, engine: Engine) -> Position:
+    """Puts a verified commit's optimizer state and random numbers back and returns its position; collective.
+
+    The weights were loaded before the engine was made. A rank that the commit does not know (there are more ranks now)
+    keeps the random numbers it was seeded with.
+    """
+    engine.load(folder)
+    random = folder / f"random-{distributed.rank():05d}.safetensors"
+    if random.name in {part.name for part in read_commit(folder).parts}:
+        set_random_state(load_file(random))
+    return Position(**json.loads((folder / POSITION).read_text()))
+
+
+def verify_together(folder: Path) -> Commit:
+    """Rank 0 reads and checks every part; all ranks get the commit, or its DamagedCommitError."""
+    commit, damage = distributed.from_first_rank(_try_verify(folder) if distributed.rank() == 0 else (None, None))
+    if commit is None:
+        raise damage or DamagedCommitError(f"{folder}: not verified")
+    return commit
+
+
+def _try_verify(folder: Path) -> tuple[Commit | None, DamagedCommitError | None]:
+    try:
+        return verify(folder), None
+    except DamagedCommitError as error:
+        return None, error
+
+
+def random_state() -> dict[str, Tensor]:
+    """Of this rank's generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

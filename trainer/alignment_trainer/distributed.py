@@ -1,0 +1,80 @@
+"""The gang of ranks: started by torchrun, or this process alone. Collectives that cost nothing for one rank."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_device(gpus: int) -> torch.device:
+    """The device of this rank. Raises RuntimeError where GPUs were planned and fewer are found: nothing falls back."""
+    if gpus == 0:
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if found < gpus:
+        raise RuntimeError(f"planned with {gpus} GPUs, found {found}; check the pool's gpu resource and the driver")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the ranks that torchrun started (NCCL on GPUs, gloo on CPUs) and leaves them in order; no-op for one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum, the same on every rank."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank once it is true on one."""
+    return bool(sum_over_ranks(torch.tensor(int(flag))).item())
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, in order of rank, on every rank."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[T | None] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered  # type: ignore[return-value]
+
+
+def from_first_rank(value: T) -> T:
+    """Rank 0's value on every rank; what the others pass is not looked at."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]

@@ -1,0 +1,90 @@
+"""What the loop knows of the machinery that holds weights, gradients and optimizer state."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from alignment_api.spec import Training
+from alignment_trainer.data.packing import PackedBatch
+
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW (Loshchilov & Hutter 2019). weight_decay: on matrices only. max_grad_norm: of the global L2 norm."""
+
+    weight_decay: float
+    max_grad_norm: float
+
+    @classmethod
+    def of(cls, training: Training) -> "OptimizerOptions":
+        return cls(training.weight_decay, training.max_grad_norm)
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """Everything that decides a parameter's next values; full shapes, fp32, on the CPU."""
+
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class Engine(ABC):
+    """Forward, backward, step, save and load. The gradient of a step is the sum of what `backward` was given."""
+
+    device: torch.device
+
+    @abstractmethod
+    def logprobs(self, batch: PackedBatch) -> Tensor:
+        """Log-probs (nats) of the completion tokens of this rank's batch, with a gradient where grad mode is on."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this rank's scalar; the ranks' scalars are summed."""
+
+    @abstractmethod
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates, forgets the gradient. Returns the global L2 norm before clipping."""
+
+    @abstractmethod
+    def full_state(self) -> Iterator[tuple[str, ParameterState | None]]:
+        """Each parameter's state under its name in the model's folder; collective.
+
+        The state is given to one rank only (parameters take turns), None to the others.
+        """
+
+    @abstractmethod
+    def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
+        """Each parameter's weights under its name in the model's folder, to rank 0, None to the others; collective."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Takes the optimizer's state from a folder that `engines.state.save_state` wrote, for any number of ranks.
+
+        The weights are loaded into the model before an engine is made of it (`engines.state.load_weights`).
+        """
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Optimizer steps done."""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bf16: fp32 master weights, products in bf16. fp32: everything as it is."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices; biases and norms are left alone."""
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

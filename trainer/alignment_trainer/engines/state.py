@@ -1,0 +1,79 @@
+"""Training state on disk: one format for every engine and any number of ranks.
+
+Each rank writes the parameters whose turn is its own to `state-<rank>-of-<ranks>.safetensors`, under
+`<kind>/<parameter's name in the model's folder>` with the kinds weight, exp_avg and exp_avg_sq, all in fp32.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alignment_trainer import distributed
+from alignment_trainer.engines.base import Engine, ParameterState
+from alignment_trainer.models import CompletionScorer
+
+KINDS = tuple(field.name for field in fields(ParameterState))
+
+
+class IncompleteStateError(ValueError):
+    """A part of the training state is missing."""
+
+
+def save_state(engine: Engine, folder: Path) -> Path:
+    """Writes this rank's part and returns its path; collective."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    tensors = {
+        f"{kind}/{name}": getattr(state, kind)
+        for name, state in engine.full_state()
+        if state is not None
+        for kind in KINDS
+    }
+    path = folder / f"state-{rank:05d}-of-{ranks:05d}.safetensors"
+    save_file(tensors, path, metadata={"steps": str(engine.steps)})
+    return path
+
+
+class SavedState:
+    """The parts of a folder, read a tensor at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        paths = sorted(folder.glob("state-*-of-*.safetensors"))
+        if not paths or len(paths) != int(paths[0].stem.rpartition("-")[2]):
+            raise IncompleteStateError(f"{folder}: found {len(paths)} parts of the training state, not all of them")
+        self._parts: list[Any] = [safe_open(path, framework="pt") for path in paths]
+        self._part_of = {key: part for part in self._parts for key in part.keys()}  # noqa: SIM118 (not a mapping)
+        self._folder = folder
+
+    @property
+    def steps(self) -> int:
+        return int(self._parts[0].metadata()["steps"])
+
+    def get(self, kind: str, name: str) -> Tensor:
+        key = f"{kind}/{name}"
+        if key not in self._part_of:
+            raise IncompleteStateError(f"{self._folder}: holds no {key}; it was saved from another model")
+        tensor: Tensor = self._part_of[key].get_tensor(key)
+        return tensor
+
+
+def load_weights(scorer: CompletionScorer, folder: Path) -> None:
+    """Copies the saved weights into the model. Call it before an engine takes the model over."""
+    saved = SavedState(folder)
+    with torch.no_grad():
+        for name, parameter in scorer.named_parameters():
+            parameter.copy_(saved.get("weight", scorer.hub_names[name]))
+
+
+def take_turns(number: int) -> bool:
+    """Whether this rank keeps parameter `number`."""
+    return number % distributed.world_size() == distributed.rank()
+
+
+def to_cpu(tensor: Tensor) -> Tensor:
+    """A copy of its own, so that a later step does not change it."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
