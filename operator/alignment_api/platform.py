@@ -85,3 +85,5 @@ class Platform(Contract):
     """Trainer image of this release."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of the trainer image."""
+    ingress_from: tuple[dict[str, Any], ...] = ()
+    """NetworkPolicy peers let in at the HTTP port besides a job's own pods: the operator and the scraper of metrics."""

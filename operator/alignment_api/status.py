@@ -70,7 +70,10 @@ class RoleStatus(Contract):
 
 
 class InstanceRecord(Contract):
-    """The ledger's line for one wanted pod: written before the pod is created."""
+    """The ledger's line for one place of a role: its newest life, written before the pod is created, kept after its end.
+
+    An end is counted when its line gets `end`, so it is counted once; the next life takes the line with a higher number.
+    """
 
     role: str
     """Its role."""
@@ -80,6 +83,8 @@ class InstanceRecord(Contract):
     """Attempt of a trainable gang, incarnation of a frozen pod."""
     uid: str | None = None
     """UID of its pod once seen; a pod that was seen and is gone was lost."""
+    end: Literal["succeeded", "failed", "lost", "removed"] | None = None
+    """How this life ended: `lost` by a disruption, `removed` by a plan (suspended, stage over, no longer wanted)."""
 
 
 class Progress(Contract):
@@ -198,9 +203,7 @@ class AlignmentJobStatus(Contract):
     ready: str = "0/0"
     """Ready pods of those wanted, for the columns."""
     instances: tuple[InstanceRecord, ...] = ()
-    """The ledger of wanted pods."""
-    counted: tuple[str, ...] = ()
-    """UIDs of ended pods, still in the API, whose end is counted."""
+    """The ledger: the newest life of every place that was ever wanted."""
     progress: Progress | None = None
     """How far the running stage is."""
     progress_text: str | None = None

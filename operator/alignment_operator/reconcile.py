@@ -24,7 +24,10 @@ class World(Protocol):
         """Write the status if it differs. Raises Conflict when the job has changed since it was observed."""
 
     async def apply(self, job: AlignmentJob, plan: Plan) -> None:
-        """Create, release and delete. What exists already is left alone; what is gone already is fine."""
+        """Create, release and delete. What exists already is left alone; what is gone already is fine.
+
+        `job` carries the status that was just recorded.
+        """
 
 
 class Conflict(Exception):
@@ -38,5 +41,5 @@ async def reconcile(key: JobKey, world: World) -> timedelta | None:
         return None  # deleted: its objects go with it, by owner references
     plan = make_plan(observed, world.clock())
     await world.record(observed.job, plan.status)  # counters first: a crash below must not count an exit twice
-    await world.apply(observed.job, plan)
+    await world.apply(observed.job.model_copy(update={"status": plan.status}), plan)
     return plan.next_look

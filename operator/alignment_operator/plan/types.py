@@ -40,8 +40,6 @@ class PodView:
     """Carries our scheduling gate."""
     gone_by: datetime | None = None
     """Set when it is being deleted: when its grace period is over."""
-    deleted_by_us: bool = False
-    """Its deletion was asked for by a plan (an annotation, or the local runtime's own memory)."""
     disrupted: bool = False
     """Preempted, evicted, drained: DisruptionTarget or a reason that says so."""
     node_lost: bool = False
@@ -79,6 +77,8 @@ class Observed:
     """Claim -> what it is, for the claims of the spec that exist."""
     nodes: Mapping[PoolName, int] = field(default_factory=dict)
     """Schedulable nodes of each pool now; a pool that is absent was not looked at."""
+    own_files: bool = False
+    """file:// paths are the user's own and outlive the processes (a laptop); there are no claims then."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Instance:
     index: int
     life: int
     stage: StageName
+    attempt: int
+    """Attempt of the gang in which it is made: it reads that attempt's ConfigMap. 0 before the first."""
     pool: PoolName
     replicas: int
     processes: int
