@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from alignment_api.job import GROUP, KIND, MAX_NAME, PLURAL, VERSION, AlignmentJob
-from alignment_api.spec import AlignmentJobSpec, Algorithm, ReferenceRole, Roles
+from alignment_api.spec import Algorithm, AlignmentJobSpec, ReferenceRole, Roles
 
 Schema = dict[str, Any]
 
@@ -112,9 +112,7 @@ def _keywords(schema: Schema, convert: Any) -> Schema:
         result["x-kubernetes-preserve-unknown-fields"] = True
     elif extra:
         result["additionalProperties"] = convert(extra)
-    for keyword, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if keyword in result:
-            result |= {bound: result[keyword], keyword: True}
+    _bounds(result)
     if "const" in result:
         result["enum"] = [result.pop("const")]
     if result.get("type") == "integer":
@@ -122,6 +120,29 @@ def _keywords(schema: Schema, convert: Any) -> Schema:
     if "default" in result:
         result["default"] = _minimal(result["default"], result)
     return result
+
+
+_BOUNDS = {
+    "minimum": (">=", "at least", {}),
+    "exclusiveMinimum": (">", "above", {"exclusiveMinimum": True}),
+    "maximum": ("<=", "at most", {}),
+    "exclusiveMaximum": ("<", "below", {"exclusiveMaximum": True}),
+}
+
+
+def _bounds(schema: Schema) -> None:
+    """Bounds as OpenAPI 3.0 writes them.
+
+    A fractional one becomes a CEL rule: the apiserver compares a whole number (`0`) with it after cutting it to an
+    integer, and so refuses 0 below 0.5.
+    """
+    for keyword, (operator, words, flag) in _BOUNDS.items():
+        bound = schema.pop(keyword, None)
+        if bound is not None and float(bound).is_integer():
+            schema |= {keyword.replace("exclusiveM", "m"): bound, **flag}
+        elif bound is not None:
+            rules = schema.setdefault("x-kubernetes-validations", [])
+            rules.append(_rule(f"self {operator} {bound}", f"must be {words} {bound}"))
 
 
 def _minimal(default: Any, schema: Schema) -> Any:
@@ -166,11 +187,15 @@ def _rules() -> Mapping[tuple[str, ...], list[Schema]]:
     for role, field in Roles.model_fields.items():
         sizes = _aliases(_model_of(field.annotation))
         here = ("spec", "roles", str(field.alias or role))
+        rules[here] = []
         if {"gpus", "processes"} <= set(sizes):
             advice = "gpus and processes exclude each other; processes is for pools without GPUs"
-            rules[here] = [_rule("!(has(self.gpus) && has(self.processes))", advice)]
+            rules[here].append(_rule("!(has(self.gpus) && has(self.processes))", advice))
         for size in ("cpu", "memory"):
             rules[(*here, size)] = [_above_zero(size)]
+    scalable = ("spec", "roles", "reference")
+    sizes = [name for name in _aliases(ReferenceRole) if name != "replicas"]
+    rules[scalable] += [_unchanged(name, f"{'.'.join(scalable)}.{name}") for name in sizes]
     return rules
 
 
@@ -210,9 +235,6 @@ def _immutable_roles() -> Iterator[Schema]:
     for role in _aliases(Roles):
         if role != "reference":
             yield _unchanged(role, f"spec.roles.{role}")
-    for name in _aliases(ReferenceRole):
-        if name != "replicas":
-            yield _unchanged(f"reference.{name}", f"spec.roles.reference.{name}")
 
 
 def _unchanged(field: str, path: str) -> Schema:
@@ -229,7 +251,8 @@ def _aliases(model: type[BaseModel]) -> list[str]:
 
 
 def _model_of(annotation: Any) -> type[BaseModel]:
-    assert isinstance(annotation, type) and issubclass(annotation, BaseModel), annotation
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, BaseModel), annotation
     return annotation
 
 
