@@ -1,0 +1,49 @@
+"""How an error becomes a Failure: a user's mistake, memory, room, or a bug that the next attempt may survive."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+from alignment_api.context import Failure
+
+_OUT_OF_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough")
+
+
+class UserError(Exception):
+    """A mistake that only the user can mend; the job fails at once.
+
+    reason: CamelCase word for programs. message: the field or row, what was found, what to write instead.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What a runtime is told of an exception that ended a role."""
+    if isinstance(error, UserError):
+        return Failure(reason=error.reason, message=str(error), retryable=False)
+    if _is_out_of_memory(error):
+        advice = "lower spec.training.microBatchTokens, or give the role more memory"
+        return Failure(reason="OutOfMemory", message=f"{_first_line(error)}; {advice}", retryable=True)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "make the volume of spec.storage larger, or lower spec.checkpoint.keep"
+        return Failure(reason="StorageFull", message=f"{_first_line(error)}; {advice}", retryable=True)
+    return Failure(reason=type(error).__name__, message=_first_line(error) + _origin(error), retryable=True)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _origin(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
