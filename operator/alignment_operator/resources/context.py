@@ -1,0 +1,54 @@
+"""The Context of a role's process in a pod: the Kubernetes runtime's answer to "where is everything?"."""
+
+from __future__ import annotations
+
+from alignment_api.context import Context
+from alignment_api.job import AlignmentJob
+from alignment_api.platform import Platform
+from alignment_api.roles import PORT
+from alignment_api.sources import parse_source
+from alignment_operator import names
+from alignment_operator.places import output_source, path_in_pod, read_sources, storage_source
+from alignment_operator.plan.types import Instance
+
+RENDEZVOUS_PORT = 29500
+"""torchrun's usual port."""
+
+
+def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> Context:
+    """Paths are those of the mounts in `pod.py`, hosts the Services of `services.py`."""
+    return Context(
+        job=job.metadata.name,
+        uid=job.metadata.uid,
+        stage=instance.stage,
+        role=instance.role,
+        index=instance.index,
+        life=instance.life,
+        replicas=instance.replicas,
+        processes=instance.processes,
+        gpus=instance.gpus,
+        job_file=f"{names.JOB_FOLDER}/{names.JOB_FILE}",
+        storage=path_in_pod(storage_source(job)),
+        output=path_in_pod(output_source(job, platform)),
+        sources=_sources(job),
+        peers={role: (f"http://{names.server_name(job, role)}:{PORT}",) for role in instance.peers},
+        host="0.0.0.0",
+        port=PORT,
+        token_file=f"{names.TOKEN_FOLDER}/{names.TOKEN_FILE}",
+        outcome_file=names.OUTCOME_FILE,
+        rendezvous=_rendezvous(job, instance),
+        notice_seconds=platform.pools.named(instance.pool).notice_seconds,
+    )
+
+
+def _sources(job: AlignmentJob) -> dict[str, str]:
+    parsed = {text: parse_source(text) for text in read_sources(job).values()}
+    return {text: path_in_pod(source) for text, source in parsed.items() if source.scheme != "hf"}
+
+
+def _rendezvous(job: AlignmentJob, instance: Instance) -> str:
+    """The first pod of this very life: a leftover of an older one is never met."""
+    if instance.replicas == 1:
+        return f"127.0.0.1:{RENDEZVOUS_PORT}"
+    first = names.instance_name(job, instance.role, 0, instance.life)
+    return f"{first}.{names.gang_name(job, instance.role)}:{RENDEZVOUS_PORT}"

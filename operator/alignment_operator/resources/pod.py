@@ -1,0 +1,187 @@
+"""The pod of one role instance."""
+
+from __future__ import annotations
+
+from decimal import ROUND_UP, Decimal
+from typing import Any
+
+from alignment_api.context import CONTEXT_VARIABLE
+from alignment_api.job import AlignmentJob
+from alignment_api.platform import Platform, Pool
+from alignment_api.quantity import quantity_value
+from alignment_api.roles import PORT, ROLES
+from alignment_operator import names
+from alignment_operator.places import claims
+from alignment_operator.plan.types import Instance
+from alignment_operator.resources.context import build_context
+from alignment_operator.resources.metadata import Manifest, build_metadata
+from alignment_operator.resources.patch import merge
+
+USER = 65532
+"""`nonroot` of the distroless images."""
+FROZEN_TOLERATION_SECONDS = 5
+"""A frozen pod is cheap to replace: it leaves an unreachable node at once, not after the default 300 s."""
+TRAINABLE_TOLERATION_SECONDS = 60
+"""A restart costs the steps since the last checkpoint: a network hiccup of a minute is sat out."""
+SHARED_MEMORY_PART = 4
+"""/dev/shm may take a quarter of the pod's memory; it counts against the pod's limit."""
+
+
+def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Manifest:
+    """The pod of one role instance, under the pool's and the role's podTemplate.
+
+    Same input, same pod; nothing is read, nothing is sent. A podTemplate may change anything but who the pod is
+    (see `_seal`).
+    """
+    pool = platform.pools.named(instance.pool)
+    labels = names.instance_labels(job, instance.role, instance.index, instance.life, instance.stage)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": build_metadata(job, instance.name, labels),
+        "spec": _spec(job, instance, platform, pool),
+    }
+    role_template = getattr(job.spec.roles, instance.role).pod_template or {}
+    return _seal(merge(merge(pod, pool.pod_template), role_template), pod)
+
+
+def _spec(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool) -> Manifest:
+    spec: Manifest = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": pool.notice_seconds,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "nodeSelector": dict(pool.node_selector),
+        "tolerations": [*map(dict, pool.tolerations), *_node_tolerations(instance.role)],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(job, instance, platform, pool)],
+        "volumes": _volumes(job, instance, platform),
+    }
+    if instance.gated:
+        spec["schedulingGates"] = [{"name": names.READY_GATE}]
+    if instance.replicas > 1 and ROLES[instance.role].trainable:
+        spec |= {"hostname": instance.name, "subdomain": names.gang_name(job, instance.role)}
+    return spec
+
+
+def _container(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool) -> Manifest:
+    container: Manifest = {
+        "name": names.CONTAINER,
+        "image": job.spec.image or platform.image,
+        "imagePullPolicy": platform.image_pull_policy,
+        "command": ["python3", "-m", "alignment_trainer.main"],
+        "env": [
+            _context_variable(job, instance, platform),
+            {"name": "HOME", "value": "/tmp"},
+            {"name": "TMPDIR", "value": "/tmp"},
+        ],
+        "ports": [{"name": "http", "containerPort": PORT}],
+        "readinessProbe": {
+            "httpGet": {"path": "/healthz", "port": "http"},
+            "periodSeconds": 5,
+            "timeoutSeconds": 2,
+        },
+        "resources": _resources(instance, pool),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": names.OUTCOME_FILE,
+        "volumeMounts": _mounts(job, platform),
+    }
+    if job.spec.credentials:
+        container["envFrom"] = [{"secretRef": {"name": entry.secret_name}} for entry in job.spec.credentials]
+    return container
+
+
+def _context_variable(job: AlignmentJob, instance: Instance, platform: Platform) -> Manifest:
+    context = build_context(job, instance, platform)
+    return {"name": CONTEXT_VARIABLE, "value": context.model_dump_json()}
+
+
+def _resources(instance: Instance, pool: Pool) -> Manifest:
+    """Memory is asked for as it is limited, so that no node is overcommitted; spare CPU may be used."""
+    devices = {pool.gpu.resource: str(instance.gpus)} if pool.gpu is not None and instance.gpus else {}
+    return {
+        "requests": {"cpu": instance.cpu, "memory": instance.memory} | devices,
+        "limits": {"memory": instance.memory} | devices,
+    }
+
+
+def _mounts(job: AlignmentJob, platform: Platform) -> list[Manifest]:
+    return [
+        {"name": "job", "mountPath": names.JOB_FOLDER, "readOnly": True},
+        {"name": "token", "mountPath": names.TOKEN_FOLDER, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        *(
+            {"name": f"claim-{number}", "mountPath": f"{names.VOLUMES_FOLDER}/{claim}", "readOnly": read_only}
+            for number, (claim, read_only) in enumerate(sorted(claims(job, platform).items()))
+        ),
+    ]
+
+
+def _volumes(job: AlignmentJob, instance: Instance, platform: Platform) -> list[Manifest]:
+    shared = quantity_value(instance.memory) / SHARED_MEMORY_PART / Decimal(1024**2)
+    return [
+        {"name": "job", "configMap": {"name": names.config_name(job, instance.attempt)}},
+        {"name": "token", "secret": {"secretName": names.token_name(job), "defaultMode": 0o440}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared.to_integral_value(ROUND_UP)}Mi"}},
+        *(
+            {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}
+            for number, (claim, read_only) in enumerate(sorted(claims(job, platform).items()))
+        ),
+    ]
+
+
+def _node_tolerations(role: str) -> list[Manifest]:
+    seconds = TRAINABLE_TOLERATION_SECONDS if ROLES[role].trainable else FROZEN_TOLERATION_SECONDS
+    return [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": seconds,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+
+
+def _seal(patched: Manifest, built: Manifest) -> Manifest:
+    """`patched`, with what no podTemplate may change as it was built.
+
+    That is the pod's identity (kind, name, our labels, owner, host, gate), the pool it belongs to (the pool's node
+    selector; a named node would go round the scheduler and the gate), that it is never restarted in place, and how
+    its process learns who it is and tells how it ended.
+    """
+    spec = {key: value for key, value in patched["spec"].items() if key not in ("nodeName", *_SEALED)}
+    spec |= {key: built["spec"][key] for key in _SEALED if key in built["spec"]}
+    spec["nodeSelector"] = patched["spec"].get("nodeSelector", {}) | built["spec"]["nodeSelector"]
+    spec["containers"] = [_seal_container(container, built) for container in patched["spec"]["containers"]]
+    own = built["metadata"]
+    theirs = patched["metadata"]
+    metadata = {
+        **own,
+        "labels": theirs.get("labels", {}) | own["labels"],
+        **({"annotations": theirs["annotations"]} if theirs.get("annotations") else {}),
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+_SEALED = ("restartPolicy", "schedulingGates", "hostname", "subdomain")
+
+
+def _seal_container(container: Manifest, built: Manifest) -> Manifest:
+    if container["name"] != names.CONTAINER:
+        return container
+    context: dict[str, Any] = built["spec"]["containers"][0]["env"][0]
+    return merge(container, {"terminationMessagePath": names.OUTCOME_FILE, "env": [context]})
