@@ -7,15 +7,15 @@ for what a schema cannot say. The types stay the one source: a rule that belongs
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from io import StringIO
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from ruamel.yaml import YAML
 
 from alignment_api.job import GROUP, KIND, MAX_NAME, PLURAL, VERSION, AlignmentJob
+from alignment_api.mutability import MUTABLE
 from alignment_api.spec import Algorithm, AlignmentJobSpec, ReferenceRole, Roles
+from alignment_api.yaml_text import dump_yaml
 
 Schema = dict[str, Any]
 
@@ -28,9 +28,6 @@ COLUMNS = (
     ("Ready", "string", ".status.ready"),
     ("Age", "date", ".metadata.creationTimestamp"),
 )
-
-MUTABLE = frozenset({"suspend", "budgets", "activeDeadlineSeconds"})
-"""Fields of a spec that may change while its job runs; besides, the replicas of frozen roles."""
 
 _FIX = "delete the job and apply it anew; a new name with checkpoint.resumeFrom goes on from its checkpoints"
 
@@ -75,13 +72,8 @@ def custom_resource_definition() -> Schema:
 
 def crd_yaml() -> str:
     """The CRD as the text of the file in crds/."""
-    yaml = YAML()
-    yaml.width = 4096  # ruamel leaves trailing spaces where it folds
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    stream = StringIO()
-    stream.write("# Generated from operator/alignment_api by `make crd`; edit the types instead.\n")
-    yaml.dump(custom_resource_definition(), stream)
-    return stream.getvalue()
+    note = "# Generated from operator/alignment_api by `make crd`; edit the types instead.\n"
+    return note + dump_yaml(custom_resource_definition())
 
 
 def _structural(root: Schema) -> Schema:
@@ -100,7 +92,7 @@ def _structural(root: Schema) -> Schema:
     return convert(root)
 
 
-def _keywords(schema: Schema, convert: Any) -> Schema:
+def _keywords(schema: Schema, convert: Callable[[Schema], Schema]) -> Schema:
     """One level of JSON Schema 2020-12 as OpenAPI 3.0 with Kubernetes' extensions."""
     result = {key: value for key, value in schema.items() if key not in ("properties", "items", "additionalProperties")}
     if "properties" in schema:
@@ -177,12 +169,12 @@ def _rules() -> Mapping[tuple[str, ...], list[Schema]]:
     """Path -> CEL rules there."""
     rules: dict[tuple[str, ...], list[Schema]] = {
         (): _name_rules(),
-        ("spec",): [*_immutable_fields()],
+        ("spec",): _immutable(AlignmentJobSpec, (), apart=("roles",)),
         ("spec", "algorithm"): [_exactly_one_algorithm()],
         ("spec", "data", "evaluation"): [
             _rule("!(has(self.fraction) && has(self.source))", "fraction and source exclude each other; keep one")
         ],
-        ("spec", "roles"): [*_immutable_roles()],
+        ("spec", "roles"): _immutable(Roles, ("roles",), apart=("reference",)),
     }
     for role, field in Roles.model_fields.items():
         sizes = _aliases(_model_of(field.annotation))
@@ -193,9 +185,7 @@ def _rules() -> Mapping[tuple[str, ...], list[Schema]]:
             rules[here].append(_rule("!(has(self.gpus) && has(self.processes))", advice))
         for size in ("cpu", "memory"):
             rules[(*here, size)] = [_above_zero(size)]
-    scalable = ("spec", "roles", "reference")
-    sizes = [name for name in _aliases(ReferenceRole) if name != "replicas"]
-    rules[scalable] += [_unchanged(name, f"{'.'.join(scalable)}.{name}") for name in sizes]
+    rules["spec", "roles", "reference"] += _immutable(ReferenceRole, ("roles", "reference"))
     return rules
 
 
@@ -225,16 +215,10 @@ def _above_zero(size: str) -> Schema:
     return _rule(number, f"{size} must be above zero; write cores as 4 or 500m, memory as 16Gi")
 
 
-def _immutable_fields() -> Iterator[Schema]:
-    for name in _aliases(AlignmentJobSpec):
-        if name not in MUTABLE and name != "roles":
-            yield _unchanged(name, f"spec.{name}")
-
-
-def _immutable_roles() -> Iterator[Schema]:
-    for role in _aliases(Roles):
-        if role != "reference":
-            yield _unchanged(role, f"spec.roles.{role}")
+def _immutable(model: type[BaseModel], path: tuple[str, ...], apart: tuple[str, ...] = ()) -> list[Schema]:
+    """A rule for each field of `model`, which stands at `path` below spec, but those that may change or stand apart."""
+    names = [name for name in _aliases(model) if name not in apart and (*path, name) not in MUTABLE]
+    return [_unchanged(name, ".".join(("spec", *path, name))) for name in names]
 
 
 def _unchanged(field: str, path: str) -> Schema:
