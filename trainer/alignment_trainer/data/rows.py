@@ -1,0 +1,222 @@
+"""Rows of preference data: read, looked at, and every mistake in them told by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from alignment_trainer.errors import UserError
+from alignment_trainer.sources import DATA_SUFFIXES
+
+FIELDS = ("prompt", "chosen", "rejected")
+_OTHER_FORMATS = {
+    frozenset({"completion", "label"}): "binary feedback (`completion` and `label`)",
+    frozenset({"completion"}): "demonstrations (`completion` without `rejected`)",
+    frozenset({"messages"}): "demonstrations (`messages`)",
+    frozenset({"prompt"}): "prompts alone",
+}
+_LOOKED_AT = 100
+_SHOWN = 20
+
+
+class InvalidRow(ValueError):
+    """What is wrong with one row, and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An invalid row. row: its number in the source, from 1. place: file:line."""
+
+    row: int
+    place: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as found. place: `file:line`, counted from 1. value: None with `broken` set where it cannot be read."""
+
+    number: int
+    place: str
+    value: object
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """A prompt as turns, and the contents of the two assistant turns that answer it.
+
+    place: file:line. is_chat: False where the row was three strings, so that a tokenizer without chat template can
+    take it as plain text.
+    """
+
+    number: int
+    place: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    is_chat: bool
+
+
+def read_rows(path: Path) -> Iterator[RawRow]:
+    """The rows of a .jsonl or .parquet file or of a folder of them, numbered from 1 over all files.
+
+    Raises UserError for a folder without such files and for any other file.
+    """
+    number = 0
+    for file in _files(path):
+        for place, value, broken in _READERS[file.suffix](file):
+            number += 1
+            yield RawRow(number, f"{file.name}:{place}", value, broken)
+
+
+def _files(path: Path) -> list[Path]:
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in DATA_SUFFIXES and file.is_file())
+    if not files or files[0].suffix not in DATA_SUFFIXES:
+        raise UserError("UnknownFile", f"{path}: not a {' or '.join(DATA_SUFFIXES)} file, nor a folder with any")
+    return files
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[int, object, str | None]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line), None
+            except ValueError as error:
+                found = line[:60].decode(errors="replace").strip()
+                yield number, None, f"not JSON ({error}); found `{found}`; write one JSON object a line"
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
+    try:
+        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UserError(
+            "UnknownFile", f"{file}: reading .parquet needs `pip install pyarrow`; or write .jsonl"
+        ) from error
+    number = 0
+    with ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(batch_size=1024):
+            for value in batch.to_pylist():
+                number += 1
+                yield number, value, None
+
+
+_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def check_format(rows: Iterable[RawRow], source: str) -> str:
+    """The format that the first rows show. Raises UserError where it is known and is not preferences."""
+    keys = [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
+    if any({"chosen", "rejected"} <= found for found in keys):
+        return "preferences"
+    for marks, name in _OTHER_FORMATS.items():
+        if keys and all(marks <= found and not found & {"chosen", "rejected"} for found in keys):
+            raise UserError(
+                "UnsupportedFormat",
+                f"{source}: these rows are {name}; this algorithm needs preferences: `prompt`, `chosen` and `rejected`",
+            )
+    return "preferences"
+
+
+def parse_row(row: RawRow) -> PreferenceRow:
+    """The preference that a row states. Raises InvalidRow."""
+    if row.broken is not None:
+        raise InvalidRow(row.broken)
+    if not isinstance(row.value, Mapping):
+        raise InvalidRow(f'{_kind(row.value)}, not an object; write {{"prompt": ..., "chosen": ..., "rejected": ...}}')
+    for field in ("chosen", "rejected"):
+        if row.value.get(field) is None:
+            found = ", ".join(f"`{key}`" for key in row.value) or "nothing"
+            raise InvalidRow(f"`{field}` is missing; found {found}. A preference needs a prompt and two completions")
+    is_chat = isinstance(row.value["chosen"], Sequence) and not isinstance(row.value["chosen"], str)
+    prompt, chosen, rejected = _parse_chat(row.value) if is_chat else _parse_text(row.value)
+    if chosen == rejected:
+        raise InvalidRow("`chosen` and `rejected` are the same; a preference needs two different completions")
+    return PreferenceRow(row.number, row.place, prompt, chosen, rejected, is_chat)
+
+
+def _parse_text(value: Mapping[str, object]) -> tuple[tuple[Message, ...], str, str]:
+    prompt = value.get("prompt")
+    turns = _messages(prompt, "prompt") if isinstance(prompt, list) else (Message("user", _text(prompt, "prompt")),)
+    return turns, _text(value["chosen"], "chosen"), _text(value["rejected"], "rejected")
+
+
+def _parse_chat(value: Mapping[str, object]) -> tuple[tuple[Message, ...], str, str]:
+    chosen, rejected = _messages(value["chosen"], "chosen"), _messages(value["rejected"], "rejected")
+    given = value.get("prompt")
+    if len(chosen) == len(rejected) == 1:
+        turns = _messages(given, "prompt") if isinstance(given, list) else (Message("user", _text(given, "prompt")),)
+    else:
+        turns = _common_start(chosen, rejected)
+        chosen, rejected = chosen[len(turns) :], rejected[len(turns) :]
+    return turns, _answer(chosen, "chosen"), _answer(rejected, "rejected")
+
+
+def _common_start(chosen: Sequence[Message], rejected: Sequence[Message]) -> tuple[Message, ...]:
+    """The shared prompt of two whole conversations: all but the last turn, which must be the only difference."""
+    if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
+        raise InvalidRow(
+            f"`chosen` ({len(chosen)} messages) and `rejected` ({len(rejected)} messages) differ before their last "
+            "message; give both the same prompt and one last assistant message each"
+        )
+    return tuple(chosen[:-1])
+
+
+def _answer(messages: Sequence[Message], field: str) -> str:
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise InvalidRow(f"`{field}` ends with role `{messages[-1].role}`; its last message must be the assistant's")
+    return _text(messages[0].content, field)
+
+
+def _messages(value: object, field: str) -> tuple[Message, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise InvalidRow(f"`{field}` is {_kind(value)}; write a list of messages, or three strings in every field")
+    messages = []
+    for place, message in enumerate(value):
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise InvalidRow(f'`{field}[{place}]` is no message; write {{"role": "user", "content": "..."}}')
+        messages.append(Message(message["role"], message["content"]))
+    return tuple(messages)
+
+
+def _text(value: object, field: str) -> str:
+    if value is None:
+        raise InvalidRow(f"`{field}` is missing; write the text that the two completions answer")
+    if not isinstance(value, str):
+        raise InvalidRow(f"`{field}` is {_kind(value)}; write a string")
+    if not value.strip():
+        raise InvalidRow(f"`{field}` is empty; fill it, or drop the row (spec.data.onInvalid: drop)")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def complain(problems: Sequence[Problem], rows: int, source: str) -> UserError:
+    """One error that names the invalid rows of a source: the first ones by file and line, the others by their count."""
+    lines = [f"{problem.place}: {problem.problem}" for problem in problems[:_SHOWN]]
+    hidden = len(problems) - len(lines)
+    rest = [f"... and {hidden} more"] if hidden else []
+    head = f"{source}: {len(problems)} of {rows} rows are invalid; mend them, or write spec.data.onInvalid: drop"
+    return UserError("InvalidData", "\n".join([head, *lines, *rest]))
