@@ -1,0 +1,238 @@
+"""Requests to the apiserver: plain JSON over aiohttp, throttled, retried, with deadlines.
+
+The package `kubernetes` reads the configuration (in-cluster, kubeconfig, exec plugins, rotating tokens). Its generated
+client is not used: it builds a typed model of every object it receives, which costs several times the CPU of the JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import load_incluster_config, load_kube_config, refresh_token
+
+from alignment_operator.kube.throttle import TokenBucket
+
+Manifest = dict[str, Any]
+Params = Mapping[str, str]
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+TRANSIENT = frozenset({429, 500, 502, 503, 504})
+REQUEST_SECONDS = 15.0
+DEADLINE_SECONDS = 45.0
+MAX_BACKOFF_SECONDS = 10.0
+
+
+class ApiError(Exception):
+    """The apiserver said no. `status` is the HTTP code, `reason` its word (AlreadyExists, Conflict, NotFound, ...)."""
+
+    def __init__(self, status: int, reason: str, message: str, request: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{request}: {status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+
+
+class KubeClient:
+    """One connection pool to one apiserver.
+
+    Every request may be sent twice: creates are by name, patches and deletes carry preconditions, so a repeat after a
+    lost answer ends in AlreadyExists, Conflict or NotFound. That is what allows one retry policy for all of them.
+    """
+
+    def __init__(self, configuration: Configuration, in_cluster: bool, bucket: TokenBucket | None = None) -> None:
+        self.in_cluster = in_cluster
+        self._configuration = configuration
+        self._bucket = bucket or TokenBucket(rate=50, burst=100)
+        self._session = self.new_session()
+        self._refresh: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None) -> KubeClient:
+        """The cluster of that kubeconfig, or with None the one this process runs in.
+
+        Raises kubernetes' ConfigException where neither can be read.
+        """
+        configuration = Configuration()
+        if kubeconfig is None:
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            return cls(configuration, in_cluster=True)
+        loader = await load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=str(kubeconfig), client_configuration=configuration, persist_config=False
+        )
+        client = cls(configuration, in_cluster=False)
+        refresh = refresh_token(loader, configuration)  # type: ignore[no-untyped-call]
+        client._refresh = asyncio.create_task(refresh)  # ends at once where the token never expires
+        return client
+
+    @property
+    def server(self) -> str:
+        """URL of the apiserver."""
+        return str(self._configuration.host)
+
+    def new_session(self) -> aiohttp.ClientSession:
+        """A session that carries the credentials; its owner closes it."""
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=_ssl_context(self._configuration)),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
+            middlewares=(self._authenticate,),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+            await asyncio.gather(self._refresh, return_exceptions=True)
+        await self._session.close()
+
+    async def get(self, path: str, params: Params | None = None) -> Manifest:
+        """Read an object or a list."""
+        return await self._json("GET", path, params=params)
+
+    async def create(self, path: str, body: Manifest) -> Manifest:
+        """Create an object. Raises ApiError 409 AlreadyExists."""
+        return await self._json("POST", path, body=body)
+
+    async def patch(self, path: str, body: Any, content_type: str = MERGE_PATCH) -> Manifest:
+        """Patch an object; the answer is the object afterwards. Raises ApiError 409 where a precondition fails."""
+        return await self._json("PATCH", path, body=body, content_type=content_type)
+
+    async def replace(self, path: str, body: Manifest) -> Manifest:
+        """Replace an object; its resourceVersion is the precondition."""
+        return await self._json("PUT", path, body=body)
+
+    async def delete(self, path: str, options: Manifest | None = None, params: Params | None = None) -> Manifest:
+        """Delete an object or, with a selector, a collection."""
+        return await self._json("DELETE", path, params=params, body=options or {})
+
+    async def probe(self, url: str, seconds: float) -> bytes:
+        """One GET without throttle or retry: a path of the apiserver, or a URL inside the cluster."""
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        if url.startswith("/"):
+            async with self._session.get(self.server + url, timeout=timeout) as answer:
+                answer.raise_for_status()
+                return await answer.read()
+        async with aiohttp.ClientSession(timeout=timeout) as bare, bare.get(url) as answer:
+            answer.raise_for_status()
+            return await answer.read()
+
+    async def watch(self, path: str, params: Params, idle_seconds: float) -> AsyncIterator[Manifest]:
+        """Events of one watch, until the server ends it. Raises ApiError for an ERROR event, 410 among them.
+
+        A stream that is silent for `idle_seconds` (bookmarks come about once a minute) raises TimeoutError.
+        """
+        await self._bucket.take()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=idle_seconds)
+        query = {**params, "watch": "true", "allowWatchBookmarks": "true"}
+        async with self._session.get(self.server + path, params=query, timeout=timeout) as answer:
+            if answer.status >= 400:
+                raise await _error(answer, f"WATCH {path}")
+            async for line in _lines(answer.content):
+                event: Manifest = json.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise ApiError(
+                        status.get("code", 500), status.get("reason", ""), status.get("message", ""), f"WATCH {path}"
+                    )
+                yield event
+
+    async def _authenticate(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # On every request, because a service account's token is replaced on disk about once an hour.
+        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        if token:
+            request.headers["Authorization"] = token
+        return await handler(request)
+
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        body: Any = None,
+        content_type: str = JSON,
+    ) -> Manifest:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Accept": JSON} | ({"Content-Type": content_type} if data is not None else {})
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DEADLINE_SECONDS
+        attempt = 0
+        while True:
+            await self._bucket.take()
+            try:
+                async with self._session.request(
+                    method, self.server + path, params=params, data=data, headers=headers
+                ) as answer:
+                    if answer.status >= 400:
+                        raise await _error(answer, f"{method} {path}")
+                    return json.loads(await answer.read())  # type: ignore[no-any-return]
+            except (aiohttp.ClientError, TimeoutError, ApiError) as error:
+                pause = _pause(error, attempt)
+                if pause is None or loop.time() + pause > deadline:
+                    raise
+            attempt += 1
+            await asyncio.sleep(pause)
+
+
+def _pause(error: Exception, attempt: int) -> float | None:
+    """Seconds before the next try; None for an answer that a repeat would not change."""
+    if isinstance(error, ApiError):
+        if error.status not in TRANSIENT:
+            return None
+        if error.retry_after is not None:
+            return error.retry_after
+    backoff: float = min(MAX_BACKOFF_SECONDS, 0.2 * 2**attempt)
+    return backoff * random.uniform(0.5, 1.0)  # jitter: not every client comes back in the same instant
+
+
+async def _error(answer: aiohttp.ClientResponse, request: str) -> ApiError:
+    text = await answer.text()
+    try:
+        status = json.loads(text)
+    except ValueError:
+        status = {}  # a proxy's page, not the apiserver's Status
+    if not isinstance(status, dict):
+        status = {}
+    try:
+        retry_after = float(answer.headers["Retry-After"])
+    except (KeyError, ValueError):
+        retry_after = None
+    reason = status.get("reason") or answer.reason or ""
+    return ApiError(answer.status, reason, status.get("message") or text[:500], request, retry_after)
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of any length: StreamReader.readline refuses those above its buffer, and pods can be large."""
+    rest = b""
+    async for chunk in stream.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line:
+                yield line
+
+
+def _ssl_context(configuration: Configuration) -> ssl.SSLContext | bool:
+    if not configuration.host.startswith("https://"):
+        return True
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if configuration.disable_strict_ssl_verification:
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context

@@ -1,0 +1,94 @@
+"""Events for people: one for each transition of a job, none for a pass that changes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import aiohttp
+
+from alignment_api.job import API_VERSION, KIND, AlignmentJob
+from alignment_api.status import AlignmentJobStatus
+from alignment_operator.kube.client import ApiError, KubeClient, Manifest
+from alignment_operator.kube.paths import collection
+
+COMPONENT = "alignment-operator"
+BAD_WHEN = {"Admitted": "False", "PoolsAvailable": "False", "DataReady": "False", "Failed": "True"}
+"""Condition -> the status that deserves a Warning."""
+MESSAGE_CHARACTERS = 1024
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What an Event says."""
+
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def transitions(before: AlignmentJobStatus, after: AlignmentJobStatus) -> Iterator[Note]:
+    """What has changed that a person would want to know."""
+    known = {condition.type: condition for condition in before.conditions}
+    for condition in after.conditions:
+        was = known.get(condition.type)
+        if was is not None and (was.status, was.reason) == (condition.status, condition.reason):
+            continue
+        bad = BAD_WHEN.get(condition.type) == condition.status
+        text = condition.message or f"{condition.type} is {condition.status}"
+        yield Note("Warning" if bad else "Normal", condition.reason, text)
+    if after.stage != before.stage and after.stage is not None:
+        yield Note("Normal", "StageStarted", f"stage {after.stage} starts")
+    if after.attempt > before.attempt > 0:
+        step = after.checkpoint.step if after.checkpoint else 0
+        yield Note("Warning", "AttemptStarted", f"attempt {after.attempt} starts from step {step}")
+
+
+class EventPoster:
+    """Posts Events; one that cannot be posted is logged, for nothing but a person's view depends on it."""
+
+    def __init__(self, client: KubeClient, instance: str) -> None:
+        self._client = client
+        self._instance = instance
+
+    async def post(self, job: AlignmentJob, notes: Iterator[Note], now: datetime) -> None:
+        """Post these notes about `job`."""
+        path = collection("Event", job.metadata.namespace)
+        for note in notes:
+            try:
+                await self._client.create(path, build_event(job, note, now, self._instance))
+            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                log.warning("event not posted", extra={"reason": note.reason, "error": str(error)})
+
+
+def build_event(job: AlignmentJob, note: Note, now: datetime, instance: str) -> Manifest:
+    """The Event object of a note."""
+    metadata = job.metadata
+    time = now.isoformat(timespec="seconds")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{metadata.name}-", "namespace": metadata.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": metadata.namespace,
+            "name": metadata.name,
+            "uid": metadata.uid,
+            "resourceVersion": metadata.resource_version,
+        },
+        "type": note.kind,
+        "reason": note.reason,
+        "message": note.message[:MESSAGE_CHARACTERS],
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": instance,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+    }

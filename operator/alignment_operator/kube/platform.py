@@ -1,0 +1,62 @@
+"""The platform's configuration: read at the start, looked at again every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+
+from alignment_api.manifest import InvalidManifest, read_contract
+from alignment_api.platform import Platform
+from alignment_operator.kube.client import ApiError, KubeClient
+from alignment_operator.kube.paths import named
+from alignment_operator.kube.telemetry import Telemetry
+
+SCHEME = "configmap://"
+KEY = "platform.yaml"
+EVERY_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class PlatformSource:
+    """`origin` is a file (a mounted ConfigMap) or configmap://namespace/name, read through the API."""
+
+    def __init__(self, origin: str, client: KubeClient, telemetry: Telemetry) -> None:
+        self._origin = origin
+        self._client = client
+        self._telemetry = telemetry
+        self._text = ""
+        self.current = Platform()
+
+    async def load(self) -> None:
+        """The first read. Raises InvalidManifest, OSError or ApiError: there is nothing to fall back to."""
+        self._text = await self._read()
+        self.current = read_contract(Platform, self._text, self._origin)
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Follow changes until cancelled. A change with mistakes is refused, and the last good one stays."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            try:
+                text = await self._read()
+                if text == self._text:
+                    continue
+                self._text = text
+                self.current = read_contract(Platform, text, self._origin)
+            except (InvalidManifest, OSError, ApiError, aiohttp.ClientError, TimeoutError) as error:
+                self._telemetry.platform_errors.inc()
+                log.error("platform not read again, the last one stays", extra={"error": str(error)})
+            else:
+                log.info("platform changed", extra={"origin": self._origin})
+                changed()
+
+    async def _read(self) -> str:
+        if not self._origin.startswith(SCHEME):
+            return await asyncio.to_thread(Path(self._origin).read_text, "utf-8")
+        namespace, _, name = self._origin.removeprefix(SCHEME).partition("/")
+        config = await self._client.get(named("ConfigMap", namespace, name))
+        return str(config["data"][KEY])
