@@ -1,0 +1,156 @@
+"""DeepSpeed ZeRO-2 and ZeRO-3 (Rajbhandari et al. 2020): state spread over ranks. NCCL on GPUs, gloo on CPUs.
+
+Precision bf16 is DeepSpeed's `torch_autocast`: fp32 masters, products and gathers in bf16. Its own bf16 mode would
+round the policy's weights, and the policy would differ from its reference before the first step.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from alignment_trainer import distributed
+from alignment_trainer.data.packing import PackedBatch
+from alignment_trainer.engines.base import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    Engine,
+    OptimizerOptions,
+    ParameterState,
+    autocast,
+    parameter_groups,
+)
+from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
+from alignment_trainer.models import CompletionScorer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine(Engine):
+    """One shard of a model that all ranks train together."""
+
+    def __init__(
+        self,
+        scorer: CompletionScorer,
+        options: OptimizerOptions,
+        precision: str,
+        device: torch.device,
+        stage: int,
+    ) -> None:
+        self.device = device
+        self._precision, self._stage = precision, stage
+        self._parameters = [(scorer.hub_names[name], parameter) for name, parameter in scorer.named_parameters()]
+        self._zero = _initialize(scorer.to(device), options, precision, stage)
+        self._steps = 0
+        self._start_moments()
+
+    def logprobs(self, batch: PackedBatch) -> Tensor:
+        self._zero.train(torch.is_grad_enabled())
+        with autocast(self.device, self._precision):
+            result: Tensor = self._zero(batch.to(self.device))
+        return result
+
+    def backward(self, loss: Tensor) -> None:
+        """DeepSpeed averages over ranks where the loop wants the sum."""
+        self._zero.backward(loss * distributed.world_size())
+
+    def step(self, learning_rate: float) -> float:
+        for group in self._zero.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._zero.step()
+        self._steps += 1
+        return float(self._zero.get_global_grad_norm())
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    def full_state(self) -> Iterator[tuple[str, ParameterState | None]]:
+        for number, (name, parameter) in enumerate(self._parameters):
+            tensors = {"weight": self._full(parameter), **{key: self._full(parameter, key) for key in MOMENTS}}
+            keep = take_turns(number)
+            yield name, ParameterState(**{key: to_cpu(t) for key, t in tensors.items()}) if keep else None
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
+        for name, parameter in self._parameters:
+            weight = self._full(parameter)
+            yield name, to_cpu(weight) if distributed.rank() == 0 else None
+
+    def load(self, folder: Path) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        saved = SavedState(folder)
+        self._steps = saved.steps
+        for state in self._zero.optimizer.optimizer.state.values():
+            state["step"].fill_(float(saved.steps))
+        for name, parameter in self._parameters:
+            for key in MOMENTS:
+                value = saved.get(key, name).to(self.device)
+                if self._stage == 3:
+                    safe_set_local_optimizer_state(parameter, _own_slice(value), key)
+                else:
+                    safe_set_full_optimizer_state(parameter, value, key)
+
+    def _full(self, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
+        """The whole master or moment of a parameter that is spread over ranks, on every rank; collective."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if moment is None:
+            value: Tensor = safe_get_full_fp32_param(parameter)
+        else:
+            value = safe_get_full_optimizer_state(parameter, moment)
+        return value
+
+    def _start_moments(self) -> None:
+        """AdamW's own beginning, made now: DeepSpeed leaves it to the first step, and a resumed run has none."""
+        zero = self._zero.optimizer
+        flat = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        for partition in flat:
+            zero.optimizer.state[partition] = {
+                "step": torch.zeros((), device=partition.device),
+                **{key: torch.zeros_like(partition) for key in MOMENTS},
+            }
+        if self._stage == 2:
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def _initialize(scorer: CompletionScorer, options: OptimizerOptions, precision: str, stage: int) -> Any:
+    """DeepSpeed's engine around the scorer, its weights as they are now."""
+    cpu = next(scorer.parameters()).device.type == "cpu"
+    if cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if not dist.is_initialized():
+        dist.init_process_group("gloo" if cpu else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(scorer, options.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
+    )
+    config = zero_config(options, precision, stage)
+    engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+def zero_config(options: OptimizerOptions, precision: str, stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. Its batch sizes are placeholders: the loop calls `step` where a batch ends."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": options.max_grad_norm,
+        "zero_optimization": {"stage": stage, "overlap_comm": False, "stage3_gather_16bit_weights_on_model_save": False},
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+    }
+
+
+def _own_slice(value: Tensor) -> Tensor:
+    """This rank's slice of a parameter: flat, padded to equal slices."""
+    ranks = distributed.world_size()
+    width = -(-value.numel() // ranks)
+    padded = torch.nn.functional.pad(value.flatten(), (0, width * ranks - value.numel()))
+    return padded.narrow(0, width * distributed.rank(), width)
