@@ -26,6 +26,16 @@ def output_source(job: AlignmentJob, platform: Platform) -> Source:
     return Source(base.scheme, folder, base.claim)
 
 
+def makes_storage(job: AlignmentJob) -> bool:
+    """Whether the job names no storage, so that a volume is made for it."""
+    return job.spec.storage is None
+
+
+def makes_output(job: AlignmentJob, platform: Platform) -> bool:
+    """Whether neither job nor platform names an output, so that a volume is made for it."""
+    return job.spec.output is None and platform.output is None
+
+
 def read_sources(job: AlignmentJob) -> dict[str, str]:
     """Field -> source, for everything that the job reads."""
     spec = job.spec

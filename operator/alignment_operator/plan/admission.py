@@ -1,0 +1,140 @@
+"""What CEL cannot check: volumes, pools and arithmetic. A refusal names the field, what was found and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from alignment_api.roles import ROLES, Stage, stages_of
+from alignment_api.sizing import replicas_of, shortage, size_of
+from alignment_api.sources import parse_source
+from alignment_operator.places import makes_output, makes_storage, read_sources
+from alignment_operator.plan.instances import pool_of
+from alignment_operator.plan.types import Observed
+
+
+def refusals(observed: Observed) -> tuple[str, ...]:
+    """Why nothing of this job may be created; empty when it may start."""
+    return (*_sources(observed), *_shared_volumes(observed), *_devices(observed), *_ranks(observed))
+
+
+def missing_nodes(observed: Observed) -> tuple[str, ...]:
+    """Pools that the job needs and that have no node now. They may scale from zero: a warning, never a refusal."""
+    spec = observed.job.spec
+    used = {pool_of(spec, role) for stage in stages_of(spec) for role in stage.roles if replicas_of(spec, role)}
+    return tuple(sorted(pool for pool in used if observed.nodes.get(pool, 1) == 0))
+
+
+def misfit(observed: Observed, stage: Stage, parameters: int) -> str | None:
+    """Why the stage's lead cannot fit now that `prepare` has counted the parameters."""
+    spec, role = observed.job.spec, stage.lead
+    if not ROLES[role].accelerated:
+        return None
+    pool = observed.platform.pools.named(pool_of(spec, role))
+    ranks = size_of(spec, role, pool, parameters).processes * replicas_of(spec, role)
+    return shortage(spec, role, pool, parameters) or _too_many_ranks(observed, role, ranks)
+
+
+def _sources(observed: Observed) -> Iterator[str]:
+    for field, text in _written(observed).items():
+        if parse_source(text).scheme == "file" and not observed.own_files:
+            yield f"{field}: `{text}` is a folder inside a pod and is lost with it; write pvc://claim/path"
+    for field, text in read_sources(observed.job).items():
+        if parse_source(text).is_relative:
+            yield f"{field}: `{text}` is relative to a manifest, which a cluster does not have; write pvc://claim/path"
+    for field, text in (read_sources(observed.job) | _written(observed)).items():
+        claim = parse_source(text).claim
+        if claim is None:
+            continue
+        if observed.own_files:
+            yield f"{field}: `{text}` is a claim of a cluster, which a laptop does not have; write file:///path"
+        elif claim not in observed.volumes:
+            yield (
+                f"{field}: no claim `{claim}` in namespace {observed.job.metadata.namespace}; "
+                "create that PersistentVolumeClaim or name one that exists"
+            )
+
+
+def _written(observed: Observed) -> dict[str, str]:
+    spec, platform = observed.job.spec, observed.platform
+    written = {}
+    if spec.storage is not None:
+        written["spec.storage.source"] = spec.storage.source
+    if spec.output is not None:
+        written["spec.output.destination"] = spec.output.destination
+    elif platform.output is not None:
+        written["platform output.destination"] = platform.output.destination
+    return written
+
+
+def _shared_volumes(observed: Observed) -> Iterator[str]:
+    """Pods of a gang land on several nodes, and every one of them mounts every volume of the job."""
+    if observed.own_files:
+        return
+    gangs = [role for role in _roles(observed) if ROLES[role].trainable and replicas_of(observed.job.spec, role) > 1]
+    modes = {}
+    for field, text in (read_sources(observed.job) | _written(observed)).items():
+        claim = parse_source(text).claim
+        if claim is not None and claim in observed.volumes:
+            modes[f"{field}: claim `{claim}`"] = observed.volumes[claim].access_modes
+    if makes_storage(observed.job) or makes_output(observed.job, observed.platform):
+        modes["platform storage.accessMode"] = (observed.platform.storage.access_mode,)
+    for role in gangs:
+        count = replicas_of(observed.job.spec, role)
+        for where, found in modes.items():
+            if not {"ReadWriteMany", "ReadOnlyMany"} & set(found):
+                yield (
+                    f"{where} is {', '.join(found)}, which one node alone can mount, and spec.roles.{role}.replicas "
+                    f"is {count}; name a claim with access mode ReadWriteMany, or write replicas: 1 and more gpus"
+                )
+
+
+def _devices(observed: Observed) -> Iterator[str]:
+    for role in _roles(observed):
+        if not ROLES[role].accelerated:
+            continue
+        wanted = getattr(observed.job.spec.roles, role)
+        name = pool_of(observed.job.spec, role)
+        gpu = observed.platform.pools.named(name).gpu
+        if wanted.gpus is not None and gpu is None:
+            yield (
+                f"spec.roles.{role}.gpus: {wanted.gpus}, but pool {name} has no GPUs; "
+                f"write `processes: {wanted.gpus}` for CPU processes, or choose a placement with GPUs"
+            )
+        if wanted.processes is not None and gpu is not None:
+            yield (
+                f"spec.roles.{role}.processes: {wanted.processes}, but pool {name} has GPUs ({gpu.product}); "
+                f"write `gpus: {wanted.processes}`: one process runs on each"
+            )
+
+
+def _ranks(observed: Observed) -> Iterator[str]:
+    """Only what the spec says itself: planned sizes are checked by `misfit`, once the model is known."""
+    spec = observed.job.spec
+    for role in _roles(observed):
+        if not ROLES[role].trainable:
+            continue
+        wanted = getattr(spec.roles, role)
+        ranks = (wanted.gpus or wanted.processes or 1) * wanted.replicas
+        problem = _too_many_ranks(observed, role, ranks)
+        if problem is not None:
+            yield problem
+
+
+def _too_many_ranks(observed: Observed, role: str, ranks: int) -> str | None:
+    training = observed.job.spec.training
+    if training.sharding == "none" and ranks > 1:
+        return (
+            f"spec.training.sharding: `none` takes one rank, and role {role} has {ranks} "
+            "(replicas x gpus or processes); write sharding: zero2 or zero3, or ask for one rank"
+        )
+    if ROLES[role].trainable and training.batch_size < ranks:
+        return (
+            f"spec.training.batchSize: {training.batch_size} sequences a step cannot feed {ranks} ranks of {role}; "
+            f"write at least {ranks}, or ask for fewer ranks"
+        )
+    return None
+
+
+def _roles(observed: Observed) -> tuple[str, ...]:
+    """Every role of the job once, in the order of its stages."""
+    return tuple(dict.fromkeys(role for stage in stages_of(observed.job.spec) for role in stage.roles))

@@ -1,0 +1,66 @@
+"""Which pods must exist: the open lives of the ledger, as typed instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from alignment_api.roles import ROLES, PoolName, Stage
+from alignment_api.sizing import replicas_of, size_of
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.status import InstanceRecord
+from alignment_operator.names import instance_name
+from alignment_operator.plan.fates import fate_of
+from alignment_operator.plan.gates import must_wait
+from alignment_operator.plan.ledger import Ledger, pod_of
+from alignment_operator.plan.types import Instance, Observed, PodView, Removal
+
+
+def pool_of(spec: AlignmentJobSpec, role: str) -> PoolName:
+    """Where the role's pods go: what its placement says; a role without a model needs no paid node."""
+    placement: PoolName = getattr(getattr(spec.roles, role), "placement", "cpu")
+    return placement
+
+
+def missing_instances(
+    observed: Observed, stage: Stage, ledger: Ledger, wanted: Iterable[InstanceRecord]
+) -> tuple[Instance, ...]:
+    """The wanted lives that have no pod yet."""
+    return tuple(_instance(observed, stage, ledger, line) for line in wanted if pod_of(line, observed.pods) is None)
+
+
+def removals(pods: Iterable[PodView], wanted: Iterable[InstanceRecord], keep_logs: bool) -> tuple[Removal, ...]:
+    """Everything else goes, unless it is going already.
+
+    keep_logs: the newest pod of each place that ended in an error stays, so that its logs can be read.
+    """
+    pods = tuple(pods)
+    keep = {pod.uid for line in wanted if (pod := pod_of(line, pods)) is not None}
+    if keep_logs:
+        failed = [pod for pod in pods if (fate := fate_of(pod)) is not None and fate.end == "failed"]
+        newest = {(pod.role, pod.index): pod.uid for pod in sorted(failed, key=lambda pod: pod.life)}
+        keep |= set(newest.values())
+    return tuple(Removal(pod.name, pod.uid) for pod in pods if pod.uid not in keep and pod.gone_by is None)
+
+
+def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRecord) -> Instance:
+    job, spec = observed.job, observed.job.spec
+    pool = pool_of(spec, line.role)
+    parameters = job.status.model.parameters if job.status.model is not None else None
+    size = size_of(spec, line.role, observed.platform.pools.named(pool), parameters)
+    servers = tuple(role for role in stage.helpers if ROLES[role].serves)
+    return Instance(
+        name=instance_name(job, line.role, line.index, line.life),
+        role=line.role,
+        index=line.index,
+        life=line.life,
+        stage=stage.name,
+        attempt=ledger.attempt,
+        pool=pool,
+        replicas=replicas_of(spec, line.role),
+        processes=size.processes,
+        gpus=size.gpus,
+        cpu=size.cpu,
+        memory=size.memory,
+        peers=servers if line.role == stage.lead else (),
+        gated=must_wait(stage, line.role, ledger, observed.pods),
+    )

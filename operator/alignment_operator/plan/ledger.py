@@ -1,0 +1,177 @@
+"""The ledger: which lives there were, how each ended, and what that has used of the budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from alignment_api.roles import ROLES, Stage
+from alignment_api.sizing import replicas_of
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.status import AlignmentJobStatus, InstanceRecord, RoleStatus
+from alignment_operator.plan.fates import VANISHED, Fate, fate_of, is_alive
+from alignment_operator.plan.types import PodView
+
+Place = tuple[str, int]
+"""A role and an index."""
+Group = tuple[Place, ...]
+"""Places that live and die together: a gang, or one frozen pod."""
+End = Literal["succeeded", "failed", "lost", "removed"]
+
+FIRST_BACKOFF = timedelta(seconds=10)
+"""After the first error of a role; doubled by each further one."""
+LONGEST_BACKOFF = timedelta(minutes=5)
+"""Long enough to spare the cluster, short enough to still be watched."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What status remembers of pods. Values only; each step gives a new one."""
+
+    lines: Mapping[Place, InstanceRecord]
+    roles: Mapping[str, RoleStatus]
+    """Tallies by role; absent: nothing was ever counted."""
+    last_fates: Mapping[str, Fate]
+    """The ends that were counted in this pass, by role."""
+
+    def closed(self, places: Iterable[Place], end: End) -> Ledger:
+        """With the open lines of these places ended."""
+        lines = dict(self.lines)
+        for place in places:
+            if place in lines and lines[place].end is None:
+                lines[place] = lines[place].model_copy(update={"end": end})
+        return replace(self, lines=lines)
+
+    def counted(self, group: Group, fate: Fate, now: datetime) -> Ledger:
+        """With one end of this group counted, however many of its pods ended."""
+        role = group[0][0]
+        tally = self.roles[role]
+        if fate.end == "failed":
+            tally = tally.model_copy(update={"failures": tally.failures + 1, "last_failure_at": now})
+        else:
+            tally = tally.model_copy(update={"disruptions": tally.disruptions + 1})
+        ledger = replace(self, roles={**self.roles, role: tally}, last_fates={**self.last_fates, role: fate})
+        return ledger.closed(group, fate.end)
+
+    @property
+    def attempt(self) -> int:
+        """Lives of the gang so far."""
+        return max((line.life for line in self.lines.values() if ROLES[line.role].trainable), default=0)
+
+
+def read_ledger(status: AlignmentJobStatus, roles: Mapping[str, RoleStatus], pods: Iterable[PodView]) -> Ledger:
+    """The ledger as recorded, with the UIDs of pods that are seen for the first time.
+
+    roles: an empty tally for every role of the job, for those that have none yet.
+    """
+    lines = {(line.role, line.index): line for line in status.instances}
+    for pod in pods:
+        line = lines.get((pod.role, pod.index))
+        if line is not None and line.uid is None and line.life == pod.life:
+            lines[pod.role, pod.index] = line.model_copy(update={"uid": pod.uid})
+    return Ledger(lines, {**roles, **{role.name: role for role in status.roles}}, {})
+
+
+def groups_of(spec: AlignmentJobSpec, stage: Stage) -> tuple[Group, ...]:
+    """The stage's places, those of a gang together."""
+    groups: list[Group] = []
+    for role in stage.roles:
+        places = tuple((role, index) for index in range(replicas_of(spec, role)))
+        groups += [places] if ROLES[role].trainable else [(place,) for place in places]
+    return tuple(groups)
+
+
+def pod_of(line: InstanceRecord, pods: Iterable[PodView]) -> PodView | None:
+    """The pod of this very life."""
+    return next(
+        (
+            pod
+            for pod in pods
+            if (pod.role, pod.index, pod.life) == (line.role, line.index, line.life) and line.uid in (None, pod.uid)
+        ),
+        None,
+    )
+
+
+def count_ends(ledger: Ledger, groups: Iterable[Group], pods: tuple[PodView, ...], now: datetime) -> Ledger:
+    """Counts each end once: a line that has its `end` is not looked at again."""
+    for group in groups:
+        fate = _group_fate([ledger.lines[place] for place in group if place in ledger.lines], pods)
+        if fate is not None:
+            ledger = ledger.counted(group, fate, now)
+    return ledger
+
+
+def open_lives(ledger: Ledger, groups: Iterable[Group], pods: tuple[PodView, ...], now: datetime) -> Ledger:
+    """Gives every group without a life its next one, unless something holds it back."""
+    lines = dict(ledger.lines)
+    for group in groups:
+        if not needs_life(ledger, group) or hold_on(ledger, group, pods, now) is not None:
+            continue
+        before = [lines[place].life for place in group if place in lines]
+        seen = [pod.life for pod in pods if (pod.role, pod.index) in group]
+        life = 1 + max(before + seen, default=0)
+        lines |= {(role, index): InstanceRecord(role=role, index=index, life=life) for role, index in group}
+    return replace(ledger, lines=lines)
+
+
+def needs_life(ledger: Ledger, group: Group) -> bool:
+    """Whether the group has no open life."""
+    return any(place not in ledger.lines or ledger.lines[place].end is not None for place in group)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Why a next life must wait."""
+
+    reason: str
+    message: str
+    until: datetime | None
+    """None: until the API shows something else."""
+
+
+def hold_on(ledger: Ledger, group: Group, pods: tuple[PodView, ...], now: datetime) -> Hold | None:
+    """What keeps the group's next life waiting: a back-off after an error, or an older life that may still write."""
+    role = group[0][0]
+    tally = ledger.roles[role]
+    failed = any(place in ledger.lines and ledger.lines[place].end == "failed" for place in group)
+    if failed and tally.last_failure_at is not None:
+        until = tally.last_failure_at + backoff(tally.failures)
+        if now < until:
+            return Hold("BackingOff", f"{role} tries again at {until:%H:%M:%S} UTC after an error", until)
+    if ROLES[role].serves:
+        return None  # a server writes nothing: its successor has another name and need not wait
+    alive = [pod for pod in pods if pod.role == role and (role, pod.index) in group and is_alive(pod, now)]
+    if not alive:
+        return None
+    ends = [pod.gone_by for pod in alive if pod.gone_by is not None and pod.gone_by > now]
+    message = f"{role} waits for {', '.join(sorted(pod.name for pod in alive))} to end"
+    return Hold("Fencing", message, max(ends, default=None))
+
+
+def backoff(failures: int) -> timedelta:
+    """10 s, 20 s, 40 s, ... up to 5 minutes."""
+    doublings: int = 2 ** min(failures - 1, 10)
+    return min(FIRST_BACKOFF * doublings, LONGEST_BACKOFF)
+
+
+def _group_fate(lines: list[InstanceRecord], pods: tuple[PodView, ...]) -> Fate | None:
+    if not lines or any(line.end is not None for line in lines):
+        return None
+    fates = [fate for line in lines if (fate := _line_fate(line, pods)) is not None]
+    for end in ("lost", "failed"):  # a gang that loses a node also shows errors of the peers: those are no failures
+        for fate in fates:
+            if fate.end == end:
+                return fate
+    if len(fates) == len(lines):
+        return Fate("failed", "EndedEarly", "it ended well although its stage still runs")
+    return None
+
+
+def _line_fate(line: InstanceRecord, pods: tuple[PodView, ...]) -> Fate | None:
+    pod = pod_of(line, pods)
+    if pod is not None:
+        return fate_of(pod)
+    return VANISHED if line.uid is not None else None
