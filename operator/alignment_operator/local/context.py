@@ -1,0 +1,94 @@
+"""The Context of a role's process on this machine: the local runtime's answer to "where is everything?"."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alignment_api.context import Context
+from alignment_api.job import AlignmentJob
+from alignment_api.platform import Platform
+from alignment_api.sources import parse_source
+from alignment_operator.local.folder import RunFolder
+from alignment_operator.places import read_sources
+from alignment_operator.plan.types import Instance
+
+HOST = "127.0.0.1"
+
+
+class Ports:
+    """A free port for every server of a run. A role's next life takes over its port: peers know it already."""
+
+    def __init__(self) -> None:
+        self._ports: dict[tuple[str, int], int] = {}
+
+    def of(self, server: str, index: int = 0) -> int:
+        """The port of the server with that index."""
+        return self._ports.setdefault((server, index), _free_port())
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run's things are on this machine."""
+
+    folder: RunFolder
+    platform: Platform
+    volumes: Mapping[str, Path] = field(default_factory=dict)
+    """Claim -> the folder that stands for it."""
+    ports: Ports = field(default_factory=Ports)
+
+    def path(self, source: str) -> str:
+        """A file:// or pvc:// source as a path here. Raises KeyError for a claim that no folder stands for."""
+        parsed = parse_source(source)
+        if parsed.claim is None:
+            return parsed.path
+        return str(self.volumes[parsed.claim] / parsed.path)
+
+    def storage(self, job: AlignmentJob) -> str:
+        """Checkpoints and prepared data: the run's folder unless the spec says otherwise."""
+        return self.path(job.spec.storage.source) if job.spec.storage else str(self.folder.path)
+
+    def output(self, job: AlignmentJob) -> str:
+        """The model and its report: the run's folder unless the spec says otherwise."""
+        return self.path(job.spec.output.destination) if job.spec.output else str(self.folder.path)
+
+
+def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Context:
+    """What a role's process on this machine is told."""
+    folder, ports = places.folder, places.ports
+    return Context(
+        job=job.metadata.name,
+        uid=job.metadata.uid,
+        stage=instance.stage,
+        role=instance.role,
+        index=instance.index,
+        life=instance.life,
+        replicas=instance.replicas,
+        processes=instance.processes,
+        gpus=instance.gpus,
+        job_file=str(folder.job_file),
+        storage=places.storage(job),
+        output=places.output(job),
+        sources={s: places.path(s) for s in read_sources(job).values() if parse_source(s).scheme != "hf"},
+        peers={role: _servers(job, role, ports) for role in instance.peers},
+        host=HOST,
+        port=ports.of(instance.role, instance.index),
+        token_file=str(folder.token_file),
+        outcome_file=str(folder.outcome_file(instance.name)),
+        rendezvous=f"{HOST}:{ports.of(f'{instance.role}-gang')}",
+        notice_seconds=places.platform.pools.named(instance.pool).notice_seconds,
+    )
+
+
+def _servers(job: AlignmentJob, role: str, ports: Ports) -> tuple[str, ...]:
+    replicas: int = getattr(getattr(job.spec.roles, role), "replicas", 1)
+    return tuple(f"http://{HOST}:{ports.of(role, index)}" for index in range(replicas))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

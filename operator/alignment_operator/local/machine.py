@@ -1,0 +1,48 @@
+"""This machine as a platform: one pool by every name, with the machine's GPUs if it has any."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from alignment_api.platform import Gpu, Platform, Pool, Pools
+
+NOTICE_SECONDS = 120
+"""What a process gets to save a checkpoint after Ctrl-C. Nobody reclaims a laptop: only patience bounds it."""
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def local_platform() -> Platform:
+    """Every pool is this machine."""
+    gpus = machine_gpus()
+    pool = Pool(gpu=gpus[0] if gpus else None, notice_seconds=NOTICE_SECONDS)
+    return Platform(pools=Pools(on_demand=pool, spot=pool, cpu=Pool(notice_seconds=NOTICE_SECONDS)))
+
+
+def machine_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that a process started here may use, asked of the driver: torch would take seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    return parse_gpus(answer.stdout) if answer.returncode == 0 else []
+
+
+def parse_gpus(table: str) -> list[Gpu]:
+    """Lines of `name, MiB` as GPUs."""
+    rows = [line.rpartition(",") for line in table.splitlines() if line.strip()]
+    return [Gpu(product=name.strip(), memory_gib=int(mebibytes) / 1024) for name, _, mebibytes in rows]
+
+
+def available_memory() -> int | None:
+    """Bytes that new processes can have without swapping; None where the machine does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limits = (int(path.read_text()) for path in _CGROUP_LIMITS if path.exists() and path.read_text().strip().isdigit())
+    return min([free, *limits])

@@ -1,0 +1,148 @@
+"""The world of one laptop run: the same plan as on a cluster, met by processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from alignment_api.context import CONTEXT_VARIABLE
+from alignment_api.job import AlignmentJob
+from alignment_api.roles import PoolName
+from alignment_api.status import AlignmentJobStatus
+from alignment_operator.local import process
+from alignment_operator.local.context import Places, build_context
+from alignment_operator.local.machine import NOTICE_SECONDS
+from alignment_operator.local.poll import poll
+from alignment_operator.local.task import Task
+from alignment_operator.plan.types import Instance, JobKey, Observed, Plan, PodView, VolumeView
+
+COMMAND = (sys.executable, "-m", "alignment_trainer.main")
+_NODES: Mapping[PoolName, int] = {"onDemand": 1, "spot": 1, "cpu": 1}
+
+
+class LocalWorld:
+    """Holds the run's processes. `close` leaves none behind."""
+
+    def __init__(self, job: AlignmentJob, places: Places, gpus: int = 0) -> None:
+        """`job` has its UID and absolute sources; the folder of `places` is locked; `gpus`: those of this machine."""
+        self._job = job
+        self._places = places
+        self._gpus = gpus
+        self._tasks: dict[str, Task] = {}
+        self.status = places.folder.read_status()
+        self.views: tuple[PodView, ...] = ()
+
+    def suspend(self) -> None:
+        """From the next pass on the job is suspended: its processes save and go."""
+        spec = self._job.spec.model_copy(update={"suspend": True})
+        self._job = self._job.model_copy(update={"spec": spec})
+
+    def clock(self) -> datetime:
+        """Now, in UTC."""
+        return datetime.now(UTC)
+
+    async def observe(self, key: JobKey) -> Observed:
+        """The run's processes, each asked how it fares."""
+        now = self.clock()
+        for task in self._tasks.values():
+            task.kill_when_late(now)
+        await asyncio.gather(*(self._ask(task) for task in self._tasks.values() if task.running))
+        self.views = tuple(task.view(self._places.folder) for task in self._tasks.values())
+        self._forget_the_gone()
+        return Observed(
+            job=self._job.model_copy(update={"status": self.status}),
+            platform=self._places.platform,
+            pods=self.views,
+            volumes={claim: VolumeView(("ReadWriteMany",)) for claim in self._places.volumes},
+            nodes=_NODES,
+            own_files=True,
+        )
+
+    async def record(self, job: AlignmentJob, status: AlignmentJobStatus) -> None:
+        """`status.json`, if it differs."""
+        if status != self.status:
+            self._places.folder.write_status(status)
+            self.status = status
+
+    async def apply(self, job: AlignmentJob, plan: Plan) -> None:
+        """Starts what must exist, opens gates, asks to go what must go."""
+        now = self.clock()
+        for removal in plan.delete:
+            task = self._tasks.get(removal.name)
+            if task is not None and task.uid == removal.uid:
+                self._remove(task, now, removal.grace)
+        for instance in plan.create:
+            if instance.name not in self._tasks:
+                self._tasks[instance.name] = Task(instance, created_at=now, gated=instance.gated)
+        for name in plan.release:
+            self._tasks[name].gated = False
+        for task in self._tasks.values():
+            if task.process is None and not task.gated:
+                self._start(task)
+        self._remember()
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing runs and nothing will: the job is complete, has failed, or is suspended."""
+        done = self.status.phase in ("Complete", "Failed", "Suspended")
+        return done and not any(task.running for task in self._tasks.values())
+
+    def close(self) -> None:
+        """Kills what still runs and forgets the token."""
+        for task in self._tasks.values():
+            task.kill()
+        self._places.folder.write_processes({})
+        self._places.folder.token_file.unlink(missing_ok=True)
+
+    async def _ask(self, task: Task) -> None:
+        port = self._places.ports.of(task.instance.role, task.instance.index)
+        task.status = await asyncio.to_thread(poll, port) or task.status
+
+    def _forget_the_gone(self) -> None:
+        # Shown once after its end, as the API shows a deleted pod once more: its outcome has the last checkpoint.
+        self._tasks = {name: task for name, task in self._tasks.items() if not (task.go_by and not task.running)}
+
+    def _remove(self, task: Task, now: datetime, grace: timedelta | None) -> None:
+        if task.running:
+            notice = self._places.platform.pools.named(task.instance.pool).notice_seconds
+            task.ask_to_go(now, timedelta(seconds=notice) if grace is None else grace)
+        else:
+            del self._tasks[task.instance.name]
+
+    def _start(self, task: Task) -> None:
+        gpus = self._free_gpus(task.instance)
+        if gpus is None:
+            return
+        task.gpus = gpus
+        folder = self._places.folder
+        context = build_context(self._job, task.instance, self._places)
+        folder.outcome_file(task.instance.name).unlink(missing_ok=True)
+        environment = {**os.environ, CONTEXT_VARIABLE: context.model_dump_json(by_alias=True)} | _visible(gpus)
+        task.process = process.start(list(COMMAND), environment, folder.log_file(task.instance.name))
+
+    def _free_gpus(self, instance: Instance) -> tuple[int, ...] | None:
+        taken = {gpu for task in self._tasks.values() if task.running for gpu in task.gpus}
+        free = [gpu for gpu in range(self._gpus) if gpu not in taken]
+        return tuple(free[: instance.gpus]) if len(free) >= instance.gpus else None
+
+    def _remember(self) -> None:
+        pids = [task.process.pid for task in self._tasks.values() if task.process is not None and task.running]
+        started = {pid: process.started_at(pid) for pid in pids}
+        self._places.folder.write_processes({pid: at for pid, at in started.items() if at is not None})
+
+
+def end_stale_processes(places: Places) -> list[int]:
+    """Ends what a killed run left in this folder: asked first, for it may be saving. Returns their ids."""
+    remembered = places.folder.read_processes()
+    stale = [pid for pid, started in remembered.items() if process.started_at(pid) == started]
+    process.end_all(stale, notice_seconds=NOTICE_SECONDS)
+    places.folder.write_processes({})
+    return stale
+
+
+def _visible(gpus: tuple[int, ...]) -> dict[str, str]:
+    # Without GPUs of its own a process must not find any: it was planned as one of the CPU.
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
