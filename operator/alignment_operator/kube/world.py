@@ -25,7 +25,7 @@ from alignment_operator.kube.reflector import Reflector
 from alignment_operator.kube.telemetry import Telemetry
 from alignment_operator.plan.types import JobKey, Observed, Plan, VolumeView
 from alignment_operator.reconcile import Conflict
-from alignment_operator.resources.places import claims
+from alignment_operator.places import claims
 
 Pods = Reflector[SeenPod, JobKey]
 Nodes = Reflector[NodeView, str]
