@@ -1,0 +1,212 @@
+"""Whatever happens to pods, in whatever order, some things never do."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.unit.operator.small_cluster import GRACE, SmallCluster, make_job
+
+from alignment_api.roles import ROLES
+from alignment_operator.plan.types import Instance, Plan
+
+PATIENT = {"budgets": {"failures": 10_000, "disruptions": 10_000}}
+
+
+class Histories(RuleBasedStateMachine):
+    """An operator that may crash anywhere, over pods to which anything may happen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = SmallCluster()
+        self.highest: dict[tuple[str, int], int] = {}
+        self.troubled: set[tuple[str, int, int]] = set()
+        """Lives (role, index, life) that something happened to."""
+
+    @initialize(replicas=st.integers(1, 2), references=st.integers(0, 3))
+    def begin(self, replicas: int, references: int) -> None:
+        roles = {"policy": {"replicas": replicas}, "reference": {"replicas": references}}
+        self.cluster = SmallCluster(make_job({**PATIENT, "roles": roles}))
+
+    # The operator.
+
+    @rule()
+    def reconciles(self) -> None:
+        plan = self.cluster.plan()
+        self.record(plan)
+        again = self.cluster.plan()
+        assert again.status == plan.status
+        assert (again.create, again.delete, again.release) == (plan.create, plan.delete, plan.release)
+        self.apply(plan, len(plan.create) + len(plan.delete))
+
+    @rule(done=st.integers(0, 3))
+    def crashes_while_applying(self, done: int) -> None:
+        plan = self.cluster.plan()
+        self.record(plan)
+        self.apply(plan, done)
+
+    @rule()
+    def crashes_before_recording(self) -> None:
+        self.cluster.plan()
+
+    def record(self, plan: Plan) -> None:
+        before = self.cluster.status
+        self.cluster.record(plan)
+        for old, new in zip(before.roles, plan.status.roles, strict=False):
+            assert (new.failures, new.disruptions) >= (old.failures, old.disruptions)
+        for line in plan.status.instances:
+            assert line.life >= self.highest.get((line.role, line.index), 0)
+            self.highest[line.role, line.index] = line.life
+        for line in plan.status.instances:
+            if line.end == "removed":
+                self.troubled.add((line.role, line.index, line.life))
+
+    def apply(self, plan: Plan, upto: int) -> None:
+        for instance in plan.create[:upto]:
+            self.assert_fenced(instance)
+            self.cluster.create(instance)
+        for name in plan.release:
+            self.cluster.change(name, gated=False)
+        for removal in plan.delete[: max(upto - len(plan.create), 0)]:
+            self.cluster.delete(removal.name)
+
+    def assert_fenced(self, instance: Instance) -> None:
+        if ROLES[instance.role].trainable:
+            assert instance.pool == "onDemand"
+        if ROLES[instance.role].serves:
+            return
+        for pod in self.cluster.pods.values():
+            if pod.role == instance.role and pod.life != instance.life and not pod.ended:
+                assert pod.node_lost
+                assert pod.gone_by is not None
+                assert pod.gone_by <= self.cluster.now
+
+    # Pods.
+
+    def choose(self, data: st.DataObject, *phases: str) -> str | None:
+        names = sorted(name for name, pod in self.cluster.pods.items() if pod.phase in phases)
+        return data.draw(st.sampled_from(names)) if names else None
+
+    def trouble(self, name: str) -> None:
+        pod = self.cluster.pods[name]
+        self.troubled.add((pod.role, pod.index, pod.life))
+
+    @rule()
+    def pods_start(self) -> None:
+        for name, pod in list(self.cluster.pods.items()):
+            if pod.phase == "Pending" and not pod.gated and pod.gone_by is None:
+                self.cluster.start(name)
+
+    @rule(data=st.data())
+    def a_lead_succeeds(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running")
+        if name is not None and not ROLES[self.cluster.pods[name].role].serves:
+            self.cluster.succeed(name)
+
+    @rule(data=st.data())
+    def a_pod_fails(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running")
+        if name is not None:
+            self.trouble(name)
+            self.cluster.fail(name)
+
+    @rule(data=st.data())
+    def a_pod_is_evicted(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running", "Pending")
+        if name is not None:
+            self.trouble(name)
+            self.cluster.evict(name)
+
+    @rule(data=st.data())
+    def a_terminating_pod_ends(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running")
+        if name is not None and self.cluster.pods[name].gone_by is not None:
+            self.cluster.end_evicted(name)
+
+    @rule(data=st.data())
+    def a_node_is_lost(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running")
+        if name is not None:
+            self.trouble(name)
+            self.cluster.lose_node(name)
+
+    @rule(data=st.data())
+    def the_control_plane_gives_a_lost_pod_up(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running")
+        if name is not None and self.cluster.pods[name].node_lost:
+            self.cluster.change(name, gone_by=self.cluster.now + GRACE, disrupted=True)
+
+    @rule(data=st.data())
+    def a_pod_vanishes(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running", "Pending", "Failed")
+        if name is not None:
+            self.trouble(name)
+            self.cluster.vanish(name)
+
+    # Time and the user.
+
+    @rule(seconds=st.sampled_from([1, 10, 60, 400]))
+    def time_passes(self, seconds: int) -> None:
+        self.cluster.wait(seconds)
+
+    @rule(suspend=st.booleans())
+    def the_user_suspends_or_resumes(self, suspend: bool) -> None:
+        self.cluster.respec(suspend=suspend)
+
+    @rule(replicas=st.integers(0, 3))
+    def the_user_scales_the_reference(self, replicas: int) -> None:
+        self.cluster.scale_reference(replicas)
+
+    # What never happens.
+
+    @invariant()
+    def no_end_is_counted_twice(self) -> None:
+        for role in self.cluster.status.roles:
+            lives = {
+                (life if ROLES[role.name].trainable else (index, life))
+                for name, index, life in self.troubled
+                if name == role.name
+            }
+            assert role.failures + role.disruptions <= len(lives)
+
+    @invariant()
+    def the_gang_restarts_only_for_its_own_losses(self) -> None:
+        for life in range(1, self.cluster.status.attempt):
+            assert any((role, lost) == ("policy", life) for role, _, lost in self.troubled)
+
+    @invariant()
+    def nothing_is_left_of_a_complete_job(self) -> None:
+        if self.cluster.status.phase == "Complete":
+            plan = self.cluster.plan()
+            assert plan.create == ()
+            assert plan.support is None
+            going = {removal.name for removal in plan.delete}
+            assert all(name in going or pod.gone_by is not None for name, pod in self.cluster.pods.items())
+
+    @precondition(lambda self: self.cluster.status.phase != "Complete")
+    @invariant()
+    def a_job_within_its_budgets_never_fails(self) -> None:
+        assert self.cluster.status.phase != "Failed"
+
+    def teardown(self) -> None:
+        """Once nothing goes wrong any more, the job completes."""
+        self.cluster.respec(suspend=False)
+        for _ in range(40):
+            if self.cluster.status.phase == "Complete":
+                break
+            self.cluster.reconcile()
+            self.cluster.wait(400)
+            self.cluster.do_well()
+        self.cluster.reconcile()
+        assert self.cluster.status.phase == "Complete", self.cluster.status
+
+
+Histories.TestCase.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    print_blob=False,
+    database=None,
+)
+TestHistories = Histories.TestCase
