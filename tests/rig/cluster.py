@@ -19,7 +19,6 @@ from typing import Any
 
 from tests.rig import control_plane, debian, images
 from tests.rig.control_plane import ADMIN, Credentials, Layout
-from tests.rig.images import PAUSE
 from tests.rig.node import DEFAULT_NODES, Node, NodeSpec
 from tests.rig.paths import REPOSITORY, RigUnavailable
 from tests.rig.sandbox import Daemon, Sandbox, host_command
@@ -188,23 +187,30 @@ class Rig:
         return done.stdout
 
     def _build_machine(self) -> None:
-        """Inside the namespaces: the cgroups of this rig as if they were the machine's, a /run, the bridge."""
+        """Inside the namespaces: this rig's cgroups as if they were the machine's, a /run, the bridge."""
         run = self.sandbox.run
         run("mount", "-t", "tmpfs", "tmpfs", "/run")
-        if is_cgroup_v2():
-            run("mount", "-t", "cgroup2", "cgroup2", str(CGROUP_ROOT))
-        else:
-            controllers = [tree.name for tree in cgroup_hierarchies()]
-            run("mount", "-t", "tmpfs", "tmpfs", str(CGROUP_ROOT))
-            for controller in controllers:
-                run("mkdir", f"{CGROUP_ROOT}/{controller}")
-                run("mount", "-t", "cgroup", "-o", controller, controller, f"{CGROUP_ROOT}/{controller}")
+        self._show_own_cgroups()
         run("ip", "link", "set", "lo", "up")
         run("ip", "link", "add", "rig0", "type", "bridge")
         run("ip", "address", "add", f"{self.slot.gateway}/16", "dev", "rig0")
         run("ip", "link", "set", "uplink", "master", "rig0", "up")
         run("ip", "link", "set", "rig0", "up")
         run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+
+    def _show_own_cgroups(self) -> None:
+        """Replace the machine's cgroup mounts: cAdvisor and the shims take the first that they find."""
+        trees = cgroup_hierarchies()
+        run = self.sandbox.run
+        run("umount", "--recursive", "--lazy", str(CGROUP_ROOT))
+        if is_cgroup_v2():
+            run("mount", "-t", "cgroup2", "cgroup2", str(CGROUP_ROOT))
+            return
+        run("mount", "-t", "tmpfs", "tmpfs", str(CGROUP_ROOT))
+        for tree in trees:
+            run("mkdir", str(tree))
+            option = "none,name=systemd" if tree.name == "systemd" else tree.name
+            run("mount", "-t", "cgroup", "-o", option, tree.name, str(tree))
 
     def _start_components(self, nodes: Sequence[NodeSpec]) -> None:
         layout = self.layout
@@ -238,12 +244,13 @@ class Rig:
         layout.dynamic_volumes.mkdir()
         storage = self._write("local-path.json", {"sharedFileSystemPath": str(layout.dynamic_volumes)})
         helper = self._write("helper-pod.json", control_plane.helper_pod())
-        self._spawn("volumes", control_plane.volume_provisioner(layout, storage, helper, PAUSE))
+        self._spawn("volumes", control_plane.volume_provisioner(layout, storage, helper))
 
     def _write_credentials(self, nodes: list[str]) -> None:
         layout = self.layout
         for folder in (layout.certificates, self.kubeconfig.parent):
             folder.mkdir(mode=0o700)
+        host_command(*control_plane.certificate_request(layout))
         key = host_command("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout")
         layout.service_account_key.write_text(key)
         layout.tokens.write_text(self.credentials.as_csv(nodes))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.rig.images import PAUSE
 from tests.rig.slots import Slot
 from tests.rig.toolchain import COREDNS, KUBERNETES, LOCAL_PATH
 
@@ -54,8 +55,12 @@ class Layout:
 
     @property
     def ca(self) -> Path:
-        """The API server's self-signed certificate, which it writes itself on its first start."""
+        """The API server's self-signed certificate: its own authority."""
         return self.certificates / "apiserver.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.certificates / "apiserver.key"
 
     @property
     def service_account_key(self) -> Path:
@@ -89,6 +94,23 @@ def kubeconfig(layout: Layout, token: str) -> dict[str, Any]:
     }
 
 
+def certificate_request(layout: Layout) -> list[str]:
+    """openssl's command for a certificate that serves every name and address of the API server."""
+    first_service = ".".join([*layout.slot.service_network.split(".")[:3], "1"])
+    names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+    names.append(f"kubernetes.default.svc.{DNS_DOMAIN}")
+    subjects = [f"DNS:{name}" for name in names]
+    subjects += [f"IP:{address}" for address in ("127.0.0.1", layout.slot.gateway, first_service)]
+    return [
+        *("openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=rig"),
+        *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
+        *("-keyout", str(layout.key), "-out", str(layout.ca)),
+        *("-addext", f"subjectAltName={','.join(subjects)}"),
+        *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
+        *("-addext", "extendedKeyUsage=serverAuth"),
+    ]
+
+
 def etcd(layout: Layout) -> list[str]:
     data = layout.slot.work / "etcd"
     return [str(KUBERNETES.folder / "etcd"), f"--data-dir={data}", "--unsafe-no-fsync", "--log-level=warn"]
@@ -100,7 +122,8 @@ def apiserver(layout: Layout) -> list[str]:
         "--etcd-servers=http://127.0.0.1:2379",
         "--bind-address=0.0.0.0",
         f"--advertise-address={layout.slot.gateway}",
-        f"--cert-dir={layout.certificates}",
+        f"--tls-cert-file={layout.ca}",
+        f"--tls-private-key-file={layout.key}",
         f"--token-auth-file={layout.tokens}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
@@ -176,7 +199,7 @@ def coredns(layout: Layout, config: Path) -> list[str]:
     return [str(COREDNS.folder / "coredns"), "-conf", str(config)]
 
 
-def volume_provisioner(layout: Layout, config: Path, helper_pod: Path, helper_image: str) -> list[str]:
+def volume_provisioner(layout: Layout, config: Path, helper_pod: Path) -> list[str]:
     """rancher/local-path-provisioner behind the default StorageClass, as k3s and kind ship it.
 
     Preferred to a pool of ready-made volumes: claims of any size and access mode bind, and a deleted claim's data
@@ -187,7 +210,7 @@ def volume_provisioner(layout: Layout, config: Path, helper_pod: Path, helper_im
         "start",
         f"--config={config}",
         f"--helper-pod-file={helper_pod}",
-        f"--helper-image={helper_image}",
+        f"--helper-image={PAUSE}",
         f"--kubeconfig={layout.kubeconfig(ADMIN)}",
         "--namespace=kube-system",
         "--service-account-name=default",
@@ -217,8 +240,8 @@ def storage_objects() -> list[dict[str, Any]]:
 
 
 def helper_pod() -> dict[str, Any]:
-    """The provisioner fills in image, command and volumes."""
-    container = {"name": "helper-pod", "imagePullPolicy": "IfNotPresent"}
+    """The provisioner fills in command and volumes."""
+    container = {"name": "helper-pod", "image": PAUSE, "imagePullPolicy": "Never"}
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -235,7 +235,6 @@ def kubelet_config(node: Node) -> dict[str, Any]:
         "cgroupsPerQOS": False,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
-        "localStorageCapacityIsolation": False,
         "makeIPTablesUtilChains": False,
         "protectKernelDefaults": True,
         "imageGCHighThresholdPercent": 100,

@@ -63,7 +63,8 @@ class Sandbox:
         """New namespaces, nested in those of `inside`, or else ended by the kernel when the calling thread ends."""
         entry = inside.entry() if inside else ()
         argv = (*entry, "unshare", *namespaces, "--fork", "--kill-child", "--mount-proc", *INIT)
-        holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=_joiner(cgroups, inside is None))
+        join = _joiner(cgroups, die_with_parent=inside is None)
+        holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=join)
         return cls(_wait_for_init(holder), cgroups, holder)
 
     def moved_to_leaf(self) -> Sandbox:

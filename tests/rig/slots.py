@@ -107,11 +107,11 @@ def is_cgroup_v2() -> bool:
 
 
 def cgroup_hierarchies() -> list[Path]:
-    """Roots of the mounted cgroup trees that carry controllers (a hybrid's `unified` and `systemd` do not)."""
+    """Roots of the mounted cgroup trees: one in version 2, one for each controller in version 1."""
     if is_cgroup_v2():
         return [CGROUP_ROOT]
     trees = (tree for tree in sorted(CGROUP_ROOT.iterdir()) if tree.is_dir() and not tree.is_symlink())
-    return [tree for tree in trees if tree.name not in ("systemd", "unified")]
+    return [tree for tree in trees if tree.name != "unified"]  # a hybrid's version 2 tree carries no controller
 
 
 def _mount_points() -> list[Path]:
