@@ -1,0 +1,86 @@
+import pytest
+import torch
+from tiny import pairs, tiny_llama, tiny_qwen2
+
+from alignment_trainer.data.packing import PromptGroup, branch_attends, pack, pair_group
+from alignment_trainer.models import scorer
+
+
+def separate_logprobs(causal, groups):
+    """Each completion alone behind its prompt, by the model's own forward."""
+    out = []
+    for group in groups:
+        for completion in group.completions:
+            logits = causal(torch.tensor([group.prompt + completion])).logits[0]
+            before = logits[len(group.prompt) - 1 : -1].log_softmax(-1)
+            out.append(before.gather(1, torch.tensor(completion)[:, None]).squeeze(1))
+    return torch.cat(out)
+
+
+def test_a_pair_is_laid_out_prompt_once_and_last_tokens_left_out():
+    batch = pack([PromptGroup((5, 6), ((7, 8, 9), (10, 11)))])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 10]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert batch.branch.tolist() == [[0, 0, 1, 1, 2]]
+    assert batch.predictors.tolist() == [1, 2, 3, 1, 4]
+    assert batch.targets.tolist() == [7, 8, 9, 10, 11]
+    assert batch.sequence.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_shorter_rows_are_padded_on_the_right_and_found_again():
+    batch = pack([PromptGroup((1,), ((2,),)), PromptGroup((3, 4), ((5, 6),))])
+    assert batch.input_ids.tolist() == [[1, 0, 0], [3, 4, 5]]
+    assert batch.branch.tolist() == [[0, -1, -1], [0, 0, 1]]
+    assert batch.predictors.tolist() == [0, 4, 5]
+
+
+def test_a_branch_sees_the_prompt_and_itself_and_nothing_else():
+    mask = branch_attends(torch.tensor([[0, 1, 1, 2, -1]]))[0, 0]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [1, 0, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("model", [tiny_llama, tiny_qwen2])
+def test_packed_logprobs_and_gradients_equal_separate_forward_passes(model):
+    groups = [
+        *(pair_group(pair) for pair in pairs(4)),
+        PromptGroup((1, 2), ((3,), (4, 5), (6, 7, 8))),
+        PromptGroup((9,), ((10,),)),
+    ]
+    causal = model().train()
+    expected = separate_logprobs(causal, groups)
+    expected.sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in causal.named_parameters()}
+    causal.zero_grad()
+    found = scorer(causal)(pack(groups))
+    found.sum().backward()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for name, parameter in causal.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    batch = pack([pair_group(pair) for pair in pairs(3)])
+    gradients = []
+    for checkpointing in (False, True):
+        causal = tiny_llama()
+        scorer(causal, gradient_checkpointing=checkpointing).train()(batch).sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in causal.parameters()]))
+    assert torch.equal(*gradients)
+
+
+def test_sums_per_sequence_keep_chosen_and_rejected_apart():
+    batch = pack([PromptGroup((5, 6), ((7, 8, 9), (10, 11))), PromptGroup((1,), ((2,), (3,)))])
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+    assert batch.sum_per_sequence(values).tolist() == [7.0, 24.0, 32.0, 64.0]
+
+
+@pytest.mark.parametrize("prompt, completions", [((), ((1,),)), ((1,), ()), ((1,), ((2,), ()))])
+def test_an_empty_prompt_or_completion_is_refused(prompt, completions):
+    with pytest.raises(ValueError, match="at least one token"):
+        PromptGroup(prompt, completions)

@@ -1,0 +1,138 @@
+"""Puts a run together from the spec and what lies on disk."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alignment_api.spec import AlignmentJobSpec
+from alignment_trainer import distributed
+from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
+from alignment_trainer.commits import Commits, Position, restore, verify_together
+from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
+from alignment_trainer.engines.state import load_weights
+from alignment_trainer.models import LanguageModel, load_model
+from alignment_trainer.run import Data, Observer, Pace, Run
+from alignment_trainer.schedule import WarmupCosine
+from alignment_trainer.scoring import sequence_logprobs
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The trainee, where it left off. At position 0 it is the reference."""
+
+    model: LanguageModel
+    engine: Engine
+    position: Position
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run saves to, tells and asks.
+
+    evaluate: scores the held-out rows at a step; called on every rank. stop: whether this process shall go.
+    """
+
+    commits: Commits
+    observer: Observer
+    evaluate: Callable[[int], None]
+    stop: Callable[[], bool]
+
+
+def sharding_of(spec: AlignmentJobSpec, ranks: int) -> str:
+    """The engine: as the spec says, else `none` for one rank and `zero3` for more.
+
+    Raises ValueError for several ranks without sharding.
+    """
+    sharding = spec.training.sharding or ("none" if ranks == 1 else "zero3")
+    if sharding == "none" and ranks > 1:
+        raise ValueError(
+            f"spec.training.sharding: `none` is for one rank, found {ranks}; write zero2 or zero3, or leave it out"
+        )
+    return sharding
+
+
+def make_policy(spec: AlignmentJobSpec, model_folder: Path, start: Path | None, device: torch.device) -> Policy:
+    """The model of `model_folder`, or as the commit in `start` left it; collective.
+
+    Seeds this rank's random numbers. Raises DamagedCommitError where `start` does not verify.
+    """
+    training, rank = spec.training, distributed.rank()
+    model = load_model(model_folder, training.gradient_checkpointing)
+    if start is not None:
+        verify_together(start)
+        load_weights(model.scorer, start)
+    make_engine = ENGINES[sharding_of(spec, distributed.world_size())]
+    engine = make_engine(model.scorer, OptimizerOptions.of(training), training.precision, device)
+    torch.manual_seed(training.seed * 1_000_003 + rank)
+    return Policy(model, engine, restore(start, engine) if start is not None else Position())
+
+
+def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
+    return Sampler(rows, spec.training.batch_size, spec.training.seed)
+
+
+def reference_from_policy(
+    spec: AlignmentJobSpec, policy: Policy, examples: Sequence[PreferenceExample], in_order: bool = False
+) -> Tensor:
+    """Log-probs (nats) of every completion by the policy before its first step, (rows, completions); collective.
+
+    The rows are computed in the batches of the first epoch, so that its losses start at ln 2 exactly; rows that are
+    not trained on (`in_order`) in batches of neighbours. Raises ValueError for a policy that has learnt already.
+    """
+    if policy.position.step > 0:
+        raise ValueError(
+            f"the policy has done {policy.position.step} steps and is no longer its reference; the cache of reference "
+            "log-probs in the storage is incomplete: start the job anew"
+        )
+    size = spec.training.batch_size
+    if in_order:
+        batches: list[tuple[int, ...]] = [
+            tuple(range(start, min(start + size, len(examples)))) for start in range(0, len(examples), size)
+        ]
+    else:
+        sampler = make_sampler(spec, len(examples))
+        batches = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
+    return score_batches(spec, policy.engine, examples, batches)
+
+
+def score_batches(
+    spec: AlignmentJobSpec, engine: Engine, examples: Sequence[PreferenceExample], batches: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """Summed log-probs of the completions of the rows in `batches`, (rows, completions), by row; collective."""
+    algorithm = make_algorithm(spec.algorithm)
+    groups = [[algorithm.group(examples[index]) for index in batch] for batch in batches]
+    scored = sequence_logprobs(engine.logprobs, groups, spec.training.micro_batch_tokens)
+    by_row = torch.empty_like(scored)
+    by_row[[index for batch in batches for index in batch]] = scored
+    return by_row
+
+
+def make_run(spec: AlignmentJobSpec, policy: Policy, data: Data, around: Surroundings) -> Run:
+    """The run from the policy's position to the last step."""
+    training, checkpoint = spec.training, spec.checkpoint
+    algorithm: OfflineAlgorithm = make_algorithm(spec.algorithm)
+    sampler = make_sampler(spec, len(data.examples))
+    total = sampler.total_steps(training.epochs, training.max_steps)
+    return Run(
+        engine=policy.engine,
+        algorithm=algorithm,
+        data=data,
+        sampler=sampler,
+        pace=Pace(
+            micro_tokens=training.micro_batch_tokens,
+            total_steps=total,
+            learning_rate=WarmupCosine(training.learning_rate, total, training.warmup_fraction),
+            checkpoint_every=checkpoint.every_steps,
+            evaluate_every=spec.data.evaluation.every_steps or checkpoint.every_steps,
+        ),
+        commits=around.commits,
+        observer=around.observer,
+        evaluate=around.evaluate,
+        stop=around.stop,
+        position=policy.position,
+    )
