@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tiny import Setting, tiny_run
+from tiny_runs import Setting, tiny_run
 
 from alignment_trainer.train import train
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import pairs, tiny_llama, tiny_qwen2
+from tiny_runs import pairs, tiny_llama, tiny_qwen2
 
 from alignment_trainer.data.packing import PromptGroup, branch_attends, pack, pair_group
 from alignment_trainer.models import scorer
@@ -80,7 +80,7 @@ def test_sums_per_sequence_keep_chosen_and_rejected_apart():
     assert batch.sum_per_sequence(values).tolist() == [7.0, 24.0, 32.0, 64.0]
 
 
-@pytest.mark.parametrize("prompt, completions", [((), ((1,),)), ((1,), ()), ((1,), ((2,), ()))])
+@pytest.mark.parametrize(("prompt", "completions"), [((), ((1,),)), ((1,), ()), ((1,), ((2,), ()))])
 def test_an_empty_prompt_or_completion_is_refused(prompt, completions):
     with pytest.raises(ValueError, match="at least one token"):
         PromptGroup(prompt, completions)

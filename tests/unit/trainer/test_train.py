@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from tiny import Setting, pairs, tiny_engine, tiny_llama, tiny_run
+from tiny_runs import Setting, pairs, tiny_engine, tiny_llama, tiny_run
 
 from alignment_trainer.checkpoint import list_commits, verify
 from alignment_trainer.commits import restore
@@ -86,7 +86,7 @@ def test_a_step_is_torchs_own_adamw_on_the_mean_of_the_batch(tmp_path):
     optimizer.step()
 
     assert recorder.reports[0].grad_norm == pytest.approx(norm.item(), rel=1e-5)
-    trained = {name: tensor for name, tensor in run.engine.full_weights()}
+    trained = dict(run.engine.full_weights())
     for name, parameter in causal.named_parameters():
         torch.testing.assert_close(trained[name], parameter.detach(), atol=2e-5, rtol=0)
 

@@ -82,7 +82,10 @@ class DeepSpeedEngine(Engine):
             yield name, to_cpu(weight) if distributed.rank() == 0 else None
 
     def load(self, folder: Path) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+        from deepspeed.utils import (  # type: ignore[import-untyped]
+            safe_set_full_optimizer_state,
+            safe_set_local_optimizer_state,
+        )
 
         saved = SavedState(folder)
         self._steps = saved.steps
@@ -125,8 +128,9 @@ def _initialize(scorer: CompletionScorer, options: OptimizerOptions, precision: 
     if cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if not dist.is_initialized():
-        dist.init_process_group("gloo" if cpu else "nccl", store=dist.HashStore(), rank=0, world_size=1)
-    import deepspeed
+        alone = torch._C._distributed_c10d.HashStore()
+        dist.init_process_group("gloo" if cpu else "nccl", store=alone, rank=0, world_size=1)
+    import deepspeed  # type: ignore[import-untyped]
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     optimizer = torch.optim.AdamW(
@@ -143,7 +147,7 @@ def zero_config(options: OptimizerOptions, precision: str, stage: int) -> dict[s
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": options.max_grad_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": False, "stage3_gather_16bit_weights_on_model_save": False},
+        "zero_optimization": {"stage": stage, "overlap_comm": False},
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
     }
 
