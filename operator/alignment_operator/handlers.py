@@ -1,4 +1,4 @@
-"""kopf: delivers AlignmentJobs, start-up and shutdown. The only file that knows it.
+"""kopf: delivers AlignmentJobs and shutdown. The only file that knows it.
 
 Events alone: no finalizer, no annotation, no handler that detects changes (it would keep the whole spec in an
 annotation). An event that fails is not repeated by kopf, so it only puts the job's key in the queue.
@@ -48,10 +48,6 @@ def _registry(operator: Operator, client: KubeClient) -> kopf.OperatorRegistry:
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
         return kopf.AiohttpSession(server=client.server, aiohttp_session=client.new_session())
-
-    @kopf.on.startup(registry=registry)
-    async def startup(**_: Any) -> None:
-        await operator.ready()
 
     @kopf.on.cleanup(registry=registry)
     async def cleanup(**_: Any) -> None:

@@ -81,6 +81,7 @@ async def _lead(operator: Operator, client: KubeClient, lease: Lease, namespace:
     """The work, with the mirrors and the lease's renewal beside it: the first of them to fail ends all."""
     async with asyncio.TaskGroup() as tasks:
         beside = (tasks.create_task(lease.keep()), tasks.create_task(operator.run()))
+        await operator.ready()  # also because kopf, when it ends, waits for every task that is younger than itself
         await handlers.run(operator, client, namespace)
         for task in beside:
             task.cancel()

@@ -11,13 +11,13 @@ from typing import Literal
 import aiohttp
 
 from alignment_api.job import API_VERSION, KIND, AlignmentJob
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.status import AlignmentJobStatus, Condition
 from alignment_operator.kube.client import ApiError, KubeClient, Manifest
 from alignment_operator.kube.paths import collection
 
 COMPONENT = "alignment-operator"
-BAD_WHEN = {"Admitted": "False", "PoolsAvailable": "False", "DataReady": "False", "Failed": "True"}
-"""Condition -> the status that deserves a Warning."""
+BAD_WHEN = {"Admitted": "False", "PoolsAvailable": "False", "Failed": "True"}
+"""Condition -> the status that deserves a Warning, and an Event for each new reason."""
 MESSAGE_CHARACTERS = 1024
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ def transitions(before: AlignmentJobStatus, after: AlignmentJobStatus) -> Iterat
     known = {condition.type: condition for condition in before.conditions}
     for condition in after.conditions:
         was = known.get(condition.type)
-        if was is not None and (was.status, was.reason) == (condition.status, condition.reason):
-            continue
         bad = BAD_WHEN.get(condition.type) == condition.status
+        if not (bad and _reason(was) != condition.reason) and _status(was) == condition.status:
+            continue
         text = condition.message or f"{condition.type} is {condition.status}"
         yield Note("Warning" if bad else "Normal", condition.reason, text)
     if after.stage != before.stage and after.stage is not None:
@@ -47,6 +47,15 @@ def transitions(before: AlignmentJobStatus, after: AlignmentJobStatus) -> Iterat
     if after.attempt > before.attempt > 0:
         step = after.checkpoint.step if after.checkpoint else 0
         yield Note("Warning", "AttemptStarted", f"attempt {after.attempt} starts from step {step}")
+
+
+def _reason(condition: Condition | None) -> str | None:
+    return None if condition is None else condition.reason
+
+
+def _status(condition: Condition | None) -> str:
+    """A condition that was never set does not hold."""
+    return "False" if condition is None else condition.status
 
 
 class EventPoster:

@@ -23,9 +23,9 @@ from alignment_operator.kube.paths import collection, named
 from alignment_operator.kube.poll import StatusPoller
 from alignment_operator.kube.reflector import Reflector
 from alignment_operator.kube.telemetry import Telemetry
+from alignment_operator.places import claims
 from alignment_operator.plan.types import JobKey, Observed, Plan, VolumeView
 from alignment_operator.reconcile import Conflict
-from alignment_operator.places import claims
 
 Pods = Reflector[SeenPod, JobKey]
 Nodes = Reflector[NodeView, str]
