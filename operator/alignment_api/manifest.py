@@ -120,3 +120,9 @@ def _unknown_metadata(root: Node, value: dict[str, Any], file: str) -> list[Prob
         for name in metadata
         if name not in _METADATA
     ]
+
+
+def problem_at(text: str, file: str, path: Path, message: str) -> Problem:
+    """A mistake found later, by looking at what the manifest names, at the line of the field that names it."""
+    documents, _ = parse_yaml(text)
+    return Problem(file, documents[0].line_of(path), field_path(path), message)

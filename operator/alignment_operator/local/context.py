@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from alignment_api.context import Context
 from alignment_api.job import AlignmentJob
@@ -35,24 +33,15 @@ class Places:
 
     folder: RunFolder
     platform: Platform
-    volumes: Mapping[str, Path] = field(default_factory=dict)
-    """Claim -> the folder that stands for it."""
     ports: Ports = field(default_factory=Ports)
-
-    def path(self, source: str) -> str:
-        """A file:// or pvc:// source as a path here. Raises KeyError for a claim that no folder stands for."""
-        parsed = parse_source(source)
-        if parsed.claim is None:
-            return parsed.path
-        return str(self.volumes[parsed.claim] / parsed.path)
 
     def storage(self, job: AlignmentJob) -> str:
         """Checkpoints and prepared data: the run's folder unless the spec says otherwise."""
-        return self.path(job.spec.storage.source) if job.spec.storage else str(self.folder.path)
+        return parse_source(job.spec.storage.source).path if job.spec.storage else str(self.folder.path)
 
     def output(self, job: AlignmentJob) -> str:
         """The model and its report: the run's folder unless the spec says otherwise."""
-        return self.path(job.spec.output.destination) if job.spec.output else str(self.folder.path)
+        return parse_source(job.spec.output.destination).path if job.spec.output else str(self.folder.path)
 
 
 def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Context:
@@ -68,10 +57,10 @@ def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Cont
         replicas=instance.replicas,
         processes=instance.processes,
         gpus=instance.gpus,
-        job_file=str(folder.job_file),
+        job_file=str(folder.spec_file(instance.attempt)),
         storage=places.storage(job),
         output=places.output(job),
-        sources={s: places.path(s) for s in read_sources(job).values() if parse_source(s).scheme != "hf"},
+        sources={s: parse_source(s).path for s in read_sources(job).values() if parse_source(s).scheme == "file"},
         peers={role: _servers(job, role, ports) for role in instance.peers},
         host=HOST,
         port=ports.of(instance.role, instance.index),

@@ -13,6 +13,7 @@ from alignment_api.job import AlignmentJob
 from alignment_api.manifest import read_manifest
 from alignment_api.status import AlignmentJobStatus
 from alignment_api.yaml_text import dump_yaml
+from alignment_operator.resources.objects import job_as_read
 
 
 class FolderInUse(Exception):
@@ -78,6 +79,16 @@ class RunFolder:
         descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32))
+
+    def spec_file(self, attempt: int) -> Path:
+        """The job as the instances of that attempt read it."""
+        return self._own / f"spec-{attempt}.json"
+
+    def write_spec(self, job: AlignmentJob, attempt: int) -> None:
+        """What a ConfigMap is on a cluster."""
+        _write(
+            self.spec_file(attempt), job_as_read(job).model_dump_json(exclude={"status"}, exclude_none=True, indent=2)
+        )
 
     def log_file(self, instance: str) -> Path:
         """The log of one life of a role instance."""

@@ -17,7 +17,7 @@ from alignment_operator.local.context import Places, build_context
 from alignment_operator.local.machine import NOTICE_SECONDS
 from alignment_operator.local.poll import poll
 from alignment_operator.local.task import Task
-from alignment_operator.plan.types import Instance, JobKey, Observed, Plan, PodView, VolumeView
+from alignment_operator.plan.types import Instance, JobKey, Observed, Plan, PodView
 
 COMMAND = (sys.executable, "-m", "alignment_trainer.main")
 _NODES: Mapping[PoolName, int] = {"onDemand": 1, "spot": 1, "cpu": 1}
@@ -27,7 +27,7 @@ class LocalWorld:
     """Holds the run's processes. `close` leaves none behind."""
 
     def __init__(self, job: AlignmentJob, places: Places, gpus: int = 0) -> None:
-        """`job` has its UID and absolute sources; the folder of `places` is locked; `gpus`: those of this machine."""
+        """`job` has its UID and sources as `local_job` gives them; the folder of `places` is locked."""
         self._job = job
         self._places = places
         self._gpus = gpus
@@ -56,7 +56,6 @@ class LocalWorld:
             job=self._job.model_copy(update={"status": self.status}),
             platform=self._places.platform,
             pods=self.views,
-            volumes={claim: VolumeView(("ReadWriteMany",)) for claim in self._places.volumes},
             nodes=_NODES,
             own_files=True,
         )
@@ -81,14 +80,20 @@ class LocalWorld:
             self._tasks[name].gated = False
         for task in self._tasks.values():
             if task.process is None and not task.gated:
-                self._start(task)
+                self._start(job, task)
         self._remember()
 
     @property
     def at_rest(self) -> bool:
-        """Nothing runs and nothing will: the job is complete, has failed, or is suspended."""
-        done = self.status.phase in ("Complete", "Failed", "Suspended")
+        """Nothing runs and nothing will: the job is complete, has failed, is suspended, or was refused."""
+        done = self.status.phase in ("Complete", "Failed", "Suspended") or self.refusal is not None
         return done and not any(task.running for task in self._tasks.values())
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing of the job may start; a cluster may change and admit it later, a laptop does not."""
+        admitted = next((c for c in self.status.conditions if c.type == "Admitted"), None)
+        return admitted.message if admitted is not None and admitted.status == "False" else None
 
     def close(self) -> None:
         """Kills what still runs and forgets the token."""
@@ -112,13 +117,14 @@ class LocalWorld:
         else:
             del self._tasks[task.instance.name]
 
-    def _start(self, task: Task) -> None:
+    def _start(self, job: AlignmentJob, task: Task) -> None:
         gpus = self._free_gpus(task.instance)
         if gpus is None:
             return
         task.gpus = gpus
         folder = self._places.folder
-        context = build_context(self._job, task.instance, self._places)
+        folder.write_spec(job, task.instance.attempt)
+        context = build_context(job, task.instance, self._places)
         folder.outcome_file(task.instance.name).unlink(missing_ok=True)
         environment = {**os.environ, CONTEXT_VARIABLE: context.model_dump_json(by_alias=True)} | _visible(gpus)
         task.process = process.start(list(COMMAND), environment, folder.log_file(task.instance.name))

@@ -28,7 +28,7 @@ def build_config(job: AlignmentJob, attempt: int) -> Manifest:
         "kind": "ConfigMap",
         "metadata": build_metadata(job, names.config_name(job, attempt)),
         "immutable": True,
-        "data": {names.JOB_FILE: _as_read(job).model_dump_json(exclude={"status"}, exclude_none=True, indent=2)},
+        "data": {names.JOB_FILE: job_as_read(job).model_dump_json(exclude={"status"}, exclude_none=True, indent=2)},
     }
 
 
@@ -104,7 +104,7 @@ def _headless(job: AlignmentJob, role: str, name: str, before_ready: bool) -> Ma
     }
 
 
-def _as_read(job: AlignmentJob) -> AlignmentJob:
+def job_as_read(job: AlignmentJob) -> AlignmentJob:
     """The job without the bookkeeping of its metadata, and with pinned revisions."""
     metadata = ObjectMeta(
         name=job.metadata.name,

@@ -1,0 +1,112 @@
+"""A manifest from its file, and everything that can be checked about it before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignment_api.job import AlignmentJob
+from alignment_api.manifest import InvalidManifest, Problem, problem_at, read_manifest
+from alignment_api.sources import parse_source
+from alignment_cli.errors import Refused
+from alignment_operator.local.sources import READ, local_job, missing_volumes, sources_of
+
+_SHOWN_ROWS = 20
+_DATA = (("spec", "data", "source"), ("spec", "data", "evaluation", "source"))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest's text with the job it means: relative sources stay relative to `file`."""
+
+    file: Path
+    text: str
+    job: AlignmentJob
+
+    def problem(self, path: tuple[str, ...], message: str) -> Problem:
+        """A mistake at that field."""
+        return problem_at(self.text, str(self.file), path, message)
+
+    def local_job(self, volumes: Mapping[str, Path]) -> AlignmentJob:
+        """The job with its sources as this machine sees them."""
+        return local_job(self.job, self.file.parent, volumes)
+
+
+def read_file(file: Path) -> Manifest:
+    """The manifest in `file`. Raises Refused where there is none, InvalidManifest with every mistake in it."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Refused(f"{file}: there is no such file; write the path of a manifest, for example job.yaml") from None
+    except IsADirectoryError:
+        raise Refused(f"{file}: is a folder; write the path of a manifest, for example {file}/job.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{file}: cannot be read: {error}") from None
+    return Manifest(file, text, read_manifest(text, str(file)))
+
+
+def parse_volumes(options: list[str]) -> dict[str, Path]:
+    """`claim=folder` options. Raises Refused with the form."""
+    volumes = {}
+    for option in options:
+        claim, separator, folder = option.partition("=")
+        if not separator or not claim or not folder:
+            raise Refused(f"--volume {option}: write --volume CLAIM=FOLDER, for example --volume data=./data")
+        if not Path(folder).is_dir():
+            raise Refused(f"--volume {option}: there is no folder {folder}; make it, or name another")
+        volumes[claim] = Path(folder).absolute()
+    return volumes
+
+
+def check_volumes(manifest: Manifest, volumes: Mapping[str, Path]) -> None:
+    """Raises InvalidManifest where a claim has no folder here."""
+    missing = missing_volumes(manifest.job, volumes)
+    if missing:
+        raise InvalidManifest([manifest.problem(path, message) for path, message in missing])
+
+
+def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
+    """What is wrong with the files that the manifest reads on this machine: missing ones, and invalid rows."""
+    complaints: list[str] = []
+    for path, text in sources_of(manifest.local_job(volumes)):
+        source = parse_source(text)
+        if path not in READ or source.scheme != "file":
+            continue
+        place = Path(source.path)
+        problem = _missing(path, place)
+        if problem is not None:
+            complaints.append(str(manifest.problem(path, problem)))
+        elif path in _DATA and manifest.job.spec.data.on_invalid == "refuse":
+            complaints += _invalid_rows(place)
+    return complaints
+
+
+def _missing(path: tuple[str, ...], place: Path) -> str | None:
+    if not place.exists():
+        beside = sorted(entry.name for entry in place.parent.iterdir())[:10] if place.parent.is_dir() else []
+        return f"{place} does not exist; " + (f"beside it are {', '.join(beside)}" if beside else "check the path")
+    if path == ("spec", "model", "source") and not (place / "config.json").is_file():
+        return f"{place} has no config.json; write the path of a Hugging Face model folder"
+    return None
+
+
+def _invalid_rows(place: Path) -> Iterator[str]:
+    from alignment_trainer.data.rows import InvalidRow, parse_row, read_rows
+    from alignment_trainer.errors import UserError
+
+    found = 0
+    try:
+        for row in read_rows(place):
+            try:
+                parse_row(row)
+            except InvalidRow as error:
+                found += 1
+                if found <= _SHOWN_ROWS:
+                    yield f"{row.place}: {error}"
+    except UserError as error:
+        yield str(error)
+    if found > _SHOWN_ROWS:
+        yield f"{place.name}: ... and {found - _SHOWN_ROWS} more invalid rows"
+    if found:
+        yield f"{place.name}: mend these rows, or write spec.data.onInvalid: drop"

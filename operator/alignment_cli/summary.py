@@ -1,0 +1,64 @@
+"""What a finished run comes down to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from alignment_api.status import AlignmentJobStatus, EvaluationReport, Interval
+from alignment_cli.display import duration
+
+
+def print_summary(console: Console, name: str, status: AlignmentJobStatus, storage: Path, output: Path) -> None:
+    """Held-out figures before and after, the time it took, and where the model is."""
+    stages = {stage.name: stage for stage in status.stages}
+    train = stages.get("train")
+    took = f"{name} is complete after {duration(status.active_seconds)}"
+    if train is not None and train.finished_at is not None:
+        took += f" (training {duration((train.finished_at - train.started_at).total_seconds())})"
+    console.print(took, highlight=False)
+    if status.evaluation is not None:
+        console.print(_figures(status.evaluation, length_baseline(storage)))
+    console.print(f"model   {output / 'model'}", highlight=False, soft_wrap=True)
+    console.print(f"report  {output / 'evaluation.json'}", highlight=False, soft_wrap=True)
+
+
+def _figures(report: EvaluationReport, baseline: float | None) -> Table:
+    table = Table(title=f"{report.after.accuracy.count} held-out pairs, 95% intervals", title_justify="left")
+    for heading in ("", "before", "after"):
+        table.add_column(heading)
+    rows = {
+        "accuracy (positive reward margin)": "accuracy",
+        "reward margin": "margin",
+        "chosen is the likelier one": "likelier_chosen",
+    }
+    for words, field in rows.items():
+        table.add_row(words, _interval(getattr(report.before, field)), _interval(getattr(report.after, field)))
+    if baseline is not None:
+        table.add_row("accuracy by length alone", f"{baseline:.3f}", f"{baseline:.3f}")
+    return table
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def length_baseline(storage: Path) -> float | None:
+    """Held-out accuracy of one rule: the longer completion is the chosen one (the shorter, if training rows say so).
+
+    Ties count a half. A model that is no better has learnt lengths. None where the prepared data is gone.
+    """
+    if not (storage / "prepared" / "evaluation.safetensors").exists():
+        return None
+    longer = _share_longer(storage / "prepared" / "evaluation.safetensors")
+    return longer if _share_longer(storage / "prepared" / "train.safetensors") >= 0.5 else 1 - longer
+
+
+def _share_longer(file: Path) -> float:
+    from safetensors.numpy import load_file
+
+    tensors = load_file(file)
+    chosen, rejected = tensors["chosen_lengths"], tensors["rejected_lengths"]
+    return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())

@@ -1,0 +1,62 @@
+"""A manifest's sources on this machine: every one of them a path here, or on the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignment_api.job import AlignmentJob
+from alignment_api.sources import parse_source
+
+FieldPath = tuple[str, ...]
+
+READ: tuple[FieldPath, ...] = (
+    ("spec", "model", "source"),
+    ("spec", "data", "source"),
+    ("spec", "data", "evaluation", "source"),
+    ("spec", "checkpoint", "resumeFrom"),
+)
+WRITTEN: tuple[FieldPath, ...] = (("spec", "storage", "source"), ("spec", "output", "destination"))
+
+
+def sources_of(job: AlignmentJob) -> Iterator[tuple[FieldPath, str]]:
+    """Every source that the spec names, with its field."""
+    value = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for path in (*READ, *WRITTEN):
+        source = _get(value, path)
+        if source is not None:
+            yield path, source
+
+
+def local_job(job: AlignmentJob, beside: Path, volumes: Mapping[str, Path]) -> AlignmentJob:
+    """The job with every path absolute: file://./path is seen from `beside`, the folder of its manifest.
+
+    A pvc:// source of a claim in `volumes` becomes a path in the folder that stands for it.
+    """
+    value = job.model_dump(mode="json", by_alias=True)
+    for path, text in sources_of(job):
+        source = parse_source(text)
+        if source.scheme != "hf" and (source.claim is None or source.claim in volumes):
+            root = beside.absolute() if source.claim is None else volumes[source.claim]
+            _get(value, path[:-1])[path[-1]] = f"file://{os.path.normpath(root / source.path)}"
+    return AlignmentJob.model_validate(value)
+
+
+def missing_volumes(job: AlignmentJob, volumes: Mapping[str, Path]) -> list[tuple[FieldPath, str]]:
+    """Fields whose claim no folder stands for, with what to write."""
+    claims = ((path, text, parse_source(text).claim) for path, text in sources_of(job))
+    return [
+        (path, f"`{text}` is a volume of a cluster; say which folder stands for it here: --volume {claim}=FOLDER")
+        for path, text, claim in claims
+        if claim is not None and claim not in volumes
+    ]
+
+
+def _get(value: Any, path: FieldPath) -> Any:
+    for name in path:
+        if value is None:
+            return None
+        value = value.get(name)
+    return value
