@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from alignment_trainer.servers.board import resident_peak_bytes
 
-_LABELS = ("job", "role")
+_LABELS = ("job_name", "role")  # not `job`: Prometheus gives that name to the scrape
 GAUGES = {
     "step": ("alignment_step", "Optimizer steps done"),
     "loss": ("alignment_loss", "Mean training loss of the last step"),
@@ -41,7 +41,7 @@ class Metrics:
 
     def __init__(self, job: str, role: str) -> None:
         self.registry = CollectorRegistry()
-        self._labels = {"job": job, "role": role}
+        self._labels = {"job_name": job, "role": role}
         self._gauges = {
             short: Gauge(name, text, _LABELS, registry=self.registry) for short, (name, text) in GAUGES.items()
         }
