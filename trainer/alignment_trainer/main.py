@@ -34,7 +34,7 @@ ROLES = {
     "policy": "alignment_trainer.policy",
     "evaluator": "alignment_trainer.evaluate",
 }
-"""Role -> module with its `run(instance) -> Outcome`. By name, so that `prepare` does not wait for torch."""
+"""Role -> module with its `run(instance) -> Outcome`. By name, so that the server answers while torch is being loaded."""
 
 
 class TooFewGPUs(RuntimeError):

@@ -78,13 +78,13 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     Raises UserError for a folder without such files and for any other file.
     """
     number = 0
-    for file in _files(path):
+    for file in data_files(path):
         for place, value, broken in _READERS[file.suffix](file):
             number += 1
             yield RawRow(number, f"{file.name}:{place}", value, broken)
 
 
-def _files(path: Path) -> list[Path]:
+def data_files(path: Path) -> list[Path]:
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in DATA_SUFFIXES and file.is_file())

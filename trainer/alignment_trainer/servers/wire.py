@@ -1,0 +1,123 @@
+"""What `POST /v1/logprobs` carries: safetensors in, safetensors out (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from alignment_trainer.data.packing import PromptGroup
+
+FINGERPRINT, RANKS = "model_fingerprint", "ranks"
+_LENGTHS = ("prompt_lengths", "completion_lengths", "completions_per_row", "batch_lengths")
+_TENSORS = ("prompt_tokens", "completion_tokens", *_LENGTHS)
+Arrays = dict[str, NDArray[Any]]
+T = TypeVar("T")
+Batches = tuple[tuple[PromptGroup, ...], ...]
+
+
+class WireError(ValueError):
+    """A body that is not what the protocol says."""
+
+
+@dataclass(frozen=True)
+class LogprobsRequest:
+    """Rows to score, batch by batch. ranks: of the training whose micro-batches the server repeats."""
+
+    fingerprint: str
+    ranks: int
+    batches: Batches
+
+
+def encode_request(request: LogprobsRequest) -> bytes:
+    groups = [group for batch in request.batches for group in batch]
+    completions = [completion for group in groups for completion in group.completions]
+    arrays = {
+        "prompt_tokens": _flat([group.prompt for group in groups]),
+        "prompt_lengths": _array([len(group.prompt) for group in groups]),
+        "completion_tokens": _flat(completions),
+        "completion_lengths": _array([len(completion) for completion in completions]),
+        "completions_per_row": _array([len(group.completions) for group in groups]),
+        "batch_lengths": _array([len(batch) for batch in request.batches]),
+    }
+    return save(arrays, metadata={FINGERPRINT: request.fingerprint, RANKS: str(request.ranks)})
+
+
+def decode_request(body: bytes, vocabulary: int) -> LogprobsRequest:
+    """Raises WireError that names the tensor, what was found and what belongs there."""
+    arrays, metadata = _load(body)
+    for name in _TENSORS:
+        if name not in arrays:
+            raise WireError(f"no tensor `{name}`; found {sorted(arrays)}; send {', '.join(_TENSORS)} as int32")
+        if arrays[name].dtype != np.int32 or arrays[name].ndim != 1:
+            raise WireError(f"`{name}` is {arrays[name].dtype} {arrays[name].shape}; send it flat, as int32")
+    for name in _LENGTHS:
+        if not len(arrays[name]) or arrays[name].min() < 1:
+            raise WireError(f"`{name}` is empty or has a length below 1; every prompt and completion needs a token")
+    for tokens in ("prompt_tokens", "completion_tokens"):
+        if len(arrays[tokens]) and not 0 <= arrays[tokens].min() <= arrays[tokens].max() < vocabulary:
+            raise WireError(f"`{tokens}` holds ids outside 0..{vocabulary - 1}; tokenize with this model's tokenizer")
+    if not metadata.get(RANKS, "1").isdecimal() or int(metadata.get(RANKS, "1")) < 1:
+        raise WireError(f"metadata `{RANKS}` is `{metadata[RANKS]}`; send the training's ranks, 1 or more")
+    return LogprobsRequest(metadata.get(FINGERPRINT, ""), int(metadata.get(RANKS, "1")), _batches(arrays))
+
+
+def encode_answer(fingerprint: str, logprobs: NDArray[np.float32]) -> bytes:
+    """logprobs: flat, one for each completion token of the request, in nats."""
+    return save({"logprobs": logprobs}, metadata={FINGERPRINT: fingerprint})
+
+
+def decode_answer(body: bytes, tokens: int) -> NDArray[np.float32]:
+    """The log-probs of so many completion tokens. Raises WireError."""
+    arrays, _ = _load(body)
+    logprobs = arrays.get("logprobs")
+    if logprobs is None or logprobs.dtype != np.float32 or logprobs.shape != (tokens,):
+        raise WireError(f"an answer without {tokens} float32 `logprobs`; found {sorted(arrays)}")
+    result: NDArray[np.float32] = logprobs
+    return result
+
+
+def _batches(arrays: Arrays) -> Batches:
+    tensors: dict[str, list[int]] = {name: arrays[name].tolist() for name in _TENSORS}
+    completions = _cut(tensors["completion_tokens"], tensors["completion_lengths"], "completion_tokens")
+    prompts = _cut(tensors["prompt_tokens"], tensors["prompt_lengths"], "prompt_tokens")
+    per_row = _cut(completions, tensors["completions_per_row"], "completion_lengths")
+    if len(prompts) != len(per_row):
+        raise WireError(
+            f"{len(prompts)} `prompt_lengths`, {len(per_row)} `completions_per_row`; send one of each a row"
+        )
+    groups = [PromptGroup(tuple(p), tuple(map(tuple, cs))) for p, cs in zip(prompts, per_row, strict=True)]
+    return tuple(tuple(batch) for batch in _cut(groups, tensors["batch_lengths"], "prompt_lengths"))
+
+
+def _cut(values: Sequence[T], lengths: Sequence[int], name: str) -> list[Sequence[T]]:
+    """Consecutive pieces. Raises WireError where the lengths do not add up."""
+    ends = list(accumulate(lengths))
+    if ends[-1] != len(values):
+        raise WireError(f"`{name}` has {len(values)} entries, their lengths add up to {ends[-1]}")
+    return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _load(body: bytes) -> tuple[Arrays, dict[str, str]]:
+    try:
+        arrays = load(body)
+        length = struct.unpack("<Q", body[:8])[0]
+        return arrays, json.loads(body[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WireError(f"not safetensors ({len(body)} bytes): {error}") from error
+
+
+def _flat(sequences: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    return _array([token for sequence in sequences for token in sequence])
+
+
+def _array(values: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(values, dtype=np.int32)

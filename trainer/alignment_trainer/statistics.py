@@ -1,0 +1,58 @@
+"""Means of held-out pairs with 95% intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignment_api.status import Interval
+
+Z95 = 1.959963984540054
+"""Two-sided 95% quantile of the normal distribution."""
+Values = NDArray[np.float64]
+
+
+def share_interval(values: Values, clusters: Sequence[Hashable]) -> Interval:
+    """A share with the Wilson score interval (Wilson 1927) at the effective number of independent pairs.
+
+    values: (pairs,) of 1, 0, and 1/2 for a tie. clusters: (pairs,) the prompt of each; pairs of one prompt are not
+    independent. Their number is divided by the design effect (Kish 1965), the cluster-robust variance of the mean over
+    that of independent pairs, where it is above 1. Unlike a normal interval it never leaves [0, 1] and is not of zero
+    width at a share of 0 or 1.
+    """
+    count, mean = len(values), float(np.mean(values))
+    independent = mean * (1 - mean) / count
+    effect = max(1.0, standard_error(values, clusters) ** 2 / independent) if independent > 0 else 1.0
+    distinct = len(set(clusters))
+    low, high = wilson(mean, min(count / effect, count) if independent > 0 else distinct)
+    return Interval(value=mean, low=low, high=high, count=count)
+
+
+def mean_interval(values: Values, clusters: Sequence[Hashable]) -> Interval:
+    """A mean with a normal interval whose standard error is robust to clusters. Same shapes as `share_interval`."""
+    mean, error = float(np.mean(values)), standard_error(values, clusters)
+    return Interval(value=mean, low=mean - Z95 * error, high=mean + Z95 * error, count=len(values))
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Bounds of the Wilson score interval of a share seen in so many independent trials."""
+    shrink = 1 + Z95**2 / count
+    middle = (share + Z95**2 / (2 * count)) / shrink
+    half = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2)) / shrink
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def standard_error(values: Values, clusters: Sequence[Hashable]) -> float:
+    """Of the mean, with pairs of one cluster as dependent as they like (Liang & Zeger 1986; factor G / (G - 1)).
+
+    sqrt(G/(G-1) sum_g (sum_{i in g} (v_i - mean))^2) / n. Zero for a single cluster, of which no variance is known.
+    """
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    if len(numbers) < 2:
+        return 0.0
+    sums = np.zeros(len(numbers))
+    np.add.at(sums, [numbers[cluster] for cluster in clusters], values - np.mean(values))
+    return float(math.sqrt(len(numbers) / (len(numbers) - 1) * np.sum(sums**2)) / len(values))

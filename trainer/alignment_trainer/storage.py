@@ -1,0 +1,217 @@
+"""The job's storage: room, claims of epochs, and the commit that a new attempt starts from (docs/adr/0003)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from alignment_api.base import Contract
+from alignment_api.spec import AlignmentJobSpec
+from alignment_trainer.checkpoint import Commit, DamagedCommitError, list_commits, newest_verified
+from alignment_trainer.data.files import flush
+from alignment_trainer.errors import UserError
+
+CHECKPOINT_BYTES = 12
+"""Per parameter: fp32 weight and AdamW's two moments."""
+EXPORT_BYTES = {"bf16": 2, "fp32": 4}
+"""Per parameter of the exported model."""
+
+
+class DamagedClaimError(ValueError):
+    """A claim cannot be read: whose storage this is, and what counts in it, is unknown."""
+
+
+class Place(Contract):
+    """A commit, by where it stands."""
+
+    epoch: int
+    """Whose writer made it."""
+    step: int
+    """Optimizer steps it holds."""
+
+
+class Claim(Contract):
+    """claims/<epoch:04d>.json: the right to write commits of an epoch, taken by creating the file."""
+
+    epoch: int
+    """Grows by one with every claim."""
+    uid: str
+    """Identity of the job that owns the storage."""
+    attempt: int
+    """The attempt that claims, as the operator counts it."""
+    start: Place | None
+    """The commit it starts from; None for the model as it came, or for that of checkpoint.resumeFrom."""
+    claimed_at: datetime
+    """When."""
+
+
+def claims_folder(storage: Path) -> Path:
+    return storage / "claims"
+
+
+def checkpoints_folder(storage: Path) -> Path:
+    return storage / "checkpoints"
+
+
+def read_claims(storage: Path) -> list[Claim]:
+    """Every claim, in order of epoch. Raises DamagedClaimError."""
+    claims = []
+    for path in sorted(claims_folder(storage).glob("[0-9]*.json")):
+        try:
+            claims.append(Claim.model_validate_json(path.read_text()))
+        except ValidationError as error:
+            raise DamagedClaimError(
+                f"{path}: not a claim: {error.errors()[0]['msg']}; restore it from a copy"
+            ) from error
+    return claims
+
+
+def check_owner(storage: Path, uid: str) -> None:
+    """Raises UserError where another job has claimed this storage."""
+    for claim in read_claims(storage):
+        if claim.uid != uid:
+            raise UserError(
+                "ForeignStorage",
+                f"spec.storage.source: {storage} belongs to job {claim.uid}, this is job {uid}; give this job storage "
+                "of its own, and name the other in spec.checkpoint.resumeFrom to start from its last checkpoint",
+            )
+
+
+def claim_epoch(storage: Path, uid: str, attempt: int) -> Claim:
+    """Takes the next epoch; of two that try at once each gets its own.
+
+    The claim names the newest verified commit of the lineage. Whatever an older epoch commits from now on is never
+    read. Raises UserError for another job's storage, DamagedCommitError where there are commits and none is whole.
+    """
+    check_owner(storage, uid)
+    folder = claims_folder(storage)
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        claims = read_claims(storage)
+        start = newest_start(storage, claims)
+        claim = Claim(
+            epoch=claims[-1].epoch + 1 if claims else 1,
+            uid=uid,
+            attempt=attempt,
+            start=Place(epoch=start.epoch, step=start.step) if start else None,
+            claimed_at=datetime.now(UTC),
+        )
+        if _create(folder / f"{claim.epoch:04d}.json", claim.model_dump_json(indent=1)):
+            check_owner(storage, uid)
+            return claim
+
+
+def _create(path: Path, text: str) -> bool:
+    """Creates the file with its whole text, unless it is there: a link is as exclusive as O_EXCL, and never half."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
+    return True
+
+
+def lineage(claims: list[Claim]) -> list[tuple[int, int | None]]:
+    """Epochs whose commits count, newest first, each with the highest step that counts (None: all of them).
+
+    Of an older epoch only what the next claim of the lineage starts from, and before, is an ancestor.
+    """
+    by_epoch = {claim.epoch: claim for claim in claims}
+    counted: list[tuple[int, int | None]] = []
+    epoch, last = (claims[-1].epoch if claims else None), None
+    while epoch is not None:
+        counted.append((epoch, last))
+        start = by_epoch[epoch].start
+        epoch, last = (start.epoch, start.step) if start else (None, None)
+    return counted
+
+
+def newest_start(storage: Path, claims: list[Claim]) -> Commit | None:
+    """The newest verified commit of the lineage; None where nothing was ever committed in it.
+
+    Raises DamagedCommitError where there are commits and none is whole, or where one that a claim started from is gone.
+    """
+    folders = [
+        folder
+        for epoch, last in lineage(claims)
+        for folder in list_commits(checkpoints_folder(storage) / f"{epoch:04d}")
+        if last is None or int(folder.name) <= last
+    ]
+    newest = newest_verified(folders)
+    if newest is None and any(claim.start for claim in claims):
+        raise DamagedCommitError(f"{checkpoints_folder(storage)}: the commits that the claims started from are gone")
+    return newest
+
+
+def start_of(storage: Path, claim: Claim) -> Path | None:
+    """The folder of the commit that a claim starts from."""
+    if claim.start is None:
+        return None
+    return checkpoints_folder(storage) / f"{claim.start.epoch:04d}" / f"{claim.start.step:08d}"
+
+
+def resume_from(storage: Path, source: str) -> Commit:
+    """The last verified commit of another job's storage, which is only read. Raises UserError where there is none."""
+    commit = newest_start(storage, read_claims(storage))
+    if commit is None:
+        raise UserError(
+            "NoCheckpoint", f"spec.checkpoint.resumeFrom: `{source}` ({storage}) holds no checkpoint; leave it out"
+        )
+    return commit
+
+
+def needed_bytes(parameters: int, spec: AlignmentJobSpec) -> tuple[int, int]:
+    """Bytes that checkpoints (those kept and the one being written) and the exported model take."""
+    checkpoints = (spec.checkpoint.keep + 1) * CHECKPOINT_BYTES * parameters
+    return checkpoints, EXPORT_BYTES[spec.training.precision] * parameters
+
+
+def check_writable(storage: Path) -> None:
+    """Raises UserError where nothing can be written."""
+    probe = storage / f".writable-{uuid.uuid4().hex}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            "StorageNotWritable", f"spec.storage.source: {storage}: {error.strerror}; give a volume that pods may write"
+        ) from error
+
+
+def check_room(storage: Path, output: Path, needed: tuple[int, int]) -> None:
+    """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free."""
+    checkpoints, export = needed
+    output.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(storage).free + _size(checkpoints_folder(storage))
+    if storage.stat().st_dev == output.stat().st_dev:
+        _require("spec.storage.source", storage, checkpoints + export, free)
+    else:
+        _require("spec.storage.source", storage, checkpoints, free)
+        _require("spec.output.destination", output, export, shutil.disk_usage(output).free)
+
+
+def _require(field: str, folder: Path, needed: int, free: int) -> None:
+    if free < needed:
+        raise UserError(
+            "StorageFull",
+            f"{field}: {folder} has {free:,} bytes free, this job needs {needed:,}; take a larger volume, or lower "
+            "spec.checkpoint.keep",
+        )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
