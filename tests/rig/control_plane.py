@@ -71,6 +71,11 @@ class Layout:
         return self.slot.work / "tokens.csv"
 
     @property
+    def disk(self) -> Path:
+        """Where the nodes' disk is mounted, inside the rig."""
+        return self.slot.work / "disk"
+
+    @property
     def dynamic_volumes(self) -> Path:
         return self.slot.work / "dynamic-volumes"
 

@@ -69,8 +69,14 @@ class Node:
         return self.spec.name
 
     @property
-    def disk(self) -> Path:
+    def settings(self) -> Path:
+        """Configuration files, written from outside."""
         return self.layout.slot.work / "nodes" / self.name
+
+    @property
+    def disk(self) -> Path:
+        """containerd's and the kubelet's data, on the rig's own disk: only processes inside see it."""
+        return self.layout.disk / self.name
 
     def start(self) -> None:
         """Boot the node, or only its kubelet where that alone was killed. Ready a few seconds later."""
@@ -81,7 +87,7 @@ class Node:
         """containerd with its images; the API server need not answer yet."""
         if self.sandbox is None or not self.sandbox.alive:
             self.sandbox = Sandbox.unshare("--mount", "--pid", "--uts", cgroups=self.rig.cgroups, inside=self.rig)
-            self._prepare_disk()
+            self._prepare_disk(self.sandbox)
             self._mount(self.sandbox)
             self._start_containerd(self.sandbox)
         for archive in self.images:
@@ -125,12 +131,12 @@ class Node:
         pids = {name: pid for name, pid, *_ in tasks}
         self.sandbox.run("kill", "-KILL", pids[container_id])
 
-    def _prepare_disk(self) -> None:
-        for folder in ("containerd", "kubelet", "cni", "cni.d", "log", "sysctl", "flexvolume"):
-            (self.disk / folder).mkdir(parents=True, exist_ok=True)
-        for address in (self.disk / "cni" / "rig").glob("10.*"):
-            address.unlink()  # leases of pods that died with the node's last life
-        (self.disk / "log" / "pods").mkdir(exist_ok=True)
+    def _prepare_disk(self, sandbox: Sandbox) -> None:
+        folders = ("containerd", "kubelet", "log/pods", "flexvolume", "cni")
+        sandbox.run("rm", "-rf", str(self.disk / "cni"))  # addresses of pods that died with the node's last life
+        sandbox.run("mkdir", "-p", *(str(self.disk / folder) for folder in folders))
+        for folder in ("cni.d", "sysctl"):
+            (self.settings / folder).mkdir(parents=True, exist_ok=True)
         self._write("cni.d/10-rig.conflist", cni_config(self))
 
     def _mount(self, sandbox: Sandbox) -> None:
@@ -139,12 +145,12 @@ class Node:
         sandbox.run("mount", "--bind", str(self.disk / "log"), "/var/log")
         sandbox.run("hostname", self.name)
         for setting, value in KERNEL_SETTINGS.items():
-            shown = self.disk / "sysctl" / setting.replace("/", ".")
+            shown = self.settings / "sysctl" / setting.replace("/", ".")
             shown.write_text(f"{value}\n")
             sandbox.run("mount", "--bind", str(shown), f"/proc/sys/{setting}")
 
     def _start_containerd(self, sandbox: Sandbox) -> None:
-        config = self.disk / "containerd.toml"
+        config = self.settings / "containerd.toml"
         config.write_text(containerd_config(self))
         path = f"{CONTAINERD.folder}:/usr/local/sbin:/usr/sbin:/sbin:{os.environ.get('PATH', '')}"
         command = [str(CONTAINERD.folder / "containerd"), f"--config={config}"]
@@ -161,7 +167,7 @@ class Node:
             time.sleep(0.1)
 
     def _write(self, name: str, content: dict[str, Any]) -> Path:
-        file = self.disk / name
+        file = self.settings / name
         file.write_text(json.dumps(content, indent=1))
         return file
 
@@ -186,7 +192,7 @@ netns_mounts_under_state_dir = true
 
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{CNI_PLUGINS}"]
-conf_dir = "{node.disk / "cni.d"}"
+conf_dir = "{node.settings / "cni.d"}"
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
