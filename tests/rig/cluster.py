@@ -85,7 +85,7 @@ class Rig:
         assert guardian.stdout is not None
         answer = guardian.stdout.readline()
         if not answer:
-            raise RigUnavailable(f"the rig's guardian ended with {guardian.wait()}; its complaint stands above")
+            raise RuntimeError(f"the rig's guardian ended with {guardian.wait()}; its complaint stands above")
         made = json.loads(answer)
         return cls(Slot(made["slot"]), guardian, Sandbox(made["init"], [Path(group) for group in made["cgroups"]]))
 
@@ -116,6 +116,10 @@ class Rig:
         """`kubectl apply` of some manifests."""
         listing = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.kubectl("apply", "-f", "-", stdin=json.dumps(listing))
+
+    def log(self, component: str) -> str:
+        """What a component wrote: `apiserver`, `coredns`, `spot-0-kubelet`, ..."""
+        return self.layout.log(component).read_text(errors="replace")
 
     def node(self, name: str) -> Node:
         return self.nodes[name]

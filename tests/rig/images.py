@@ -43,14 +43,17 @@ def busybox_image() -> Path:
 
 
 def base_image() -> Path:
-    """Debian with Python 3.11 and nothing else, readable by any user; `python` is `python3`."""
-    archive = cache_folder() / f"image-base-{SUITE}-1.tar"
+    """Debian with Python 3.11, its venv and nothing else, readable by any user; `python` is `python3`."""
+    archive = cache_folder() / f"image-base-{SUITE}-2.tar"
     with exclusive(cache_folder() / ".image-base.lock"):
         if not archive.exists():
             print(f"rig: making the base image {archive}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
                 root = Path(scratch) / "root"
-                _checked([*ALONE, "debootstrap", "--variant=minbase", "--include=python3", SUITE, str(root)], 900)
+                _checked(
+                    [*ALONE, "debootstrap", "--variant=minbase", "--include=python3,python3-venv", SUITE, str(root)],
+                    900,
+                )
                 (root / "usr/bin/python").symlink_to("python3")
                 for bulk in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
                     shutil.rmtree(root / bulk, ignore_errors=True)
@@ -68,7 +71,10 @@ def write_archive(root: Path, archive: Path, name: str, command: Sequence[str]) 
         config = {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": list(command), "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
+            "config": {
+                "Cmd": list(command),
+                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            },
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
         (Path(scratch) / "config.json").write_text(json.dumps(config))
@@ -97,12 +103,15 @@ def _buildah_build(target: str, name: str, arguments: Mapping[str, str], base: P
     with tempfile.TemporaryDirectory(prefix=".buildah-", dir=cache_folder()) as scratch:
         store = [f"--root={scratch}/root", f"--runroot={scratch}/run", "--storage-driver=overlay"]
         settings = [f"--build-arg={key}={value}" for key, value in arguments.items()]
-        settings += [f"--build-arg=PIP_CERT={CERTIFICATES}/ca-certificates.crt", f"--volume={CERTIFICATES}:{CERTIFICATES}:ro"]
+        settings += [
+            f"--build-arg=PIP_CERT={CERTIFICATES}/ca-certificates.crt",
+            f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
+        ]
         tar = Path(scratch) / "image.tar"
+        bud = ["--isolation=chroot", "--network=host", "--pull-never", f"--target={target}", f"--tag={name}", *settings]
         script = [
             ["pull", f"docker-archive:{base}"],
-            ["bud", "--isolation=chroot", "--network=host", "--pull-never", f"--target={target}", f"--tag={name}"]
-            + [*settings, str(REPOSITORY)],
+            ["bud", *bud, str(REPOSITORY)],
             ["push", name, f"docker-archive:{tar}:{name}"],
         ]
         for step in script:

@@ -15,7 +15,6 @@ from typing import Any
 
 from tests.rig.control_plane import DNS_DOMAIN, Layout
 from tests.rig.images import PAUSE
-from tests.rig.paths import RigUnavailable
 from tests.rig.sandbox import Daemon, Sandbox
 from tests.rig.toolchain import CONTAINERD, KUBERNETES
 
@@ -163,7 +162,7 @@ class Node:
             except RuntimeError as silent:
                 if time.monotonic() > deadline or not self.containerd.alive:
                     tail = self.containerd.tail()
-                    raise RigUnavailable(f"{self.name}: containerd does not answer:\n{tail}") from silent
+                    raise RuntimeError(f"{self.name}: containerd does not answer:\n{tail}") from silent
             time.sleep(0.1)
 
     def _write(self, name: str, content: dict[str, Any]) -> Path:
@@ -176,12 +175,11 @@ class Node:
 
 
 def containerd_config(node: Node) -> str:
+    snapshotters = [f"io.containerd.snapshotter.v1.{name}" for name in ("btrfs", "devmapper", "erofs", "zfs")]
+    disabled = ", ".join(f'"{name}"' for name in ["io.containerd.nri.v1.nri", *snapshotters])
     return f"""version = 3
 root = "{node.disk / "containerd"}"
-disabled_plugins = [
-  "io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs", "io.containerd.tracing.processor.v1.otlp",
-]
+disabled_plugins = [{disabled}]
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{PAUSE}"
@@ -215,7 +213,11 @@ def cni_config(node: Node) -> dict[str, Any]:
             "routes": [{"dst": "0.0.0.0/0"}],
         },
     }
-    return {"cniVersion": "1.0.0", "name": "rig", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}
+    return {
+        "cniVersion": "1.0.0",
+        "name": "rig",
+        "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}],
+    }
 
 
 def kubelet_config(node: Node) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""A rig ends without a trace, however it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.rig.fixtures import require_rig
+from tests.rig.paths import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+# Starts a rig with one node and one pod, says where, and waits to be told how to end.
+SCRIPT = """
+import sys
+from tests.rig import BASE, NodeSpec, Rig
+with Rig.start([NodeSpec("solo", "onDemand")]) as rig:
+    container = {"name": "c", "image": BASE, "imagePullPolicy": "Never", "command": ["sleep", "1000"]}
+    rig.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [container]}})
+    rig.kubectl("wait", "pod/p", "--for=condition=Ready", "--timeout=60s", timeout=70)
+    print(rig.slot.index, rig.guardian.pid, flush=True)
+    sys.stdin.readline()
+    raise RuntimeError("a test died half-way")
+"""
+SETTINGS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
+PACKET_COUNTS = re.compile(r"\[\d+:\d+\]|^[#:].*")
+Snapshot = dict[str, set[str]]
+
+
+def lines(*command: str) -> set[str]:
+    return set(subprocess.run(command, text=True, capture_output=True, check=True).stdout.splitlines())
+
+
+def command_lines() -> Iterator[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            yield f"{process.name} {(process / 'cmdline').read_text(errors='replace')}"
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def snapshot() -> Snapshot:
+    """Everything of the machine that a rig touches. It is seen from outside, where nothing of it should show."""
+    suspects = (*Path("/var/lib").glob("alignment-rig-*"), Path("/var/lib/kubelet"), Path("/var/log/pods"))
+    return {
+        "processes": set(command_lines()),
+        "mounts": set(Path("/proc/self/mounts").read_text().splitlines()),
+        "links": lines("ip", "-brief", "link"),
+        "routes": lines("ip", "route", "show", "table", "all"),
+        "rules": {PACKET_COUNTS.sub("", line) for line in lines("iptables-save")},
+        "namespaces": lines("ip", "netns", "list"),
+        "cgroups": {str(path) for path in Path("/sys/fs/cgroup").glob("**/alignment-rig-*")},
+        "loops": lines("losetup", "--all"),
+        "files": {str(path) for path in suspects if path.exists()},
+        "settings": {f"{name}={Path('/proc/sys', name).read_text()}" for name in SETTINGS},
+    }
+
+
+def traces(before: Snapshot, after: Snapshot, slot: int) -> Snapshot:
+    """What is new and bears the slot's name. (Other rigs, and other people, may come and go beside it.)"""
+    bears = re.compile(
+        rf"alignment-rig-{slot}\b|\brig{slot}\b|\b10\.{88 + slot}\.|\b10\.{108 + slot}\.|KUBE-|kubelet|cni|="
+    )
+    new = {kind: {line for line in after[kind] - before[kind] if bears.search(line)} for kind in before}
+    return {kind: found for kind, found in new.items() if found and kind != "processes"} | {
+        "processes": {line for line in new["processes"] if f"alignment-rig-{slot}" in line}
+    }
+
+
+def gone(before: Snapshot, slot: int, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while left := {kind: found for kind, found in traces(before, snapshot(), slot).items() if found}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.3)
+    return True
+
+
+def end_by_exception(script: subprocess.Popen[str], guardian: int) -> None:
+    assert script.stdin is not None
+    script.stdin.write("now\n")
+    script.stdin.close()
+    assert script.wait(timeout=60) == 1
+
+
+def end_by_sigkill(script: subprocess.Popen[str], guardian: int) -> None:
+    script.kill()
+    script.wait()
+
+
+def end_with_its_guardian(script: subprocess.Popen[str], guardian: int) -> None:
+    os.kill(guardian, signal.SIGKILL)
+    script.kill()
+    script.wait()
+    subprocess.run([sys.executable, "-m", "tests.rig", "clean"], cwd=REPOSITORY, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("end", [end_by_exception, end_by_sigkill, end_with_its_guardian])
+def test_a_rig_leaves_nothing(end: object) -> None:
+    assert callable(end)
+    require_rig()
+    before = snapshot()
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as script:
+        assert script.stdout is not None
+        slot, guardian = map(int, script.stdout.readline().split())
+        running = traces(before, snapshot(), slot)
+        assert {"processes", "links", "routes", "cgroups", "files", "loops"} <= set(running)  # the check can see a rig
+        end(script, guardian)
+        assert gone(before, slot)

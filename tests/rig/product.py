@@ -1,0 +1,65 @@
+"""What of this project runs on the rig: the trainer from this checkout, the operator from its image and chart."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from tests.rig.cluster import Rig
+from tests.rig.images import BASE
+from tests.rig.node import POOL_LABEL, SPOT_TAINT
+from tests.rig.paths import REPOSITORY
+
+CHART = REPOSITORY / "charts" / "alignment-operator"
+OPERATOR_IMAGE = ("localhost/alignment-operator", "rig")
+NAMESPACE = "alignment-system"
+MOUNTED_AT = "/opt/rig"
+
+
+def trainer_pod_template() -> dict[str, Any]:
+    """A patch over pods of `BASE`: this checkout and its virtual environment, read-only, on PYTHONPATH.
+
+    The trainer's wheels are 5 GB: too much for an image that every test run would import. The base image's Python
+    is the environment's minor version (3.11). Containers merge by name; the trainer's is `trainer`.
+    """
+    folders = {
+        "rig-operator": (REPOSITORY / "operator", "operator"),
+        "rig-trainer": (REPOSITORY / "trainer", "trainer"),
+        "rig-packages": (Path(sysconfig.get_path("purelib")), "site-packages"),
+    }
+    volumes = [
+        {"name": name, "hostPath": {"path": str(folder), "type": "Directory"}} for name, (folder, _) in folders.items()
+    ]
+    mounts = [
+        {"name": name, "mountPath": f"{MOUNTED_AT}/{below}", "readOnly": True} for name, (_, below) in folders.items()
+    ]
+    path = ":".join(f"{MOUNTED_AT}/{below}" for _, below in folders.values())
+    env = [{"name": "PYTHONPATH", "value": path}, {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}]
+    container = {"name": "trainer", "volumeMounts": mounts, "env": env}
+    return {"spec": {"containers": [container], "volumes": volumes}}
+
+
+def platform_values() -> dict[str, Any]:
+    """Helm values for the rig: its two pools, and trainers that run from this checkout."""
+    template = trainer_pod_template()
+    toleration = {"key": SPOT_TAINT["key"], "operator": "Exists"}
+    pools = {
+        "onDemand": {"nodeSelector": {POOL_LABEL: "onDemand"}, "podTemplate": template},
+        "spot": {"nodeSelector": {POOL_LABEL: "spot"}, "tolerations": [toleration], "podTemplate": template},
+    }
+    repository, tag = OPERATOR_IMAGE
+    return {
+        "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+        "platform": {"image": BASE, "imagePullPolicy": "Never", "pools": pools},
+    }
+
+
+def install_operator(rig: Rig) -> None:
+    """Build the operator's image, import it and `helm install` the chart; returns when the operator is ready."""
+    rig.build_image("operator", ":".join(OPERATOR_IMAGE))
+    values = rig.slot.work / "values.json"
+    values.write_text(json.dumps(platform_values()))
+    place = ("--namespace", NAMESPACE, "--create-namespace")
+    rig.helm("upgrade", "--install", "alignment", str(CHART), *place, "--values", str(values), "--wait", timeout=240)
