@@ -1,13 +1,10 @@
-# Targets: operator, trainer. BASE is any image with Python 3.11 or later, by default the official one; where it has no
-# pip (Debian), the build stage installs it, and the final stages need none.
+# Targets: operator, trainer. BASE is any image with Python 3.11 or later and its venv.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 # Set where the network's certificates are not the usual ones; pip and uv read it.
 ARG PIP_CERT
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-RUN python3 -c "import venv, ensurepip" 2>/dev/null \
- || (apt-get update && apt-get install -y --no-install-recommends python3-venv)
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
