@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment_api.context import Outcome
+from alignment_api.spec import Algorithm
 from alignment_api.status import Evaluated, EvaluationReport, Progress
 from alignment_trainer.data.files import write_text_atomically
 from alignment_trainer.data.packing import pair_group
-from alignment_trainer.data.reference import Float32, evaluation_batches, reference_cache
+from alignment_trainer.data.reference import Float32, evaluation_batches, policy_ranks, reference_cache
 from alignment_trainer.data.store import Examples, open_prepared
 from alignment_trainer.errors import UserError
 from alignment_trainer.instance import Instance
 from alignment_trainer.local_scorer import LocalScorer, sum_completions
-from alignment_trainer.prepare import policy_ranks
 from alignment_trainer.statistics import mean_interval, share_interval
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def run(instance: Instance) -> Outcome:
         scorer.close()
     if after is None:
         return Outcome(result="interrupted")
-    beta, prompts = _beta(instance), _prompts(prepared.evaluation)
+    beta, prompts = beta_of(instance.spec.algorithm), _prompts(prepared.evaluation)
     report = EvaluationReport(
         before=evaluated(reference, reference, beta, prompts), after=evaluated(after, reference, beta, prompts)
     )
@@ -68,10 +68,10 @@ def evaluated(logprobs: Float32, reference: Float32, beta: float, prompts: Seque
 
 
 def heldout_evaluator(
-    examples: Examples, reference: Float32, beta: float, score: Callable[[], Float32]
+    examples: Examples, reference: Float32, algorithm: Algorithm, score: Callable[[], Float32]
 ) -> Callable[[], Evaluated]:
     """What the training loop calls at a checkpoint. score: (pairs, 2) by the policy as it is now; collective."""
-    prompts = _prompts(examples)
+    beta, prompts = beta_of(algorithm), _prompts(examples)
     return lambda: evaluated(score(), reference, beta, prompts)
 
 
@@ -84,13 +84,11 @@ def _prompts(examples: Examples) -> list[tuple[int, ...]]:
     return [example.prompt for example in examples]
 
 
-def _beta(instance: Instance) -> float:
-    dpo = instance.spec.algorithm.dpo
-    if dpo is None:
-        raise UserError(
-            "UnsupportedAlgorithm", f"spec.algorithm.{instance.spec.algorithm.name}: has no implicit reward"
-        )
-    return dpo.beta
+def beta_of(algorithm: Algorithm) -> float:
+    """The strength of the implicit reward. Raises UserError for an algorithm without one."""
+    if algorithm.dpo is None:
+        raise UserError("UnsupportedAlgorithm", f"spec.algorithm.{algorithm.name}: has no implicit reward to evaluate")
+    return algorithm.dpo.beta
 
 
 def _exported_model(instance: Instance) -> Path:

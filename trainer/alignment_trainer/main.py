@@ -19,7 +19,7 @@ from alignment_trainer.cores import threads_per_process
 from alignment_trainer.errors import UserError
 from alignment_trainer.instance import Instance
 from alignment_trainer.interruption import Interruption
-from alignment_trainer.logs import configure_logs
+from alignment_trainer.logs import configure_logs, quiet_libraries
 from alignment_trainer.metrics import Metrics
 from alignment_trainer.outcome import EXIT_CODES, clear_outcome, outcome_of_error, write_outcome
 from alignment_trainer.servers.board import StatusBoard
@@ -34,7 +34,7 @@ ROLES = {
     "policy": "alignment_trainer.policy",
     "evaluator": "alignment_trainer.evaluate",
 }
-"""Role -> module with its `run(instance) -> Outcome`. By name, so that the server answers while torch is being loaded."""
+"""Role -> module with its `run(instance) -> Outcome`. By name: the server answers while torch is being loaded."""
 
 
 class TooFewGPUs(RuntimeError):
@@ -94,6 +94,7 @@ def _run_role(context: Context, serves: bool) -> Outcome:
     server = StatusServer((context.host, context.port), token, board, metrics.registry) if serves else None
     with stop.on_signals(), server or nullcontext():
         job = _read_job(Path(context.job_file))
+        quiet_libraries()
         role = cast(RoleFunction, importlib.import_module(ROLES[context.role]).run)
         return role(Instance(context, job, board, metrics, stop, server))
 

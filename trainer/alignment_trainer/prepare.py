@@ -11,7 +11,7 @@ from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import ModelReport, Progress
 from alignment_trainer.data.packing import pair_group
 from alignment_trainer.data.preferences import find_data, prepare_rows
-from alignment_trainer.data.reference import Float32, ReferenceCache, Shard, plan_shards, reference_cache
+from alignment_trainer.data.reference import Float32, ReferenceCache, Shard, plan_shards, policy_ranks, reference_cache
 from alignment_trainer.data.store import Manifest, PreparedData, digest, open_prepared, read_manifest, write_prepared
 from alignment_trainer.instance import Instance
 from alignment_trainer.pinned_model import check_model, load_tokenizer
@@ -119,12 +119,6 @@ def _request(prepared: PreparedData, shard: Shard, spec: AlignmentJobSpec) -> Lo
     rows = prepared.split(shard.split)
     batches = tuple(tuple(pair_group(rows[index]) for index in batch) for batch in shard.batches)
     return LogprobsRequest(prepared.manifest.model.fingerprint, policy_ranks(spec), batches)
-
-
-def policy_ranks(spec: AlignmentJobSpec) -> int:
-    """Ranks that the policy will train with; its rows are cut into micro-batches by them."""
-    policy = spec.roles.policy
-    return policy.replicas * (policy.gpus or policy.processes or 1)
 
 
 class _ShardKeeper:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from alignment_api.spec import Training
+from alignment_api.spec import AlignmentJobSpec, Training
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.store import PreparedData, digest
@@ -83,6 +83,12 @@ def _group(split: str, batches: Sequence[Batch], rows_per_shard: int) -> Iterato
             first, held = first + sum(map(len, held)), ()
     if held:
         yield Shard(split, first, held)
+
+
+def policy_ranks(spec: AlignmentJobSpec) -> int:
+    """Ranks that the policy will train with; its rows are cut into micro-batches by them."""
+    policy = spec.roles.policy
+    return policy.replicas * (policy.gpus or policy.processes or 1)
 
 
 def reference_key(prepared: PreparedData, training: Training) -> str:
