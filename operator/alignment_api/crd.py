@@ -6,6 +6,7 @@ for what a schema cannot say. The types stay the one source: a rule that belongs
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -111,6 +112,9 @@ def _keywords(schema: Schema, convert: Callable[[Schema], Schema]) -> Schema:
         result["format"] = "int64"
     if "default" in result:
         result["default"] = _minimal(result["default"], result)
+        if not isinstance(result["default"], dict | list):
+            # `kubectl explain` shows descriptions, not defaults.
+            result["description"] = f"{result['description']} Default: {json.dumps(result['default'])}."
     return result
 
 

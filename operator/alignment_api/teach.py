@@ -146,7 +146,8 @@ def _meaning(field: FieldInfo | None) -> str:
     if field is None or not field.description:
         return ""
     sentence = first_sentence(field.description)
-    return f" ({sentence[0].lower()}{sentence[1:]})" if sentence[1:2].islower() else f" ({sentence})"
+    is_word = sentence[1:2].islower() or sentence[1:2] == " "  # GPU, LoRA and `auto` keep their case
+    return f" ({sentence[0].lower()}{sentence[1:]})" if is_word else f" ({sentence})"
 
 
 def _hint(value: object, kind: str) -> str:

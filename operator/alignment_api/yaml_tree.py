@@ -178,7 +178,7 @@ class _Builder:
             return "?"
         key = str(event.value)
         if event.style is None and key == "<<":
-            self._complain(event, path, "the merge key `<<` is not YAML 1.2; write the fields out")
+            self._complain(event, (*path, key), "the merge key `<<` is not YAML 1.2; write the fields out")
         elif event.style is None and (disagreement(key) or not isinstance(core_meaning(key), str)):
             self._complain(event, (*path, key), f'the key `{key}` is not a text to every reader; quote it (`"{key}"`)')
         return key

@@ -92,11 +92,12 @@ def _missing(path: tuple[str, ...], place: Path) -> str | None:
 
 
 def _invalid_rows(place: Path) -> Iterator[str]:
-    from alignment_trainer.data.rows import InvalidRow, parse_row, read_rows
+    from alignment_trainer.data.rows import InvalidRow, check_format, parse_row, read_rows
     from alignment_trainer.errors import UserError
 
     found = 0
     try:
+        check_format(read_rows(place), place.name)
         for row in read_rows(place):
             try:
                 parse_row(row)
