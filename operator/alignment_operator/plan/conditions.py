@@ -63,9 +63,9 @@ def claim_roles(pods: tuple[PodView, ...], desired: int, holds: tuple[Hold, ...]
         return Claim("RolesReady", "True", "AllReady", f"{ready} of {desired} pods are ready")
     waiting = [pod for pod in pods if not pod.ready]
     reasons = [hold.reason for hold in holds] + [_reason(pod) for pod in waiting] or ["Starting"]
-    words = [hold.message for hold in holds] + [
-        f"{pod.role} {pod.index}: {_reason(pod)}" + (f" ({pod.message})" if pod.message else "") for pod in waiting
-    ]
+    words = [hold.message for hold in holds] + [_words(pod) for pod in waiting]
+    if len(pods) < desired and not holds:
+        words.append(f"{desired - len(pods)} of {desired} pods are being made")
     more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
     return Claim("RolesReady", "False", reasons[0], "; ".join([*words[:LISTED], *more]))
 
@@ -105,3 +105,9 @@ def _reason(pod: PodView) -> str:
     if pod.gated:
         return "Gated"
     return pod.reason or ("Starting" if pod.phase == "Running" else "Pending")
+
+
+def _words(pod: PodView) -> str:
+    """What a waiting pod says: the kubelet's or the scheduler's word, else what its process is busy with."""
+    what = pod.message or (pod.status.state if pod.status is not None else None)
+    return f"{pod.role} {pod.index}: {_reason(pod)}" + (f" ({what})" if what else "")

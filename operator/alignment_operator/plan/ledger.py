@@ -44,6 +44,14 @@ class Ledger:
                 lines[place] = lines[place].model_copy(update={"end": end})
         return replace(self, lines=lines)
 
+    def removed(self, places: Iterable[Place]) -> Ledger:
+        """With the open lives of these places ended by the plan, but for those whose pod was never seen.
+
+        Such a pod may have been asked for a moment ago. Its line stays open until it shows itself, so that no
+        successor is made beside it.
+        """
+        return self.closed([place for place in places if self.lines[place].uid is not None], "removed")
+
     def counted(self, group: Group, fate: Fate, now: datetime) -> Ledger:
         """With one end of this group counted, however many of its pods ended."""
         role = group[0][0]

@@ -52,11 +52,11 @@ def _plan_pass(observed: Observed, now: datetime) -> Plan:
     if verdict is not None or job.spec.suspend:
         groups = ()
     places = {place for group in groups for place in group}
-    ledger = ledger.closed(ledger.lines.keys() - places, "removed")
+    ledger = ledger.removed(ledger.lines.keys() - places)
     ledger = open_lives(ledger, groups, pods, now)
     held = [hold_on(ledger, group, pods, now) for group in groups if needs_life(ledger, group)]
     holds = tuple(hold for hold in held if hold is not None)
-    wanted = tuple(line for line in ledger.lines.values() if line.end is None)
+    wanted = tuple(line for place, line in ledger.lines.items() if line.end is None and place in places)
     current = course.current
     plan = Plan(
         status=derive_status(observed, Findings(course, ledger, verdict, holds, now)),

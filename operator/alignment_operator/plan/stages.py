@@ -55,4 +55,4 @@ def lead_succeeded(job: AlignmentJob, stage: Stage, ledger: Ledger, pods: Iterab
 def close_stage(ledger: Ledger, stage: Stage) -> Ledger:
     """The lead's lives ended well, those of its helpers are not needed any more."""
     ledger = ledger.closed([place for place in ledger.lines if place[0] == stage.lead], "succeeded")
-    return ledger.closed([place for place in ledger.lines if place[0] in stage.helpers], "removed")
+    return ledger.removed([place for place in ledger.lines if place[0] in stage.helpers])

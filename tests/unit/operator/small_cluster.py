@@ -51,12 +51,15 @@ class SmallCluster:
     now: datetime = START
     pods: dict[str, PodView] = field(default_factory=dict)
     nodes: dict[Any, int] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
+    """Pods that exist and that the operator's mirror does not show yet."""
     created: int = 0
 
     def observe(self) -> Observed:
         shared = VolumeView(("ReadWriteMany",))
         volumes = dict.fromkeys(("models", "data", "work", "results"), shared)
-        return Observed(self.job, self.platform, tuple(self.pods.values()), volumes, self.nodes)
+        seen = tuple(pod for pod in self.pods.values() if pod.name not in self.unseen)
+        return Observed(self.job, self.platform, seen, volumes, self.nodes)
 
     def plan(self) -> Plan:
         return make_plan(self.observe(), self.now)

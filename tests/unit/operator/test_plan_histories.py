@@ -20,6 +20,7 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.cluster = SmallCluster()
         self.highest: dict[tuple[str, int], int] = {}
+        self.lags = False
         self.troubled: set[tuple[str, int, int]] = set()
         """Lives (role, index, life) that something happened to."""
 
@@ -65,8 +66,12 @@ class Histories(RuleBasedStateMachine):
         for instance in plan.create[:upto]:
             self.assert_fenced(instance)
             self.cluster.create(instance)
+            if self.lags and instance.replicas == 1:  # an API that shows half a gang is left to the fence in storage
+                self.cluster.unseen.add(instance.name)
         for name in plan.release:
             self.cluster.change(name, gated=False)
+        for removal in plan.delete:
+            assert self.cluster.pods[removal.name].gone_by is None  # asked once
         for removal in plan.delete[: max(upto - len(plan.create), 0)]:
             self.cluster.delete(removal.name)
 
@@ -80,6 +85,11 @@ class Histories(RuleBasedStateMachine):
                 assert pod.node_lost
                 assert pod.gone_by is not None
                 assert pod.gone_by <= self.cluster.now
+
+    @rule(lags=st.booleans())
+    def the_mirror_lags_or_catches_up(self, lags: bool) -> None:
+        self.lags = lags
+        self.cluster.unseen.clear()
 
     # Pods.
 
@@ -191,6 +201,7 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Once nothing goes wrong any more, the job completes."""
         self.cluster.respec(suspend=False)
+        self.cluster.unseen.clear()
         for _ in range(40):
             if self.cluster.status.phase == "Complete":
                 break

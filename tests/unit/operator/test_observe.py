@@ -1,0 +1,198 @@
+"""Pods as kubelets and control planes of 1.37 write them, cut down to what matters."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from alignment_operator.kube.observe import SeenPod, see_pod
+from alignment_operator.plan.types import JobKey
+
+LABELS = {
+    "alignment.run/job": "helpful-dpo",
+    "alignment.run/uid": "4b9f7c1e-8d7e-4c39-9d4e-1d2b9f8f2f10",
+    "alignment.run/role": "policy",
+    "alignment.run/index": "0",
+    "alignment.run/life": "2",
+    "alignment.run/stage": "train",
+}
+RUNNING = {"running": {"startedAt": "2026-11-24T02:00:05Z"}}
+READY = {"type": "Ready", "status": "True"}
+
+
+def pod(*, metadata: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": "helpful-dpo-policy-0-2-3jytb",
+            "namespace": "team-a",
+            "uid": "pod-uid",
+            "labels": LABELS,
+            "creationTimestamp": "2026-11-24T02:00:00Z",
+            **(metadata or {}),
+        },
+        "spec": {"nodeName": "gpu-1", **(spec or {})},
+        "status": {"phase": "Running", "podIP": "10.0.0.7", **status},
+    }
+
+
+def seen(manifest: dict[str, Any]) -> SeenPod:
+    found = see_pod(manifest)
+    assert found is not None
+    return found
+
+
+def container(state: dict[str, Any], name: str = "trainer") -> dict[str, Any]:
+    return {"name": name, "state": state}
+
+
+def ended(exit_code: int, message: str | None = None, reason: str = "Error") -> dict[str, Any]:
+    state = {"terminated": {"exitCode": exit_code, "reason": reason, **({"message": message} if message else {})}}
+    return {"phase": "Succeeded" if exit_code == 0 else "Failed", "containerStatuses": [container(state)]}
+
+
+def test_a_running_pod_is_known_by_its_labels() -> None:
+    found = seen(pod(conditions=[READY], containerStatuses=[container(RUNNING)]))
+    assert (found.key, found.owner_uid) == (JobKey("team-a", "helpful-dpo"), LABELS["alignment.run/uid"])
+    assert (found.node, found.address) == ("gpu-1", "10.0.0.7")
+    view = found.view
+    assert (view.role, view.index, view.life, view.stage) == ("policy", 0, 2, "train")
+    assert (view.phase, view.ready, view.gated, view.disrupted) == ("Running", True, False, False)
+    assert view.created_at == datetime(2026, 11, 24, 2, 0, tzinfo=UTC)
+    assert (view.exit_code, view.outcome, view.reason, view.gone_by) == (None, None, None, None)
+
+
+def test_a_pod_without_a_status_yet_is_pending() -> None:
+    manifest = pod()
+    del manifest["status"]
+    assert seen(manifest).view.phase == "Pending"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{}, {"alignment.run/job": "x"}, LABELS | {"alignment.run/index": "first"}, LABELS | {"alignment.run/life": "-1"}],
+)
+def test_a_pod_that_only_borrows_our_label_is_not_for_us(labels: dict[str, str]) -> None:
+    assert see_pod(pod(metadata={"labels": labels})) is None
+
+
+def test_the_time_of_going_includes_the_grace_period_as_the_apiserver_writes_it() -> None:
+    going = {"deletionTimestamp": "2026-11-24T02:10:30Z", "deletionGracePeriodSeconds": 30}
+    assert seen(pod(metadata=going)).view.gone_by == datetime(2026, 11, 24, 2, 10, 30, tzinfo=UTC)
+
+
+def test_only_our_own_gate_counts() -> None:
+    ours = pod(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/topology"}, {"name": "alignment.run/roles-ready"}]})
+    theirs = pod(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/topology"}]})
+    assert seen(ours).view.gated
+    assert not seen(theirs).view.gated
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]},
+        {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]},
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        {
+            "phase": "Failed",
+            "reason": "Terminated",
+            "message": "Pod was terminated in response to imminent node shutdown.",
+        },
+        {"phase": "Failed", "reason": "OutOfcpu", "message": "Node didn't have enough resource: cpu"},
+        {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"},
+    ],
+)
+def test_what_the_node_or_the_control_plane_did_is_a_disruption(status: dict[str, Any]) -> None:
+    assert seen(pod(**status)).view.disrupted
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"conditions": [{"type": "DisruptionTarget", "status": "False"}]},
+        {
+            "phase": "Failed",
+            "reason": "Evicted",
+            "message": 'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
+        },
+        {
+            "phase": "Failed",
+            "reason": "Evicted",
+            "message": "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+        },
+        {"phase": "Failed", "reason": "DeadlineExceeded"},
+        ended(137, reason="OOMKilled"),
+    ],
+)
+def test_what_the_pod_did_itself_is_no_disruption(status: dict[str, Any]) -> None:
+    assert not seen(pod(**status)).view.disrupted
+
+
+def test_an_outcome_is_read_from_the_termination_message() -> None:
+    outcome = {
+        "result": "failed",
+        "failure": {"reason": "InvalidData", "message": "row 7", "retryable": False},
+        "step": 3,
+    }
+    view = seen(pod(**ended(1, json.dumps(outcome)))).view
+    assert (view.phase, view.exit_code) == ("Failed", 1)
+    assert view.outcome is not None
+    assert view.outcome.failure is not None
+    assert (view.outcome.failure.reason, view.outcome.step) == ("InvalidData", 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        "",
+        "Traceback (most recent call last): ...",
+        '{"result": "succ',
+        "[]",
+        '{"result": "triumphant"}',
+        '{"result": "failed", "surprise": 1}',
+        '{"result": "failed", "step": "3"}',
+    ],
+)
+def test_a_message_that_is_no_outcome_is_none(message: str | None) -> None:
+    view = seen(pod(**ended(1, message))).view
+    assert (view.outcome, view.exit_code, view.reason) == (None, 1, "Error")
+
+
+def test_the_exit_of_another_container_is_not_ours() -> None:
+    statuses = [container({"terminated": {"exitCode": 0, "reason": "Completed"}}, "proxy"), container(RUNNING)]
+    assert seen(pod(containerStatuses=statuses)).view.exit_code is None
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"phase": "Pending", "containerStatuses": [container({"waiting": {"reason": reason, "message": message}})]}
+
+
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "words"),
+    [
+        (ended(137, reason="OOMKilled"), "OOMKilled", None),
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}, "Evicted", "low on memory"),
+        (waiting("ImagePullBackOff", 'Back-off pulling image "x"'), "ImagePullBackOff", 'Back-off pulling image "x"'),
+        (
+            waiting("CreateContainerConfigError", 'secret "hf" not found'),
+            "CreateContainerConfigError",
+            'secret "hf" not found',
+        ),
+        (waiting("ContainerCreating"), None, None),
+        ({"phase": "Pending", "conditions": [UNSCHEDULABLE]}, "Unschedulable", UNSCHEDULABLE["message"]),
+        ({"phase": "Pending", "conditions": [UNSCHEDULABLE | {"status": "True"}]}, None, None),
+    ],
+)
+def test_why_a_pod_ended_or_waits(status: dict[str, Any], reason: str | None, words: str | None) -> None:
+    view = seen(pod(**status)).view
+    assert (view.reason, view.message) == (reason, words)

@@ -1,0 +1,25 @@
+import asyncio
+
+from alignment_operator.kube.throttle import TokenBucket
+
+
+def test_a_burst_passes_at_once_and_the_rest_at_the_rate() -> None:
+    bucket = TokenBucket(rate=10, burst=3)
+    assert [round(bucket.reserve(now=100.0), 6) for _ in range(5)] == [0, 0, 0, 0.1, 0.2]
+
+
+def test_quiet_time_fills_the_bucket_to_the_burst_and_no_further() -> None:
+    bucket = TokenBucket(rate=10, burst=2)
+    for _ in range(4):
+        bucket.reserve(now=0.0)
+    # 0.1 s after two tokens were borrowed: one paid back, so the next waits for two
+    assert round(bucket.reserve(now=0.1), 6) == 0.2
+    assert [round(bucket.reserve(now=60.0), 6) for _ in range(3)] == [0, 0, 0.1]
+
+
+async def test_takers_wait_their_turn() -> None:
+    bucket = TokenBucket(rate=100, burst=1)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await asyncio.gather(*(bucket.take() for _ in range(6)))
+    assert 0.05 <= loop.time() - start < 0.25
