@@ -9,7 +9,7 @@ from alignment_operator.kube.queue import WorkQueue
 
 async def until(condition, seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions here are plain values, not events
             await asyncio.sleep(0.001)
 
 
