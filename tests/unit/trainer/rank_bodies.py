@@ -3,13 +3,51 @@
 from pathlib import Path
 from typing import Any
 
-from tiny_runs import Setting, tiny_run
+import torch
+from tiny_runs import Setting, tiny_engine, tiny_llama, tiny_run
 
+from alignment_trainer.commits import restore, verify_together
+from alignment_trainer.engines.state import load_weights
+from alignment_trainer.models import scorer
+from alignment_trainer.run import Run
 from alignment_trainer.train import train
 
 
-def losses(folder: str, **setting: Any) -> list[list[float]]:
-    """Trains and returns losses and gradient norms (empty on ranks that report nothing)."""
-    run, recorder = tiny_run(Path(folder), Setting(**setting))
+def in_turn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Several runs in the same processes, because starting them costs more than running them."""
+    return [resumed(**run) if "commit" in run else trained(**run) for run in runs]
+
+
+def trained(folder: str, reference: str | None = None, **setting: Any) -> dict[str, Any]:
+    """Trains from the beginning. Losses and norms are empty on ranks that report nothing."""
+    run, recorder = tiny_run(Path(folder), Setting(**setting), reference=_load(reference))
+    Path(folder).mkdir(exist_ok=True)
+    torch.save(run.data.reference, Path(folder) / "reference.pt")
     train(run)
-    return [recorder.losses, [report.grad_norm for report in recorder.reports]]
+    return _figures(run, recorder)
+
+
+def resumed(folder: str, commit: str, reference: str, **setting: Any) -> dict[str, Any]:
+    """Goes on from a commit, with other weights until it is read."""
+    causal = tiny_llama(seed=99)
+    verify_together(Path(commit))
+    load_weights(scorer(causal), Path(commit))
+    engine = tiny_engine(Setting(**setting), causal)
+    run, recorder = tiny_run(Path(folder), Setting(**setting), engine, reference=_load(reference))
+    run.position = restore(Path(commit), engine)
+    train(run)
+    return _figures(run, recorder)
+
+
+def _load(path: str | None) -> torch.Tensor | None:
+    return torch.load(path) if path else None
+
+
+def _figures(run: Run, recorder: Any) -> dict[str, Any]:
+    weights = {name: tensor for name, tensor in run.engine.full_weights() if tensor is not None}
+    return {
+        "losses": recorder.losses,
+        "norms": [report.grad_norm for report in recorder.reports],
+        "metrics": [report.metrics for report in recorder.reports],
+        "weights": {name: tensor.double().sum().item() for name, tensor in weights.items()},
+    }

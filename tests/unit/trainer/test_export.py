@@ -1,0 +1,65 @@
+import pytest
+import torch
+from tiny_runs import Setting, tiny_engine, tiny_llama, tiny_qwen2
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from alignment_trainer.export import export_model
+from alignment_trainer.models import LanguageModel, UnsupportedModelError, load_model, scorer
+
+IDS = torch.tensor([[1, 5, 9, 3, 2]])
+
+
+def language_model(causal) -> LanguageModel:
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", unk_token="w0")
+    return LanguageModel(causal, tokenizer, scorer(causal))
+
+
+def export(causal, folder, precision):
+    export_model(language_model(causal), tiny_engine(Setting(), causal), folder, precision)
+
+
+@pytest.mark.parametrize("model", [tiny_llama, tiny_qwen2])
+def test_an_fp32_export_has_the_logits_of_the_trained_model(tmp_path, model):
+    causal = model()
+    export(causal, tmp_path / "model", "fp32")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded(IDS).logits, causal.eval()(IDS).logits)
+
+
+def test_a_bf16_export_has_the_rounded_weights_and_says_so(tmp_path):
+    causal = tiny_llama()
+    export(causal, tmp_path / "model", "bf16")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    for (name, a), (_, b) in zip(loaded.named_parameters(), causal.named_parameters(), strict=True):
+        assert torch.equal(a, b.bfloat16()), name
+
+
+def test_an_export_brings_its_tokenizer_and_can_be_trained_again(tmp_path):
+    export(tiny_llama(), tmp_path / "model", "fp32")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").encode("w3") == [3]
+    assert load_model(tmp_path / "model").tokenizer.eos_token == "w1"
+
+
+def test_an_export_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
+    export(tiny_llama(seed=1), tmp_path / "model", "fp32")
+    causal = tiny_llama(seed=2)
+    export(causal, tmp_path / "model", "fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded.lm_head.weight, causal.lm_head.weight)
+
+
+def test_a_folder_without_a_model_says_what_belongs_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json; spec\.model\.source must be"):
+        load_model(tmp_path)
+
+
+def test_a_model_with_soft_capped_logits_is_refused_by_name():
+    causal = tiny_llama()
+    causal.config.final_logit_softcapping = 30.0
+    with pytest.raises(UnsupportedModelError, match="final_logit_softcapping"):
+        scorer(causal)
