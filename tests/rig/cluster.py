@@ -174,8 +174,7 @@ class Rig:
         self.guardian.stdin.close()
         code = self.guardian.wait(timeout=90)
         self.guardian.stdout.close()
-        for daemon in [*self.components.values(), *self._node_daemons()]:
-            daemon.entry.wait(timeout=20)
+        self.sandbox.reap()
         if code:
             raise RuntimeError(f"the rig's guardian ended with {code}: it may have left {self.slot.work}")
 

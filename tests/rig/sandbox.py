@@ -57,6 +57,7 @@ class Sandbox:
     cgroups: Sequence[Path]
     holder: subprocess.Popen[bytes] | None = None
     daemons: list[Daemon] = field(default_factory=list)
+    nested: list[Sandbox] = field(default_factory=list)
 
     @classmethod
     def unshare(cls, *namespaces: str, cgroups: Sequence[Path], inside: Sandbox | None = None) -> Sandbox:
@@ -65,7 +66,10 @@ class Sandbox:
         argv = (*entry, "unshare", *namespaces, "--fork", "--kill-child", "--mount-proc", *INIT)
         join = _joiner(cgroups, die_with_parent=inside is None)
         holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=join)
-        return cls(_wait_for_init(holder), cgroups, holder)
+        made = cls(_wait_for_init(holder), cgroups, holder)
+        if inside:
+            inside.nested.append(made)
+        return made
 
     def moved_to_leaf(self) -> Sandbox:
         """cgroup version 2 lets a group have children with controllers only if it holds no process itself."""
@@ -120,10 +124,14 @@ class Sandbox:
         """Kill init, and with it everything inside; returns when all of it is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.init, signal.SIGKILL)
-        if self.holder:
-            self.holder.wait(timeout=30)
-        for daemon in self.daemons:
-            daemon.entry.wait(timeout=20)
+        self.reap()
+
+    def reap(self) -> None:
+        """Collect the exits of everything that we started inside, once init is dead."""
+        for sandbox in self.nested:
+            sandbox.reap()
+        for process in [daemon.entry for daemon in self.daemons] + ([self.holder] if self.holder else []):
+            process.wait(timeout=30)
 
 
 def _joiner(cgroups: Sequence[Path], die_with_parent: bool = False) -> Callable[[], None]:

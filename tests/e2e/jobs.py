@@ -1,0 +1,167 @@
+"""AlignmentJobs on the rig, as a user sees them: apply, wait, look."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.rig import Rig
+from tests.tiny import write_model, write_pairs
+
+NAMESPACE = "jobs"
+OPERATOR_NAMESPACE = "alignment-system"
+LABELS = "alignment.run"
+SIZES = {"cpu": "100m", "memory": "3Gi"}
+"""Three trainers fit the machine of the tests; each import of torch takes half a gigabyte."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """One pod that existed at some time."""
+
+    role: str
+    index: int
+    life: int
+    uid: str
+    name: str
+    node: str
+
+
+@dataclass
+class PodHistory:
+    """Every pod of a job that ever was, by watching: what a list at the end would no longer show."""
+
+    lives: dict[str, Life] = field(default_factory=dict)
+
+    def of(self, role: str) -> list[Life]:
+        """The lives of a role, oldest first."""
+        return sorted((life for life in self.lives.values() if life.role == role), key=lambda life: life.life)
+
+    def doubled(self) -> list[tuple[str, int, int]]:
+        """Lives (role, index, life) that more than one pod had: always a fault."""
+        seen = [(life.role, life.index, life.life) for life in self.lives.values()]
+        return sorted({life for life in seen if seen.count(life) > 1})
+
+    def record(self, pod: dict[str, Any]) -> None:
+        labels, metadata = pod["metadata"]["labels"], pod["metadata"]
+        self.lives[metadata["uid"]] = Life(
+            labels[f"{LABELS}/role"],
+            int(labels[f"{LABELS}/index"]),
+            int(labels[f"{LABELS}/life"]),
+            metadata["uid"],
+            metadata["name"],
+            pod["spec"].get("nodeName", ""),
+        )
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The AlignmentJobs of one namespace."""
+
+    rig: Rig
+    namespace: str = NAMESPACE
+
+    def apply(self, job: dict[str, Any]) -> None:
+        self.rig.apply(job)
+
+    def get(self, name: str) -> dict[str, Any]:
+        return self.rig.get("alignmentjob", name, "-n", self.namespace)
+
+    def status(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.get(name).get("status", {})
+        return found
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.rig.get("pods", "-n", self.namespace, "-l", f"{LABELS}/job={name}")["items"]
+        return found
+
+    def logs(self, pod: str) -> str:
+        return self.rig.kubectl("logs", pod, "-n", self.namespace)
+
+    def delete(self, name: str) -> None:
+        self.rig.kubectl("delete", "alignmentjob", name, "-n", self.namespace, "--wait=false", "--ignore-not-found")
+
+    def wait(self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout: float = 180) -> dict[str, Any]:
+        """The status once it `holds`. Fails with the status, the pods and the operator's log where it never does."""
+        deadline = time.monotonic() + timeout
+        status: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            status = self.status(name)
+            if holds(status):
+                return status
+            if status.get("phase") == "Failed":
+                break
+            time.sleep(0.5)
+        raise AssertionError(f"{name}: {what} did not happen\n{self.report(name, status)}")
+
+    def wait_complete(self, name: str, timeout: float = 300) -> dict[str, Any]:
+        return self.wait(name, "completion", lambda status: status.get("phase") == "Complete", timeout)
+
+    def report(self, name: str, status: dict[str, Any]) -> str:
+        """What one would look at by hand."""
+        pods = self.rig.kubectl("get", "pods", "-n", self.namespace, "-o", "wide")
+        events = self.rig.kubectl("get", "events", "-n", self.namespace, "--sort-by=.lastTimestamp")
+        logs = [f"--- {pod['metadata']['name']}\n{self._tail(pod['metadata']['name'])}" for pod in self.pods(name)]
+        operator = self.rig.kubectl(
+            "logs", "-n", OPERATOR_NAMESPACE, "deployment/alignment-alignment-operator", "--tail=40"
+        )
+        return "\n".join((json.dumps(status, indent=1), pods, events[-4000:], *logs, "--- operator", operator))
+
+    def _tail(self, pod: str) -> str:
+        try:
+            return self.rig.kubectl("logs", pod, "-n", self.namespace, "--tail=30")
+        except subprocess.CalledProcessError as error:
+            return str(error.stderr)
+
+    @contextmanager
+    def watching(self, name: str) -> Iterator[PodHistory]:
+        """Records every pod of the job from now on."""
+        history, stop = PodHistory(), threading.Event()
+
+        def look() -> None:
+            while not stop.wait(0.3):
+                for pod in self.pods(name):
+                    history.record(pod)
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield history
+        finally:
+            stop.set()
+            thread.join(timeout=30)
+
+
+def dpo_job(name: str, **spec: Any) -> dict[str, Any]:
+    """A small DPO job over the claims `models`, `data` and `work`; `spec` replaces whole keys."""
+    roles = dict.fromkeys(("prepare", "policy", "reference", "evaluator"), SIZES)
+    return {
+        "apiVersion": "alignment.run/v1alpha1",
+        "kind": "AlignmentJob",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "model": {"source": "pvc://models/tiny"},
+            "data": {"source": "pvc://data/pairs.jsonl", "evaluation": {"fraction": 0.2}},
+            "algorithm": {"dpo": {}},
+            "training": {"batchSize": 8, "epochs": 2, "learningRate": 1e-3, "maxLength": 256, "precision": "fp32"},
+            "roles": roles,
+            "checkpoint": {"everySteps": 10},
+            "storage": {"source": f"pvc://work/{name}"},
+            "output": {"destination": f"pvc://work/{name}-out"},
+        }
+        | spec,
+    }
+
+
+def make_claims(rig: Rig, rows: int) -> Path:
+    """The claims `models`, `data` and `work` with a tiny model and pairs; returns the folder of `work`."""
+    write_model(rig.shared_volume("models", NAMESPACE) / "tiny")
+    write_pairs(rig.shared_volume("data", NAMESPACE) / "pairs.jsonl", rows)
+    return rig.shared_volume("work", NAMESPACE)
