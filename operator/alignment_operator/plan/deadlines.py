@@ -28,7 +28,7 @@ def next_look(
     waits = [moment - now for moment in _moments(pods, holds) if moment > now]
     if not is_over:
         waits.append(RESYNC)
-        if any(pod.phase == "Running" for pod in pods):
+        if any(pod.phase == "Running" and not pod.node_lost for pod in pods):
             waits.append(POLL)
         if job.spec.active_deadline_seconds is not None and job.status.clocked_at is not None:
             waits.append(timedelta(seconds=job.spec.active_deadline_seconds) - active_time(job.status, now))

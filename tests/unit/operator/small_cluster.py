@@ -13,6 +13,7 @@ from typing import Any
 from alignment_api.context import Failure, InstanceStatus, Outcome
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
+from alignment_api.roles import ROLES
 from alignment_api.status import AlignmentJobStatus, Condition, DataReport, ModelReport
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Observed, Plan, PodView, VolumeView
@@ -179,16 +180,16 @@ class SmallCluster:
             current = [pod for pod in self.pods.values() if pod.stage == stage and pod.gone_by is None]
             if self.status.stage == stage and current and all(pod.ready for pod in current):
                 return
-            self.do_well()
+            self.do_well(holding=stage)
         raise AssertionError(f"stage {stage} was not reached: {self.status}")
 
-    def do_well(self) -> None:
-        """One round in which pods start, and leads that were ready end well."""
+    def do_well(self, holding: str = "") -> None:
+        """One round in which pods start, and leads that were ready (but for those of one stage) end well."""
         for pod in list(self.pods.values()):
             if pod.gone_by is not None or pod.ended:
                 continue
             if pod.phase == "Pending" and not pod.gated:
                 self.start(pod.name)
-            elif pod.ready and pod.role in ("prepare", "policy", "evaluator"):
+            elif pod.ready and not ROLES[pod.role].serves and pod.stage != holding:
                 self.succeed(pod.name)
         self.wait(30)
