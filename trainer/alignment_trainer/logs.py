@@ -48,8 +48,8 @@ def configure_logs(labels: dict[str, str | int], stream: TextIO | None = None) -
 
 def quiet_libraries() -> None:
     """Ends progress bars: the log is JSON lines. Imports transformers, which takes seconds."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bars()
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]

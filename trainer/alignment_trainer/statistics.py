@@ -19,16 +19,21 @@ def share_interval(values: Values, clusters: Sequence[Hashable]) -> Interval:
     """A share with the Wilson score interval (Wilson 1927) at the effective number of independent pairs.
 
     values: (pairs,) of 1, 0, and 1/2 for a tie. clusters: (pairs,) the prompt of each; pairs of one prompt are not
-    independent. Their number is divided by the design effect (Kish 1965), the cluster-robust variance of the mean over
-    that of independent pairs, where it is above 1. Unlike a normal interval it never leaves [0, 1] and is not of zero
-    width at a share of 0 or 1.
+    independent. Their number is divided by the design effect (Kish 1965): the cluster-robust variance of the mean over
+    that of independent pairs, where it is above 1. Where all values agree it cannot be known, and every prompt counts
+    once. Unlike a normal interval this one never leaves [0, 1] and has a width at a share of 0 or 1.
     """
     count, mean = len(values), float(np.mean(values))
-    independent = mean * (1 - mean) / count
-    effect = max(1.0, standard_error(values, clusters) ** 2 / independent) if independent > 0 else 1.0
-    distinct = len(set(clusters))
-    low, high = wilson(mean, min(count / effect, count) if independent > 0 else distinct)
+    low, high = wilson(mean, _effective_count(values, clusters))
     return Interval(value=mean, low=low, high=high, count=count)
+
+
+def _effective_count(values: Values, clusters: Sequence[Hashable]) -> float:
+    count = len(values)
+    independent = standard_error(values, range(count))
+    if independent == 0:
+        return len(set(clusters))
+    return count / max(1.0, (standard_error(values, clusters) / independent) ** 2)
 
 
 def mean_interval(values: Values, clusters: Sequence[Hashable]) -> Interval:
