@@ -1,0 +1,200 @@
+"""What is refused before anything is created, and in which words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.unit.operator.small_cluster import MODEL, START, SmallCluster, make_job
+
+from alignment_api.platform import Gpu, Platform, PlatformOutput, PlatformStorage, Pool, Pools
+from alignment_operator.plan.admission import refusals
+from alignment_operator.plan.make_plan import make_plan
+from alignment_operator.plan.types import Observed, VolumeView
+
+H100 = Gpu(product="H100-SXM5", memory_gib=80)
+WITH_GPUS = Platform(pools=Pools(on_demand=Pool(gpu=H100), spot=Pool(gpu=H100, notice_seconds=30), cpu=Pool()))
+
+
+def admit(spec: dict[str, Any], platform: Platform | None = None, **volumes: tuple[str, ...]) -> tuple[str, ...]:
+    """The refusals of a job; every claim it may name exists unless its access modes are given as empty."""
+    modes = dict.fromkeys(("models", "data", "work", "results"), ("ReadWriteMany",)) | volumes
+    found = {claim: VolumeView(mode) for claim, mode in modes.items() if mode}
+    return refusals(Observed(make_job(spec), platform or Platform(), volumes=found))
+
+
+def test_a_sound_job_is_admitted() -> None:
+    assert admit({}) == ()
+    assert admit({"roles": {"policy": {"gpus": 4}}}, WITH_GPUS) == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"model": {"source": "pvc://gone/m"}}, "spec.model.source"),
+        ({"data": {"source": "pvc://gone/d"}}, "spec.data.source"),
+        (
+            {"data": {"source": "pvc://data/d", "evaluation": {"source": "pvc://gone/e"}}},
+            "spec.data.evaluation.source",
+        ),
+        ({"storage": {"source": "pvc://gone"}}, "spec.storage.source"),
+        ({"output": {"destination": "pvc://gone/out"}}, "spec.output.destination"),
+        ({"checkpoint": {"resumeFrom": "pvc://gone/old"}}, "spec.checkpoint.resumeFrom"),
+    ],
+)
+def test_a_claim_that_does_not_exist_is_refused_by_its_field(spec: dict[str, Any], field: str) -> None:
+    assert admit(spec) == (
+        f"{field}: no claim `gone` in namespace team; create that PersistentVolumeClaim or name one that exists",
+    )
+
+
+def test_the_platforms_output_is_checked_too() -> None:
+    job = make_job()
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"output": None})})
+    platform = Platform(output=PlatformOutput(destination="pvc://gone/models"))
+    volumes = dict.fromkeys(("models", "data", "work"), VolumeView(("ReadWriteMany",)))
+    (refusal,) = refusals(Observed(job, platform, volumes=volumes))
+    assert refusal.startswith("platform output.destination: no claim `gone`")
+
+
+def test_a_refused_job_creates_nothing_and_is_looked_at_again() -> None:
+    cluster = SmallCluster(make_job({"data": {"source": "pvc://gone/d"}}))
+    plan = cluster.reconcile()
+    assert (plan.create, plan.support, plan.next_look) == ((), None, timedelta(seconds=30))
+    condition = cluster.condition("Admitted")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "Refused")
+    assert cluster.status.phase == "Pending"
+    assert cluster.plan().status == cluster.status
+
+
+def test_a_job_starts_once_its_claim_appears() -> None:
+    observed = Observed(make_job(), Platform())
+    refused = make_plan(observed, START)
+    job = observed.job.model_copy(update={"status": refused.status})
+    volumes = dict.fromkeys(("models", "data", "work", "results"), VolumeView(("ReadWriteMany",)))
+    plan = make_plan(replace(observed, job=job, volumes=volumes), START)
+    assert len(plan.create) == 2
+    assert next(c.status for c in plan.status.conditions if c.type == "Admitted") == "True"
+
+
+def test_a_running_job_is_not_refused_when_the_platform_changes() -> None:
+    cluster = SmallCluster(make_job({"roles": {"policy": {"processes": 2}}}))
+    cluster.run_until("prepare")
+    cluster.platform = WITH_GPUS
+    cluster.reconcile()
+    admitted = cluster.condition("Admitted")
+    assert admitted is not None
+    assert admitted.status == "True"
+
+
+def test_a_gang_on_several_nodes_needs_volumes_that_they_all_can_mount() -> None:
+    gang = {"roles": {"policy": {"replicas": 2}}}
+    (refusal,) = admit(gang, work=("ReadWriteOnce",))
+    assert refusal == (
+        "spec.storage.source: claim `work` is ReadWriteOnce, which one node alone can mount, and "
+        "spec.roles.policy.replicas is 2; name a claim with access mode ReadWriteMany, "
+        "or write replicas: 1 and more gpus"
+    )
+    assert admit(gang, models=("ReadOnlyMany",)) == ()
+    assert admit({}, work=("ReadWriteOnce",)) == ()
+
+
+def test_a_gang_needs_a_shared_volume_of_the_platform_where_it_names_none() -> None:
+    job = make_job({"roles": {"policy": {"replicas": 2}}})
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"storage": None})})
+    volumes = dict.fromkeys(("models", "data", "results"), VolumeView(("ReadWriteMany",)))
+    platform = Platform(storage=PlatformStorage(access_mode="ReadWriteOnce"))
+    (refusal,) = refusals(Observed(job, platform, volumes=volumes))
+    assert refusal.startswith("platform storage.accessMode is ReadWriteOnce")
+    assert refusals(Observed(job, Platform(), volumes=volumes)) == ()
+
+
+def test_folders_inside_pods_are_no_place_for_results() -> None:
+    (refusal,) = admit({"storage": {"source": "file:///scratch"}})
+    assert refusal == (
+        "spec.storage.source: `file:///scratch` is a folder inside a pod and is lost with it; write pvc://claim/path"
+    )
+    assert len(admit({"output": {"destination": "file:///out"}})) == 1
+
+
+def test_a_path_beside_the_manifest_means_nothing_on_a_cluster() -> None:
+    (refusal,) = admit({"data": {"source": "file://./pairs.jsonl"}})
+    assert refusal.startswith("spec.data.source: `file://./pairs.jsonl` is relative to a manifest")
+    assert admit({"data": {"source": "file:///mounted/pairs.jsonl"}}) == ()
+
+
+def test_a_laptop_takes_files_and_has_no_claims() -> None:
+    files = {
+        "model": {"source": "file:///m"},
+        "data": {"source": "file:///d.jsonl"},
+        "storage": {"source": "file:///run"},
+        "output": {"destination": "file:///run"},
+        "roles": {"policy": {"replicas": 2}},
+    }
+    assert refusals(Observed(make_job(files), Platform(), own_files=True)) == ()
+    (refusal,) = refusals(Observed(make_job(files | {"model": {"source": "pvc://m/x"}}), Platform(), own_files=True))
+    assert refusal == (
+        "spec.model.source: `pvc://m/x` is a claim of a cluster, which a laptop does not have; write file:///path"
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "role", "expected"),
+    [
+        (
+            Platform(),
+            {"policy": {"gpus": 2}},
+            "spec.roles.policy.gpus: 2, but pool onDemand has no GPUs; write `processes: 2` for CPU processes, "
+            "or choose a placement with GPUs",
+        ),
+        (
+            WITH_GPUS,
+            {"reference": {"processes": 2}},
+            "spec.roles.reference.processes: 2, but pool spot has GPUs (H100-SXM5); write `gpus: 2`: "
+            "one process runs on each",
+        ),
+    ],
+)
+def test_devices_must_be_those_of_the_pool(platform: Platform, role: dict[str, Any], expected: str) -> None:
+    assert admit({"roles": role}, platform) == (expected,)
+
+
+def test_one_rank_alone_needs_no_sharding_and_several_need_it() -> None:
+    spec = {"training": {"sharding": "none"}, "roles": {"policy": {"processes": 2}}}
+    assert admit(spec) == (
+        "spec.training.sharding: `none` takes one rank, and role policy has 2 (replicas x gpus or processes); "
+        "write sharding: zero2 or zero3, or ask for one rank",
+    )
+    assert admit({"training": {"sharding": "none"}}) == ()
+
+
+def test_every_rank_needs_a_sequence() -> None:
+    spec = {"training": {"batchSize": 3}, "roles": {"policy": {"processes": 2, "replicas": 2}}}
+    assert admit(spec) == (
+        "spec.training.batchSize: 3 sequences a step cannot feed 4 ranks of policy; write at least 4, "
+        "or ask for fewer ranks",
+    )
+
+
+def test_a_model_that_cannot_fit_fails_before_a_gpu_is_touched() -> None:
+    cluster = SmallCluster(make_job({"roles": {"policy": {"gpus": 1}}}), WITH_GPUS)
+    cluster.run_until("prepare")
+    name = cluster.pod("prepare").name
+    cluster.succeed(name)
+    outcome = cluster.pods[name].outcome
+    assert outcome is not None
+    seven_billion = MODEL.model_copy(update={"parameters": 7_000_000_000})
+    cluster.change(name, outcome=outcome.model_copy(update={"model": seven_billion}))
+    plan = cluster.reconcile()
+    failed = cluster.condition("Failed")
+    assert failed is not None
+    # 16 bytes x 7e9 = 112e9 bytes = 104.3 GiB
+    assert failed.message == (
+        "does not fit: policy needs 104.3 GiB a pod for 7,000,000,000 parameters, it has 1 x 80 GiB (H100-SXM5); "
+        "smallest change that fits: roles.policy.gpus: 2"
+    )
+    assert plan.create == ()
+    assert cluster.status.attempt == 0

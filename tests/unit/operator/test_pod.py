@@ -1,0 +1,174 @@
+"""The pod of a role instance. The files in golden/ are what a reviewer reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from tests.unit.operator.small_cluster import SmallCluster, make_job
+
+from alignment_api.context import Context
+from alignment_api.platform import Gpu, Platform, Pool, Pools
+from alignment_operator.plan.types import Instance
+from alignment_operator.resources import build_pod
+
+GOLDEN = Path(__file__).parent / "golden"
+PLATFORM = Platform(
+    pools=Pools(
+        on_demand=Pool(
+            node_selector={"pool": "on-demand"},
+            tolerations=({"key": "gpu", "operator": "Exists"},),
+            gpu=Gpu(product="H100-SXM5", memory_gib=80),
+        ),
+        spot=Pool(node_selector={"pool": "spot"}, notice_seconds=30),
+        cpu=Pool(node_selector={"pool": "cpu"}),
+    ),
+    image="registry.example/trainer:1",
+)
+SECRET = {"credentials": [{"secretName": "hf-token"}]}
+GANG = {"roles": {"policy": {"replicas": 2, "gpus": 4, "cpu": "16", "memory": "256Gi"}}}
+
+
+def instance_of(spec: dict[str, Any], role: str, platform: Platform = PLATFORM) -> Instance:
+    """The instance that the planner itself makes."""
+    cluster = SmallCluster(make_job(spec), platform)
+    stage = {"prepare": "prepare", "reference": "prepare", "policy": "train", "evaluator": "evaluate"}[role]
+    for _ in range(10):
+        found = [instance for instance in cluster.reconcile().create if instance.role == role]
+        if found:
+            return found[0]
+        cluster.do_well(holding=stage)
+    raise AssertionError(f"no {role} was planned")
+
+
+def pod_of(spec: dict[str, Any], role: str) -> dict[str, Any]:
+    return build_pod(make_job(spec), instance_of(spec, role), PLATFORM)
+
+
+def context_of(pod: dict[str, Any]) -> Context:
+    (text,) = [entry["value"] for entry in pod["spec"]["containers"][0]["env"] if entry["name"] == "ALIGNMENT_CONTEXT"]
+    return Context.model_validate_json(text)
+
+
+def assert_golden(name: str, manifest: dict[str, Any]) -> None:
+    """A changed pod shows as a changed file: write the new one by hand or from the message, and review it."""
+    text = (GOLDEN / name).read_text()
+    expected = json.loads(json.dumps(YAML(typ="safe").load(text)))
+    assert json.loads(json.dumps(manifest)) == expected
+
+
+def test_the_pod_of_a_gang_is_as_reviewed() -> None:
+    assert_golden("pod-policy.yaml", pod_of(GANG | SECRET, "policy"))
+
+
+def test_the_pod_of_a_gated_server_is_as_reviewed() -> None:
+    assert_golden("pod-reference.yaml", pod_of(SECRET, "reference"))
+
+
+def test_the_same_input_gives_the_same_pod_and_is_not_changed() -> None:
+    job = make_job({"roles": {"policy": {"podTemplate": {"spec": {"containers": [{"name": "trainer", "env": []}]}}}}})
+    instance = instance_of({}, "policy")
+    before = job.model_dump_json()
+    assert build_pod(job, instance, PLATFORM) == build_pod(job, instance, PLATFORM)
+    assert job.model_dump_json() == before
+
+
+def test_a_process_learns_where_everything_is() -> None:
+    context = context_of(pod_of(GANG, "policy"))
+    assert context.sources == {
+        "pvc://models/base": "/volumes/models/base",
+        "pvc://data/pairs.jsonl": "/volumes/data/pairs.jsonl",
+    }
+    assert (context.storage, context.output) == ("/volumes/work/helpful", "/volumes/results/helpful")
+    assert (context.replicas, context.processes, context.gpus, context.notice_seconds) == (2, 4, 4, 120)
+
+
+def test_a_gangs_rendezvous_is_its_first_pods_own_name() -> None:
+    pod = pod_of(GANG, "policy")
+    host = f"{pod['spec']['hostname']}.{pod['spec']['subdomain']}:29500"
+    assert context_of(pod).rendezvous == host
+    assert pod["spec"]["hostname"] == pod["metadata"]["name"]
+
+
+def test_volumes_are_written_only_where_results_go() -> None:
+    mounts = pod_of({}, "policy")["spec"]["containers"][0]["volumeMounts"]
+    claims = {m["mountPath"]: m["readOnly"] for m in mounts if m["mountPath"].startswith("/volumes/")}
+    assert claims == {
+        "/volumes/data": True,
+        "/volumes/models": True,
+        "/volumes/results": False,
+        "/volumes/work": False,
+    }
+
+
+def test_a_claim_that_is_read_and_written_is_mounted_once() -> None:
+    spec = {"model": {"source": "pvc://work/base"}, "output": {"destination": "pvc://work/out"}}
+    mounts = pod_of(spec, "policy")["spec"]["containers"][0]["volumeMounts"]
+    assert [m["readOnly"] for m in mounts if m["mountPath"] == "/volumes/work"] == [False]
+
+
+def test_a_pod_template_merges_over_the_pool_and_then_the_role() -> None:
+    def image(tag: str) -> dict[str, Any]:
+        return {"spec": {"containers": [{"name": "trainer", "image": tag}], "priorityClassName": tag}}
+
+    pools = PLATFORM.pools.model_copy(
+        update={"spot": PLATFORM.pools.spot.model_copy(update={"pod_template": image("pool")})}
+    )
+    platform = PLATFORM.model_copy(update={"pools": pools})
+    instance = instance_of({}, "reference")
+    pool_only = build_pod(make_job(), instance, platform)["spec"]
+    assert (pool_only["containers"][0]["image"], pool_only["priorityClassName"]) == ("pool", "pool")
+    job = make_job({"roles": {"reference": {"podTemplate": image("role")}}})
+    both = build_pod(job, instance, platform)["spec"]
+    assert (both["containers"][0]["image"], both["priorityClassName"]) == ("role", "role")
+    assert both["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/healthz"
+
+
+def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
+    instance = replace(instance_of({}, "policy"), gated=True)
+    template = {
+        "kind": "Deployment",
+        "metadata": {
+            "name": "mine",
+            "namespace": "kube-system",
+            "labels": {"alignment.run/role": "evaluator", "team": "a"},
+            "ownerReferences": None,
+            "annotations": {"note": "kept"},
+        },
+        "spec": {
+            "nodeName": "spot-1",
+            "nodeSelector": {"pool": "spot", "zone": "b"},
+            "restartPolicy": "Always",
+            "schedulingGates": [],
+            "containers": [
+                {
+                    "name": "trainer",
+                    "terminationMessagePath": "/elsewhere",
+                    "env": [{"name": "ALIGNMENT_CONTEXT", "value": "{}"}, {"name": "MINE", "value": "1"}],
+                }
+            ],
+        },
+    }
+    built = build_pod(make_job(), instance, PLATFORM)
+    patched = build_pod(make_job({"roles": {"policy": {"podTemplate": template}}}), instance, PLATFORM)
+    assert patched["kind"] == "Pod"
+    for key in ("name", "namespace", "ownerReferences"):
+        assert patched["metadata"][key] == built["metadata"][key]
+    assert patched["metadata"]["labels"] == built["metadata"]["labels"] | {"team": "a"}
+    assert patched["metadata"]["annotations"] == {"note": "kept"}
+    assert "nodeName" not in patched["spec"]
+    assert patched["spec"]["nodeSelector"] == {"pool": "on-demand", "zone": "b"}
+    assert patched["spec"]["restartPolicy"] == "Never"
+    assert patched["spec"]["schedulingGates"] == [{"name": "alignment.run/roles-ready"}]
+    container = patched["spec"]["containers"][0]
+    assert container["terminationMessagePath"] == "/dev/termination-log"
+    assert context_of(patched).role == "policy"
+    assert {"name": "MINE", "value": "1"} in container["env"]
+
+
+def test_a_pod_on_cpus_asks_for_no_gpu() -> None:
+    resources = pod_of({}, "reference")["spec"]["containers"][0]["resources"]
+    assert resources == {"requests": {"cpu": "1", "memory": "7Gi"}, "limits": {"memory": "7Gi"}}

@@ -1,0 +1,69 @@
+"""Default sizes, by the guide's bytes per parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.operator.small_cluster import make_job
+
+from alignment_api.platform import Gpu, Pool
+from alignment_api.sizing import Size, shortage, size_of
+
+H100 = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
+CPUS = Pool()
+
+
+def size(role: str, pool: Pool, parameters: int | None, **spec: Any) -> Size:
+    return size_of(make_job(spec).spec, role, pool, parameters)
+
+
+@pytest.mark.parametrize(
+    ("billions", "gpus"),
+    [(1, 1), (4, 1), (7, 2), (13, 3), (32, 8), (70, 16)],
+)
+def test_a_trainee_gets_the_gpus_that_hold_its_state_with_head_room(billions: int, gpus: int) -> None:
+    # 16 x 1.2 bytes per parameter over 80 GiB: 7B 1.56, 13B 2.91, 32B 7.15, 70B 15.65
+    assert size("policy", H100, billions * 10**9).gpus == gpus
+
+
+def test_a_frozen_copy_needs_an_eighth_of_its_trainee() -> None:
+    # 2 x 1.2 bytes per parameter over 80 GiB: 70B 1.96
+    assert size("reference", H100, 70 * 10**9).gpus == 2
+    assert size("evaluator", H100, 7 * 10**9).gpus == 1
+
+
+def test_what_the_spec_says_is_taken() -> None:
+    role = {"gpus": 8, "cpu": "32", "memory": "512Gi"}
+    assert size("policy", H100, 7 * 10**9, roles={"policy": role}) == Size(8, 8, "32", "512Gi")
+
+
+def test_processes_on_cpus_share_one_copy_of_the_state() -> None:
+    # 135e6 x 16 x 1.2 = 2.41 GiB -> 3, and 4 for each process
+    assert size("policy", CPUS, 135_000_000) == Size(1, 0, "1", "7Gi")
+    assert size("policy", CPUS, 135_000_000, roles={"policy": {"processes": 2}}) == Size(2, 0, "2", "11Gi")
+
+
+def test_before_prepare_has_looked_a_usual_model_is_taken_for_granted() -> None:
+    # 8e9 x 2 x 1.2 = 17.9 GiB -> 18 + 4; on CPU 1e9 x 2 x 1.2 = 2.2 GiB -> 3 + 4
+    assert size("reference", H100, None) == Size(1, 1, "4", "22Gi")
+    assert size("reference", CPUS, None) == Size(1, 0, "1", "7Gi")
+
+
+def test_prepare_takes_no_gpu_from_a_pool_that_has_them() -> None:
+    assert size("prepare", H100, None) == Size(1, 0, "1", "4Gi")
+
+
+def test_without_sharding_there_is_one_gpu() -> None:
+    assert size("policy", H100, 7 * 10**9, training={"sharding": "none"}).gpus == 1
+
+
+def test_only_what_can_never_fit_is_refused() -> None:
+    spec = make_job({"roles": {"policy": {"memory": "2Gi"}}}).spec
+    # 16 bytes x 200e6 = 2.98 GiB
+    assert shortage(spec, "policy", CPUS, 200_000_000) == (
+        "policy needs 3.0 GiB a pod for 200,000,000 parameters, it has 2Gi; "
+        "smallest change that fits: roles.policy.memory: 3Gi"
+    )
+    assert shortage(spec, "policy", CPUS, 130_000_000) is None
+    assert shortage(make_job().spec, "policy", H100, 70 * 10**9) is None
