@@ -38,6 +38,7 @@ def custom_resource_definition() -> Schema:
     schema = _structural(AlignmentJob.model_json_schema(by_alias=True))
     schema["properties"]["metadata"] = {"type": "object"}
     schema["properties"]["status"] = _without_defaults(schema["properties"]["status"])
+    schema["properties"]["spec"] = _with_defaults_told(schema["properties"]["spec"])
     schema["properties"]["apiVersion"] = {"type": "string"}
     schema["properties"]["kind"] = {"type": "string"}
     schema["required"] = ["spec"]
@@ -112,9 +113,6 @@ def _keywords(schema: Schema, convert: Callable[[Schema], Schema]) -> Schema:
         result["format"] = "int64"
     if "default" in result:
         result["default"] = _minimal(result["default"], result)
-        if not isinstance(result["default"], dict | list):
-            # `kubectl explain` shows descriptions, not defaults.
-            result["description"] = f"{result['description']} Default: {json.dumps(result['default'])}."
     return result
 
 
@@ -155,11 +153,25 @@ def _minimal(default: Any, schema: Schema) -> Any:
 
 def _without_defaults(schema: Schema) -> Schema:
     # A status field that is absent says that nobody has looked yet; a default would say that somebody had.
-    result = {key: value for key, value in schema.items() if key != "default"}
+    return _everywhere(schema, lambda level: {key: value for key, value in level.items() if key != "default"})
+
+
+def _with_defaults_told(schema: Schema) -> Schema:
+    # `kubectl explain` shows descriptions, not defaults.
+    def tell(level: Schema) -> Schema:
+        if "default" not in level or isinstance(level["default"], dict | list):
+            return level
+        return level | {"description": f"{level['description']} Default: {json.dumps(level['default'])}."}
+
+    return _everywhere(schema, tell)
+
+
+def _everywhere(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
+    result = change(schema)
     if "properties" in result:
-        result["properties"] = {name: _without_defaults(child) for name, child in result["properties"].items()}
+        result |= {"properties": {name: _everywhere(child, change) for name, child in result["properties"].items()}}
     if "items" in result:
-        result["items"] = _without_defaults(result["items"])
+        result |= {"items": _everywhere(result["items"], change)}
     return result
 
 

@@ -70,9 +70,9 @@ class RoleStatus(Contract):
 
 
 class InstanceRecord(Contract):
-    """The ledger's line for one place of a role: its newest life, written before the pod is created, kept after its end.
+    """The ledger's line for one place of a role: its newest life, written before the pod is created, kept afterwards.
 
-    An end is counted when its line gets `end`, so it is counted once; the next life takes the line with a higher number.
+    An end is counted when its line gets `end`, so it is counted once; the next life takes the line, with its number.
     """
 
     role: str

@@ -17,7 +17,13 @@ from alignment_api.status import AlignmentJobStatus, Progress
 from alignment_operator.plan.types import PodView
 
 _SECONDS_BETWEEN_LINES = 5.0
-_METRICS = ("loss", "margin", "accuracy")
+_METRICS = {
+    "loss": "loss",
+    "reward_margin": "margin",
+    "accuracy": "accuracy",
+    "heldout_accuracy": "held-out accuracy",
+}
+"""Metric -> its short name here."""
 
 
 class Display:
@@ -96,7 +102,7 @@ def _table(name: str, status: AlignmentJobStatus, views: tuple[PodView, ...]) ->
 
 
 def _chosen_metrics(status: AlignmentJobStatus) -> list[tuple[str, float]]:
-    return [(name, status.metrics[name]) for name in _METRICS if name in status.metrics]
+    return [(words, status.metrics[name]) for name, words in _METRICS.items() if name in status.metrics]
 
 
 def _pace(progress: Progress) -> list[str]:
@@ -122,8 +128,8 @@ def _state(view: PodView) -> str:
 
 def _why(view: PodView) -> str:
     if view.outcome is not None and view.outcome.failure is not None:
-        return f"failed ({view.outcome.failure.reason})"
-    return "saved and gone" if view.outcome is not None else f"failed ({view.reason})"
+        return f"failed ({view.outcome.failure.reason}: {view.outcome.failure.message.splitlines()[0]})"
+    return "saved and gone" if view.outcome is not None else f"failed ({view.message})"
 
 
 def _memory(views: tuple[PodView, ...]) -> int:

@@ -12,7 +12,7 @@ from alignment_cli.display import duration
 
 
 def print_summary(console: Console, name: str, status: AlignmentJobStatus, storage: Path, output: Path) -> None:
-    """Held-out figures before and after, the time it took, and where the model is."""
+    """Held-out figures before and after (with 95% intervals), the time it took, and where the model is."""
     stages = {stage.name: stage for stage in status.stages}
     train = stages.get("train")
     took = f"{name} is complete after {duration(status.active_seconds)}"
@@ -26,18 +26,18 @@ def print_summary(console: Console, name: str, status: AlignmentJobStatus, stora
 
 
 def _figures(report: EvaluationReport, baseline: float | None) -> Table:
-    table = Table(title=f"{report.after.accuracy.count} held-out pairs, 95% intervals", title_justify="left")
-    for heading in ("", "before", "after"):
+    table = Table(box=None, pad_edge=False)
+    for heading in (f"{report.after.accuracy.count} held-out pairs", "before", "after"):
         table.add_column(heading)
     rows = {
-        "accuracy (positive reward margin)": "accuracy",
+        "accuracy": "accuracy",
         "reward margin": "margin",
-        "chosen is the likelier one": "likelier_chosen",
+        "chosen is likelier": "likelier_chosen",
     }
     for words, field in rows.items():
         table.add_row(words, _interval(getattr(report.before, field)), _interval(getattr(report.after, field)))
     if baseline is not None:
-        table.add_row("accuracy by length alone", f"{baseline:.3f}", f"{baseline:.3f}")
+        table.add_row("accuracy by length alone", f"{baseline:.3f}", "")
     return table
 
 

@@ -1,0 +1,82 @@
+"""The CRD is generated from the types, and is structural."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alignment_api.crd import crd_yaml, custom_resource_definition
+from alignment_api.yaml_tree import parse_yaml
+
+FILE = Path(__file__).parents[3] / "crds" / "alignmentjobs.alignment.run.yaml"
+
+
+def schema() -> Any:
+    return custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+def levels(level: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, level
+    for name, child in level.get("properties", {}).items():
+        yield from levels(child, (*path, name))
+    if "items" in level:
+        yield from levels(level["items"], (*path, "[]"))
+
+
+def test_the_file_is_what_the_types_say() -> None:
+    assert FILE.read_text() == crd_yaml(), "run `make crd`"
+
+
+def test_the_file_reads_back_as_the_object() -> None:
+    (document,), marks = parse_yaml(crd_yaml())
+    assert marks == []
+    assert document.plain() == custom_resource_definition()
+
+
+def test_every_field_is_described() -> None:
+    bare = [path for path, level in levels(schema()) if "description" not in level and path and path[-1] != "[]"]
+    assert bare == [("apiVersion",), ("kind",), ("metadata",)], "those three are described by Kubernetes"
+
+
+def test_nothing_but_structural_schema_is_used() -> None:
+    for path, level in levels(schema()):
+        assert not {"$ref", "$defs", "title", "const", "allOf", "oneOf", "not"} & level.keys(), path
+        assert "anyOf" not in level or level["x-kubernetes-int-or-string"], path
+        assert level.get("additionalProperties") is not False, path
+
+
+def test_defaults_stand_on_their_fields_and_in_their_descriptions() -> None:
+    found = dict(levels(schema()))
+    assert found["spec", "training", "learningRate"]["default"] == 5e-7
+    assert found["spec", "training", "learningRate"]["description"].endswith("Default: 5e-07.")
+    assert found["spec", "training"]["default"] == {}, "an object's default is what its fields' defaults give"
+    assert found["spec", "roles"]["default"] == {}
+    assert "default" not in found["spec", "storage"]
+
+
+def test_a_status_has_no_defaults() -> None:
+    assert [path for path, level in levels(schema()) if path[:1] == ("status",) and "default" in level] == []
+
+
+def test_fractional_bounds_are_rules_and_whole_ones_are_keywords() -> None:
+    found = dict(levels(schema()))
+    smoothing = found["spec", "algorithm", "dpo", "labelSmoothing"]
+    assert smoothing["minimum"] == 0
+    assert "maximum" not in smoothing
+    assert smoothing["x-kubernetes-validations"] == [{"rule": "self < 0.5", "message": "must be below 0.5"}]
+    beta = found["spec", "algorithm", "dpo", "beta"]
+    assert (beta["minimum"], beta["exclusiveMinimum"]) == (0, True)
+
+
+def test_every_field_that_may_not_change_has_a_rule_that_names_it() -> None:
+    found = dict(levels(schema()))
+    rules = [
+        rule["message"].split(" is immutable")[0]
+        for path in ((), ("roles",), ("roles", "reference"))
+        for rule in found[("spec", *path)]["x-kubernetes-validations"]
+        if "is immutable" in rule["message"]
+    ]
+    assert {"spec.model", "spec.training", "spec.roles.policy", "spec.roles.reference.placement"} <= set(rules)
+    free = {"spec.suspend", "spec.budgets", "spec.activeDeadlineSeconds", "spec.roles.reference.replicas"}
+    assert not free & set(rules)
+    spec_fields = {f"spec.{name}" for name in found["spec",]["properties"]}
+    assert spec_fields - set(rules) == {"spec.suspend", "spec.budgets", "spec.activeDeadlineSeconds", "spec.roles"}

@@ -1,0 +1,35 @@
+"""What may change on a running job."""
+
+from typing import Any
+
+from alignment_api.mutability import Change, immutable_changes
+from alignment_api.spec import AlignmentJobSpec
+
+
+def spec(**fields: Any) -> AlignmentJobSpec:
+    return AlignmentJobSpec.model_validate(
+        {"model": {"source": "hf://a/b"}, "data": {"source": "hf://a/c"}, "algorithm": {"dpo": {}}} | fields
+    )
+
+
+def test_budgets_suspension_deadline_and_reference_servers_may_change() -> None:
+    after = spec(
+        suspend=True,
+        budgets={"failures": 0},
+        activeDeadlineSeconds=60,
+        roles={"reference": {"replicas": 7}},
+    )
+    assert immutable_changes(spec(), after) == []
+
+
+def test_a_change_is_named_by_its_innermost_field_with_both_values() -> None:
+    after = spec(training={"learningRate": 1e-5}, roles={"reference": {"gpus": 1}})
+    assert immutable_changes(spec(), after) == [
+        Change(("training", "learningRate"), 5e-7, 1e-5),
+        Change(("roles", "reference", "gpus"), None, 1),
+    ]
+
+
+def test_what_was_absent_is_a_change_when_it_appears() -> None:
+    (change,) = immutable_changes(spec(), spec(storage={"source": "pvc://a/b"}))
+    assert change == Change(("storage",), None, {"source": "pvc://a/b"})
