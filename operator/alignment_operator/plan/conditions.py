@@ -44,8 +44,10 @@ def date_conditions(job: AlignmentJob, claims: Iterable[Claim], now: datetime) -
     return tuple(dated.values())
 
 
-def claim_data(status: AlignmentJobStatus) -> Claim:
-    """Whether `prepare` has found the data good."""
+def claim_data(status: AlignmentJobStatus, problem: str | None) -> Claim:
+    """Whether `prepare` has found the data good; `problem` is what the job failed of, if it has."""
+    if status.data is None and problem is not None:
+        return Claim("DataReady", "False", "JobFailed", problem)
     if status.data is None:
         return Claim("DataReady", "False", "NotChecked", "prepare has not yet reported on the data")
     found = f"{status.data.rows} rows to train on, {status.data.evaluation_rows} held out ({status.data.format})"

@@ -31,13 +31,14 @@ VANISHED = Fate("lost", "Vanished", "its pod is gone from the API")
 def fate_of(pod: PodView) -> Fate | None:
     """How this life ended; None while it goes on.
 
-    A pod that is being deleted has ended for the plan: its process is told to go, and nobody wants it back. An
+    A pod that is being deleted has ended for the plan: its process is told to go, and nobody wants it back (a
+    DisruptionTarget alone proves nothing yet: an eviction may be given up). An
     unreachable node ends a server at once; what writes to storage is given until its tolerations run out, since a
     restart costs more than a hiccup of the network.
     """
     if pod.ended:
         return _ended(pod)
-    if pod.gone_by is not None or pod.disrupted or (pod.node_lost and ROLES[pod.role].serves):
+    if pod.gone_by is not None or (pod.node_lost and ROLES[pod.role].serves):
         return Fate("lost", "NodeLost" if pod.node_lost else "Evicted", _words(pod, "it is being deleted"))
     return None
 

@@ -127,7 +127,8 @@ def _claims(
 ) -> list[Claim]:
     job, verdict = observed.job, found.verdict
     claims = [Claim("Admitted", "True", "Admitted", "volumes, pools and sizes were checked")]
-    claims += [*_pools(observed), claim_data(job.status), claim_training(pods), *claim_checkpoint(job.status)]
+    problem = verdict.message if verdict is not None and verdict.type == "Failed" else None
+    claims += [*_pools(observed), claim_data(job.status, problem), claim_training(pods), *claim_checkpoint(job.status)]
     if verdict is not None:
         claims += [
             Claim("RolesReady", "False", "JobOver"),

@@ -69,13 +69,13 @@ def _over_budget(observed: Observed, ledger: Ledger) -> Verdict | None:
             return Verdict(
                 "Failed",
                 "TooManyFailures",
-                f"{role.name} failed {role.failures} times (budgets.failures: {budgets.failures}); last: {last}",
+                f"{role.name}: {role.failures} failures, budgets.failures is {budgets.failures}; last: {last}",
             )
         if role.disruptions > budgets.disruptions:
             return Verdict(
                 "Failed",
                 "TooManyDisruptions",
-                f"{role.name} was lost {role.disruptions} times (budgets.disruptions: {budgets.disruptions}); "
+                f"{role.name}: {role.disruptions} disruptions, budgets.disruptions is {budgets.disruptions}; "
                 f"last: {last}",
             )
     return None

@@ -40,6 +40,16 @@ class Histories(RuleBasedStateMachine):
         assert (again.create, again.delete, again.release) == (plan.create, plan.delete, plan.release)
         self.apply(plan, len(plan.create) + len(plan.delete))
 
+    @rule()
+    def settles_when_nothing_happens(self) -> None:
+        self.reconciles()
+        self.reconciles()  # sees the UIDs of what was made, and that what was deleted has gone
+        before = self.cluster.status
+        plan = self.cluster.plan()
+        assert plan.status == before
+        assert self.lags or plan.create == ()
+        assert (plan.delete, plan.release) == ((), ())
+
     @rule(done=st.integers(0, 3))
     def crashes_while_applying(self, done: int) -> None:
         plan = self.cluster.plan()
@@ -143,7 +153,12 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def the_control_plane_gives_a_lost_pod_up(self, data: st.DataObject) -> None:
         name = self.choose(data, "Running")
-        if name is not None and self.cluster.pods[name].node_lost:
+        if name is not None:
+            self.give_up_if_lost(name)
+
+    def give_up_if_lost(self, name: str) -> None:
+        pod = self.cluster.pods[name]
+        if pod.node_lost and pod.gone_by is None and not pod.ended:
             self.cluster.change(name, gone_by=self.cluster.now + GRACE, disrupted=True)
 
     @rule(data=st.data())
@@ -205,6 +220,8 @@ class Histories(RuleBasedStateMachine):
         for _ in range(40):
             if self.cluster.status.phase == "Complete":
                 break
+            for name in self.cluster.pods:
+                self.give_up_if_lost(name)
             self.cluster.reconcile()
             self.cluster.wait(400)
             self.cluster.do_well()
@@ -213,8 +230,9 @@ class Histories(RuleBasedStateMachine):
 
 
 Histories.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=40,
+    derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     print_blob=False,

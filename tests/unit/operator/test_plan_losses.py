@@ -67,6 +67,12 @@ def test_the_next_attempt_waits_until_the_lost_one_must_have_ended(training: Sma
     assert name in training.pods  # still Terminating on its dead node, and no obstacle
 
 
+def test_an_eviction_that_may_be_given_up_restarts_nothing(training: SmallCluster) -> None:
+    training.change(training.pod("policy").name, disrupted=True)
+    assert training.reconcile().create == ()
+    assert training.tally("policy") == (0, 0)
+
+
 def test_the_next_attempt_starts_when_the_evicted_one_has_ended(training: SmallCluster) -> None:
     name = training.pod("policy").name
     training.evict(name)
@@ -153,7 +159,7 @@ def test_a_pod_out_of_memory_names_the_field_to_raise() -> None:
     assert failed is not None
     assert failed.reason == "TooManyFailures"
     assert failed.message == (
-        "policy failed 1 times (budgets.failures: 0); "
+        "policy: 1 failures, budgets.failures is 0; "
         "last: OOMKilled: killed for want of memory; raise spec.roles.policy.memory"
     )
 
@@ -166,6 +172,9 @@ def test_a_users_mistake_fails_the_job_at_once(preparing: SmallCluster) -> None:
     assert failed is not None
     assert (failed.reason, failed.message) == ("InvalidData", "prepare: what was found")
     assert preparing.status.phase == "Failed"
+    data = preparing.condition("DataReady")
+    assert data is not None
+    assert (data.status, data.message) == ("False", "prepare: what was found")
     assert plan.create == ()
     assert plan.support is None
     assert {removal.name for removal in plan.delete} == set(preparing.names("reference"))
