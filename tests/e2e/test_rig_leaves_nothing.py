@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,21 @@ with Rig.start([NodeSpec("solo", "onDemand")]) as rig:
     raise RuntimeError("a test died half-way")
 """
 SETTINGS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
+KUBELET_PATHS = (
+    "/var/lib/kubelet",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/usr/libexec/kubernetes",
+    "/run/containerd",
+)
 PACKET_COUNTS = re.compile(r"\[\d+:\d+\]|^[#:].*")
+NAMELESS = {
+    "mounts",
+    "rules",
+    "namespaces",
+    "paths",
+    "settings",
+}  # nobody else on this machine should change them either
 Snapshot = dict[str, set[str]]
 
 
@@ -48,7 +62,6 @@ def command_lines() -> Iterator[str]:
 
 def snapshot() -> Snapshot:
     """Everything of the machine that a rig touches. It is seen from outside, where nothing of it should show."""
-    suspects = (*Path("/var/lib").glob("alignment-rig-*"), Path("/var/lib/kubelet"), Path("/var/log/pods"))
     return {
         "processes": set(command_lines()),
         "mounts": set(Path("/proc/self/mounts").read_text().splitlines()),
@@ -58,25 +71,23 @@ def snapshot() -> Snapshot:
         "namespaces": lines("ip", "netns", "list"),
         "cgroups": {str(path) for path in Path("/sys/fs/cgroup").glob("**/alignment-rig-*")},
         "loops": lines("losetup", "--all"),
-        "files": {str(path) for path in suspects if path.exists()},
+        "folders": {str(path) for path in Path("/var/lib").glob("alignment-rig-*")},
+        "paths": {path for path in KUBELET_PATHS if Path(path).exists()},
         "settings": {f"{name}={Path('/proc/sys', name).read_text()}" for name in SETTINGS},
     }
 
 
 def traces(before: Snapshot, after: Snapshot, slot: int) -> Snapshot:
-    """What is new and bears the slot's name. (Other rigs, and other people, may come and go beside it.)"""
-    bears = re.compile(
-        rf"alignment-rig-{slot}\b|\brig{slot}\b|\b10\.{88 + slot}\.|\b10\.{108 + slot}\.|KUBE-|kubelet|cni|="
-    )
-    new = {kind: {line for line in after[kind] - before[kind] if bears.search(line)} for kind in before}
-    return {kind: found for kind, found in new.items() if found and kind != "processes"} | {
-        "processes": {line for line in new["processes"] if f"alignment-rig-{slot}" in line}
-    }
+    """What is new, kind by kind. Other rigs may come and go meanwhile: where a name tells them apart, it counts."""
+    named = re.compile(rf"alignment-rig-{slot}\b|\brig{slot}\b|\b10\.({88 + slot}|{108 + slot})\.")
+    new = {kind: after[kind] - before[kind] for kind in before}
+    found = {kind: {line for line in new[kind] if kind in NAMELESS or named.search(line)} for kind in new}
+    return {kind: left for kind, left in found.items() if left}
 
 
 def gone(before: Snapshot, slot: int, seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
-    while left := {kind: found for kind, found in traces(before, snapshot(), slot).items() if found}:
+    while left := traces(before, snapshot(), slot):
         assert time.monotonic() < deadline, left
         time.sleep(0.3)
     return True
@@ -102,8 +113,7 @@ def end_with_its_guardian(script: subprocess.Popen[str], guardian: int) -> None:
 
 
 @pytest.mark.parametrize("end", [end_by_exception, end_by_sigkill, end_with_its_guardian])
-def test_a_rig_leaves_nothing(end: object) -> None:
-    assert callable(end)
+def test_a_rig_leaves_nothing(end: Callable[[subprocess.Popen[str], int], None]) -> None:
     require_rig()
     before = snapshot()
     with subprocess.Popen(
@@ -112,6 +122,8 @@ def test_a_rig_leaves_nothing(end: object) -> None:
         assert script.stdout is not None
         slot, guardian = map(int, script.stdout.readline().split())
         running = traces(before, snapshot(), slot)
-        assert {"processes", "links", "routes", "cgroups", "files", "loops"} <= set(running)  # the check can see a rig
+        assert {"processes", "links", "routes", "cgroups", "folders", "loops"} <= set(
+            running
+        )  # the check can see a rig
         end(script, guardian)
         assert gone(before, slot)

@@ -33,6 +33,16 @@ echo 1 > /proc/sys/net/ipv4/ip_forward
 bridged=/proc/sys/net/bridge/bridge-nf-call-iptables
 if [ -e $bridged ]; then echo 0 > $bridged; fi
 """
+# The kubelet has paths below /var/lib that no flag moves. Inside, /var/lib is an overlay: what it writes stays there.
+OWN_VAR_LIB = """
+mkdir -p /run/work "$1/disk/var-lib/upper" "$1/disk/var-lib/scratch"
+mount --rbind "$1" /run/work
+layers=lowerdir=/var/lib,upperdir=$1/disk/var-lib/upper,workdir=$1/disk/var-lib/scratch
+mount -t overlay overlay -o "$layers" /var/lib
+mount --rbind /run/work "$1"
+umount --recursive --lazy /run/work
+mkdir -p /var/lib/kubelet
+"""
 
 
 def prepare(control_plane_only: bool = False) -> None:
@@ -230,14 +240,15 @@ class Rig:
         host_command("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", "-E", "nodiscard", str(disk), DISK_SIZE)
         self.layout.disk.mkdir()
         self.sandbox.run("mount", "-o", "loop,noatime", str(disk), str(self.layout.disk))
+        self.sandbox.run("sh", "-euc", OWN_VAR_LIB, "sh", str(self.slot.work))
 
     def _start_components(self, nodes: Sequence[NodeSpec]) -> None:
         layout = self.layout
+        if nodes:
+            self._mount_disk()
         self._write_credentials([node.name for node in nodes])
         self._spawn("etcd", control_plane.etcd(layout))
         self._spawn("apiserver", control_plane.apiserver(layout))
-        if nodes:
-            self._mount_disk()
         with ThreadPoolExecutor() as pool:
             preset = [images.busybox_image(), images.base_image()] if nodes else []
             for index, spec in enumerate(nodes):

@@ -139,9 +139,10 @@ class Node:
         self._write("cni.d/10-rig.conflist", cni_config(self))
 
     def _mount(self, sandbox: Sandbox) -> None:
-        """A /run, a /var/log and kernel settings of the node's own."""
+        """A /run, a /var/log, a /var/lib/kubelet and kernel settings of the node's own."""
         sandbox.run("mount", "-t", "tmpfs", "tmpfs", "/run")
         sandbox.run("mount", "--bind", str(self.disk / "log"), "/var/log")
+        sandbox.run("mount", "--bind", str(self.disk / "kubelet"), "/var/lib/kubelet")
         sandbox.run("hostname", self.name)
         for setting, value in KERNEL_SETTINGS.items():
             shown = self.settings / "sysctl" / setting.replace("/", ".")
@@ -261,7 +262,6 @@ def kubelet_command(node: Node, config: Path) -> list[str]:
         str(KUBERNETES.folder / "kubelet"),
         f"--config={config}",
         f"--kubeconfig={node.layout.kubeconfig(f'system:node:{node.name}')}",
-        f"--root-dir={node.disk / 'kubelet'}",
         f"--hostname-override={node.name}",
         f"--node-ip={node.layout.slot.gateway}",
         f"--node-labels={POOL_LABEL}={node.spec.pool}",
