@@ -1,6 +1,20 @@
 """The cluster suite runs against a control plane without nodes; see tests/rig."""
 
+import pytest
+from tests.cluster.operating import eventually
+from tests.rig.cluster import Rig
 from tests.rig.fixtures import build_before_tests as pytest_collection_finish
 from tests.rig.fixtures import control_plane
 
-__all__ = ["control_plane", "pytest_collection_finish"]
+from alignment_api.crd import custom_resource_definition
+
+__all__ = ["cluster", "control_plane", "pytest_collection_finish"]
+
+
+@pytest.fixture(scope="session")
+def cluster(control_plane: Rig) -> Rig:
+    """The control plane, with the CRD served."""
+    control_plane.apply(custom_resource_definition())
+    established = "-o=jsonpath={.status.conditions[?(@.type=='Established')].status}"
+    eventually(lambda: control_plane.kubectl("get", "crd", "alignmentjobs.alignment.run", established), "the CRD")
+    return control_plane

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-import aiohttp
-
 from alignment_api.job import API_VERSION, KIND, AlignmentJob
 from alignment_api.status import AlignmentJobStatus, Condition
-from alignment_operator.kube.client import ApiError, KubeClient, Manifest
+from alignment_operator.kube.client import UNAVAILABLE, KubeClient, Manifest
 from alignment_operator.kube.paths import collection
 
 COMPONENT = "alignment-operator"
@@ -65,13 +63,13 @@ class EventPoster:
         self._client = client
         self._instance = instance
 
-    async def post(self, job: AlignmentJob, notes: Iterator[Note], now: datetime) -> None:
+    async def post(self, job: AlignmentJob, notes: Iterable[Note], now: datetime) -> None:
         """Post these notes about `job`."""
         path = collection("Event", job.metadata.namespace)
         for note in notes:
             try:
                 await self._client.create(path, build_event(job, note, now, self._instance))
-            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            except UNAVAILABLE as error:
                 log.warning("event not posted", extra={"reason": note.reason, "error": str(error)})
 
 

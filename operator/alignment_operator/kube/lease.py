@@ -13,15 +13,12 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import aiohttp
-
-from alignment_operator.kube.client import ApiError, KubeClient, Manifest
+from alignment_operator.kube.client import UNAVAILABLE, ApiError, KubeClient, Manifest
 from alignment_operator.kube.paths import collection, named
 
 DURATION_SECONDS = 15
 RENEW_DEADLINE_SECONDS = 10.0
 RETRY_SECONDS = 2.0
-UNAVAILABLE = (ApiError, aiohttp.ClientError, TimeoutError)
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +118,8 @@ class Lease:
         version = lease["metadata"]["resourceVersion"]
         if self._sighting is None or self._sighting.version != version:
             self._sighting = _Sighting(version, now)
-        return now - self._sighting.at > lease["spec"].get("leaseDurationSeconds", DURATION_SECONDS)
+        duration: float = lease["spec"].get("leaseDurationSeconds", DURATION_SECONDS)
+        return now - self._sighting.at > duration
 
     def _new(self) -> Manifest:
         return {

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from alignment_api.job import JOB_LABEL
-from alignment_operator.kube.client import KubeClient
+from alignment_operator.kube.client import UNAVAILABLE, KubeClient
 from alignment_operator.kube.events import EventPoster
 from alignment_operator.kube.nodes import NodeView, see_node
 from alignment_operator.kube.observe import SeenPod, see_pod
@@ -45,7 +45,7 @@ class Operator:
         nodes: Collection[NodeView, str] = Collection(collection("Node"), see_node, owner=lambda node: node.name)
         self.pods = Reflector(client, pods, self.look_at)
         self.nodes = Reflector(client, nodes, self._node_changed)
-        self._queue = WorkQueue(self._pass)
+        self._queue = WorkQueue(self._pass, report=_report)
         sight = Sight(self.pods, self.nodes, lambda: platform.current)
         self._world = KubeWorld(client, sight, telemetry, EventPoster(client, identity))
 
@@ -112,3 +112,11 @@ class Operator:
             self._telemetry.relists.labels("Pod").set(self.pods.relists)
             self._telemetry.relists.labels("Node").set(self.nodes.relists)
             await asyncio.sleep(TICK_SECONDS)
+
+
+def _report(key: JobKey, error: Exception) -> None:
+    """What the apiserver refuses, or cannot answer now, needs no traceback; anything else is a bug and has one."""
+    if isinstance(error, UNAVAILABLE):
+        log.warning("pass failed, trying again", extra={"key": str(key), "error": repr(error)})
+    else:
+        log.error("pass failed", extra={"key": str(key)}, exc_info=error)

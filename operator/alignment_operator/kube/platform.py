@@ -7,11 +7,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
-
 from alignment_api.manifest import InvalidManifest, read_contract
 from alignment_api.platform import Platform
-from alignment_operator.kube.client import ApiError, KubeClient
+from alignment_operator.kube.client import UNAVAILABLE, KubeClient
 from alignment_operator.kube.paths import named
 from alignment_operator.kube.telemetry import Telemetry
 
@@ -47,7 +45,7 @@ class PlatformSource:
                     continue
                 self._text = text
                 self.current = read_contract(Platform, text, self._origin)
-            except (InvalidManifest, OSError, ApiError, aiohttp.ClientError, TimeoutError) as error:
+            except (InvalidManifest, OSError, *UNAVAILABLE) as error:
                 self._telemetry.platform_errors.inc()
                 log.error("platform not read again, the last one stays", extra={"error": str(error)})
             else:

@@ -31,18 +31,19 @@ class WorkQueue(Generic[Key]):
     """Calls `work(key)` soon after `add(key)`, and again after the delay it returned (None: only when asked).
 
     At most `concurrency` passes run at once, never two for one key. A pass that raises is repeated with exponential
-    back-off; asking for the key again runs it at once, since what it failed on may be what has changed.
+    back-off, its error goes to `report` (default: the log, with its traceback); asking for the key again runs it at
+    once, since what it failed on may be what has changed.
     """
 
     def __init__(
         self,
         work: Callable[[Key], Awaitable[timedelta | None]],
         concurrency: int = 32,
-        on_error: Callable[[Key, Exception], None] | None = None,
+        report: Callable[[Key, Exception], None] | None = None,
     ) -> None:
         self._work = work
         self._slots = asyncio.Semaphore(concurrency)
-        self._on_error = on_error
+        self._report = report or _log
         self._entries: dict[Key, _Entry] = {}
         self._closed = False
 
@@ -98,9 +99,11 @@ class WorkQueue(Generic[Key]):
         except Exception as error:  # whatever it is, the other keys go on and this one is tried again
             entry.failures += 1
             seconds = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (entry.failures - 1))
-            log.exception("pass failed", extra={"key": str(key), "failures": entry.failures, "retry_seconds": seconds})
-            if self._on_error is not None:
-                self._on_error(key, error)
+            self._report(key, error)
             return timedelta(seconds=seconds)
         entry.failures = 0
         return delay
+
+
+def _log(key: object, error: Exception) -> None:
+    log.error("pass failed", extra={"key": str(key)}, exc_info=error)

@@ -10,9 +10,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import aiohttp
-
-from alignment_operator.kube.client import ApiError, KubeClient, Manifest
+from alignment_operator.kube.client import UNAVAILABLE, ApiError, KubeClient, Manifest
 
 View = TypeVar("View")
 Owner = TypeVar("Owner", bound=Hashable)
@@ -88,7 +86,7 @@ class Reflector(Generic[View, Owner]):
                     await self._list()
                 await self._watch()
                 failures = 0
-            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            except UNAVAILABLE as error:
                 failures = self._give_up_stream(error, failures)
                 await asyncio.sleep(min(MAX_BACKOFF_SECONDS, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
 

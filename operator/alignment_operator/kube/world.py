@@ -16,7 +16,7 @@ from alignment_api.platform import Platform
 from alignment_api.status import AlignmentJobStatus
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import JSON_PATCH, ApiError, KubeClient, Manifest
-from alignment_operator.kube.events import EventPoster, transitions
+from alignment_operator.kube.events import EventPoster, Note, transitions
 from alignment_operator.kube.nodes import NodeView, count_nodes, see_node
 from alignment_operator.kube.observe import SeenPod, see_pod
 from alignment_operator.kube.paths import collection, named
@@ -27,6 +27,7 @@ from alignment_operator.places import claims
 from alignment_operator.plan.types import JobKey, Observed, Plan, VolumeView
 from alignment_operator.reconcile import Conflict
 
+REFUSALS = (403, 422)
 Pods = Reflector[SeenPod, JobKey]
 Nodes = Reflector[NodeView, str]
 
@@ -52,6 +53,7 @@ class KubeWorld:
         self._poller = StatusPoller(client)
         self._applier = Applier(client, sight.pods)
         self._written: dict[JobKey, str] = {}
+        self._refusals: dict[JobKey, str] = {}
 
     def clock(self) -> datetime:
         """Now, UTC."""
@@ -91,7 +93,18 @@ class KubeWorld:
 
     async def apply(self, job: AlignmentJob, plan: Plan) -> None:
         """Create, release and delete. What exists already is left alone; what is gone already is fine."""
-        await self._applier.apply(job, plan, self._sight.platform())
+        try:
+            await self._applier.apply(job, plan, self._sight.platform())
+        except ApiError as error:
+            await self._tell(job, error)
+            raise
+
+    async def _tell(self, job: AlignmentJob, error: ApiError) -> None:
+        """An object that is refused (a quota, a policy, a podTemplate) is the user's to see; once for each reason."""
+        key = _key_of(job)
+        if error.status in REFUSALS and self._refusals.get(key) != error.message:
+            self._refusals[key] = error.message
+            await self._events.post(job, [Note("Warning", "ObjectRefused", error.message)], self.clock())
 
     async def _read(self, path: str) -> Manifest | None:
         try:
@@ -152,7 +165,10 @@ class KubeWorld:
         return tuple(replace(pod.view, status=statuses.get(pod.view.uid)) for pod in pods)
 
     async def _volumes(self, job: AlignmentJob, platform: Platform) -> dict[str, VolumeView]:
-        """The claims that the job mounts and that exist; read live, for they are the user's and may come late."""
+        """The claims that the job names and that exist: read live, for they are the user's and may come late, and
+        read until the job starts, since nothing asks for them after that."""
+        if job.status.started_at is not None:
+            return {}
         found = {}
         for claim in claims(job, platform):
             raw = await self._read(named("PersistentVolumeClaim", _key_of(job).namespace, claim))
@@ -162,6 +178,7 @@ class KubeWorld:
 
     def _forget(self, key: JobKey) -> None:
         self._written.pop(key, None)
+        self._refusals.pop(key, None)
         self._applier.forget(key)
         self._telemetry.saw_phase(key, None)
 
