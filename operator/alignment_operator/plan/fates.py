@@ -25,6 +25,7 @@ class Fate:
     """A user's mistake: no other life would fare better."""
 
 
+LOST_LATE = Fate("lost", "NodeLost", "a pod of the gang was lost, which its peers noticed first")
 VANISHED = Fate("lost", "Vanished", "its pod is gone from the API")
 
 

@@ -11,7 +11,7 @@ from alignment_api.roles import ROLES, Stage
 from alignment_api.sizing import replicas_of
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import AlignmentJobStatus, InstanceRecord, RoleStatus
-from alignment_operator.plan.fates import VANISHED, Fate, fate_of, is_alive
+from alignment_operator.plan.fates import LOST_LATE, VANISHED, Fate, fate_of, is_alive
 from alignment_operator.plan.types import PodView
 
 Place = tuple[str, int]
@@ -63,6 +63,19 @@ class Ledger:
         ledger = replace(self, roles={**self.roles, role: tally}, last_fates={**self.last_fates, role: fate})
         return ledger.closed(group, fate.end)
 
+    def corrected(self, group: Group) -> Ledger:
+        """With the group's counted error made a disruption; still one end."""
+        role = group[0][0]
+        tally = self.roles[role]
+        counts = {"failures": tally.failures - 1, "disruptions": tally.disruptions + 1}
+        lines = {place: self.lines[place].model_copy(update={"end": "lost"}) for place in group}
+        return replace(
+            self,
+            lines={**self.lines, **lines},
+            roles={**self.roles, role: tally.model_copy(update=counts)},
+            last_fates={**self.last_fates, role: LOST_LATE},
+        )
+
     @property
     def attempt(self) -> int:
         """Lives of the gang so far."""
@@ -104,11 +117,18 @@ def pod_of(line: InstanceRecord, pods: Iterable[PodView]) -> PodView | None:
 
 
 def count_ends(ledger: Ledger, groups: Iterable[Group], pods: tuple[PodView, ...], now: datetime) -> Ledger:
-    """Counts each end once: a line that has its `end` is not looked at again."""
+    """Counts each end once: a line that has its `end` is not counted again.
+
+    A gang that loses a node shows errors of the peers at once and the loss only when the node's grace period is over.
+    The peers' error is then made a disruption. No next life can have been opened: it waits for the lost pod.
+    """
     for group in groups:
-        fate = _group_fate([ledger.lines[place] for place in group if place in ledger.lines], pods)
+        lines = [ledger.lines[place] for place in group if place in ledger.lines]
+        fate = _group_fate(lines, pods)
         if fate is not None:
             ledger = ledger.counted(group, fate, now)
+        elif lines and all(line.end == "failed" for line in lines) and _shows_loss(lines, pods):
+            ledger = ledger.corrected(group)
     return ledger
 
 
@@ -176,6 +196,11 @@ def _group_fate(lines: list[InstanceRecord], pods: tuple[PodView, ...]) -> Fate 
     if len(fates) == len(lines):
         return Fate("failed", "EndedEarly", "it ended well although its stage still runs")
     return None
+
+
+def _shows_loss(lines: list[InstanceRecord], pods: tuple[PodView, ...]) -> bool:
+    found = [pod_of(line, pods) for line in lines]
+    return any(pod is not None and not pod.ended and (pod.node_lost or pod.disrupted) for pod in found)
 
 
 def _line_fate(line: InstanceRecord, pods: tuple[PodView, ...]) -> Fate | None:

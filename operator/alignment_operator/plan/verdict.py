@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from alignment_api.roles import ROLES
 from alignment_api.status import AlignmentJobStatus
 from alignment_operator.plan.admission import misfit
-from alignment_operator.plan.fates import fate_of
+from alignment_operator.plan.fates import fate_of, is_alive
 from alignment_operator.plan.ledger import Ledger
 from alignment_operator.plan.stages import Course
 from alignment_operator.plan.types import Observed
@@ -32,7 +33,7 @@ def judge(observed: Observed, course: Course, ledger: Ledger, now: datetime) -> 
     return (
         _mistake(observed, ledger)
         or _misfit(observed, course, ledger)
-        or _over_budget(observed, ledger)
+        or _over_budget(observed, ledger, now)
         or _overdue(observed, now)
     )
 
@@ -61,9 +62,12 @@ def _misfit(observed: Observed, course: Course, ledger: Ledger) -> Verdict | Non
     return Verdict("Failed", "DoesNotFit", f"does not fit: {problem}") if problem is not None else None
 
 
-def _over_budget(observed: Observed, ledger: Ledger) -> Verdict | None:
+def _over_budget(observed: Observed, ledger: Ledger, now: datetime) -> Verdict | None:
+    """A gang is judged when all of it has ended: an error may yet turn out to be the loss of a peer's node."""
     budgets = observed.job.spec.budgets
     for role in ledger.roles.values():
+        if ROLES[role.name].trainable and any(is_alive(p, now) for p in observed.pods if p.role == role.name):
+            continue
         last = _last_word(observed, ledger, role.name)
         if role.failures > budgets.failures:
             return Verdict(

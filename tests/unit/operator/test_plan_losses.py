@@ -107,6 +107,36 @@ def test_errors_of_peers_are_no_failures_when_the_gang_has_lost_a_node() -> None
     assert cluster.tally("policy") == (0, 1)
 
 
+def test_a_peers_error_becomes_a_disruption_when_the_lost_node_shows_later() -> None:
+    cluster = SmallCluster(make_job({"roles": {"policy": {"replicas": 2}}, "budgets": {"failures": 0}}))
+    cluster.run_until("train")
+    first, second = cluster.names("policy")
+    cluster.fail(first)  # the connection to its peer broke
+    cluster.reconcile()
+    assert cluster.tally("policy") == (1, 0)
+    assert cluster.status.phase == "Running"
+    cluster.lose_node(second)
+    cluster.reconcile()
+    cluster.reconcile()
+    assert cluster.tally("policy") == (0, 1)
+    cluster.wait(30)  # it was told to go, and its grace is over
+    plan = cluster.reconcile()
+    assert [(i.index, i.life) for i in plan.create] == [(0, 2), (1, 2)]
+
+
+def test_a_gang_without_a_lost_node_is_judged_when_all_of_it_has_ended() -> None:
+    cluster = SmallCluster(make_job({"roles": {"policy": {"replicas": 2}}, "budgets": {"failures": 0}}))
+    cluster.run_until("train")
+    first, second = cluster.names("policy")
+    cluster.fail(first)
+    cluster.reconcile()
+    assert cluster.status.phase == "Running"
+    cluster.end_evicted(second)
+    plan = cluster.reconcile()
+    assert cluster.status.phase == "Failed"
+    assert plan.create == ()
+
+
 def test_an_end_seen_by_two_operators_is_counted_once(training: SmallCluster) -> None:
     training.fail(training.pod("policy").name)
     first, second = training.plan(), training.plan()
