@@ -58,7 +58,7 @@ FAILED = {
 }
 
 
-def eventually(look: Callable[[], Found | None], what: str, seconds: float = 30) -> Found:
+def eventually(look: Callable[[], Found | None], what: str, seconds: float = 60) -> Found:
     """What `look` finds, as soon as it finds something."""
     deadline = time.monotonic() + seconds
     while True:

@@ -98,8 +98,8 @@ class Reflector(Generic[View, Owner]):
             log.info("watch too old, listing again", extra={"path": self._collection.path})
             self._version = None
             return 0
-        if failures >= 2:
-            self._version = None  # whatever is wrong, it may be with where we are
+        if isinstance(error, ApiError) and failures >= 2:
+            self._version = None  # whatever it objects to, it may be where we are
         log.warning("watch failed", extra={"path": self._collection.path, "error": str(error)})
         return failures + 1
 

@@ -1,0 +1,140 @@
+"""The chart as helm renders it, on a real apiserver: what it may do, and what it may not."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tests.cluster.operating import CLAIM, FAILED, PREPARED, SCORED, TRAINED, Place, eventually, operating
+from tests.rig import control_plane as configuration
+from tests.rig.cluster import Rig
+from tests.rig.product import CHART
+from tests.rig.toolchain import HELM, ensure_built
+
+pytestmark = pytest.mark.cluster
+NAMESPACE = "alignment-system"
+ACCOUNT = f"system:serviceaccount:{NAMESPACE}:alignment"
+
+
+def render(cluster: Rig, *settings: str) -> list[dict[str, Any]]:
+    ensure_built(HELM)
+    arguments = [f"--set={setting}" for setting in settings]
+    text = cluster.helm(
+        "template", "alignment", str(CHART), f"--namespace={NAMESPACE}", "--kube-version=1.37.2", *arguments
+    )
+    return [found for found in YAML(typ="safe").load_all(text) if found]
+
+
+@pytest.fixture(scope="module")
+def objects(cluster: Rig) -> list[dict[str, Any]]:
+    """Everything of the chart, in the cluster. The Deployment makes pods, which stay pending here."""
+    rendered = render(cluster)
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    listing = {"apiVersion": "v1", "kind": "List", "items": rendered}
+    arguments = ("apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-")
+    cluster.kubectl(*arguments, stdin=json.dumps(listing))
+    return rendered
+
+
+@pytest.fixture
+def place(cluster: Rig) -> Iterator[Place]:
+    made = Place(cluster, "chart")
+    cluster.kubectl("create", "namespace", made.namespace)
+    made.create(CLAIM)
+    yield made
+    cluster.kubectl("delete", "namespace", made.namespace, "--wait=false")
+
+
+@pytest.fixture
+def as_operator(cluster: Rig, objects: list[dict[str, Any]], tmp_path: Path) -> Path:
+    """A kubeconfig with a token of the chart's service account."""
+    token = cluster.kubectl("create", "token", "alignment", "-n", NAMESPACE).strip()
+    file = tmp_path / "kubeconfig"
+    file.write_text(json.dumps(configuration.kubeconfig(cluster.layout, token)))
+    return file
+
+
+def test_the_rights_suffice_for_a_whole_job(place: Place, as_operator: Path, tmp_path: Path) -> None:
+    with operating(place, tmp_path, kubeconfig=as_operator, lease=NAMESPACE):
+        place.create_job()
+        place.run("prepare")
+        eventually(lambda: not place.pod("reference")["spec"].get("schedulingGates"), "the gate to open")
+        place.end("prepare", PREPARED)
+        place.end("policy", FAILED)
+        place.end("policy", TRAINED, life=2)
+        place.end("evaluator", SCORED)
+        eventually(lambda: place.status()["phase"] == "Complete", "the end")
+        eventually(
+            lambda: not place.names("secrets") | place.names("services") | place.names("networkpolicies"), "tidiness"
+        )
+        reasons = {event["reason"] for event in place.items("events")}
+        assert {"Admitted", "StageStarted", "AttemptStarted", "StagesDone"} <= reasons
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "allowed"),
+    [
+        ("create", "secrets", True),
+        ("get", "secrets", False),
+        ("list", "secrets", False),
+        ("watch", "secrets", False),
+        ("update", "pods", False),
+        ("create", "pods/exec", False),
+        ("delete", "persistentvolumeclaims", False),
+        ("update", "alignmentjobs.alignment.run", False),
+        ("patch", "alignmentjobs.alignment.run", False),
+        ("patch", "alignmentjobs.alignment.run/status", True),
+        ("list", "customresourcedefinitions.apiextensions.k8s.io", False),
+        ("create", "rolebindings.rbac.authorization.k8s.io", False),
+    ],
+)
+def test_the_operator_may(verb: str, what: str, allowed: bool, cluster: Rig, objects: list[dict[str, Any]]) -> None:
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": ACCOUNT, "groups": ["system:authenticated"], "resourceAttributes": _attributes(verb, what)},
+    }
+    answer = json.loads(cluster.kubectl("create", "-o", "json", "-f", "-", stdin=json.dumps(review)))
+    assert answer["status"]["allowed"] is allowed
+
+
+def _attributes(verb: str, what: str) -> dict[str, str]:
+    resource, _, subresource = what.partition("/")
+    resource, _, group = resource.partition(".")
+    return {"verb": verb, "resource": resource, "group": group, "subresource": subresource, "namespace": "default"}
+
+
+def test_whoever_may_edit_a_namespace_may_edit_its_jobs(cluster: Rig, objects: list[dict[str, Any]]) -> None:
+    def verbs(role: str) -> set[str]:
+        rules = cluster.get("clusterrole", role)["rules"]
+        return {verb for rule in rules if "alignmentjobs" in rule.get("resources", ()) for verb in rule["verbs"]}
+
+    eventually(lambda: verbs("view") == {"get", "list", "watch"}, "the role view")
+    eventually(lambda: {"create", "delete"} <= verbs("edit"), "the role edit")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("platform.pools.spto.noticeSeconds=30", "spto"),
+        ("platform.pools.spot.noticeSeconds=2", "minimum"),
+        ("replica=2", "replica"),
+        ("platform.pools.onDemand.gpu.product=H100", "memoryGib"),
+        ("platform.storage.accessMode=Sometimes", "accessMode"),
+    ],
+)
+def test_a_typo_in_the_values_is_refused(setting: str, words: str, cluster: Rig) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        render(cluster, setting)
+    assert words in error.value.stderr
+
+
+def test_the_crd_is_upgraded_with_the_chart_and_stays_without_it(cluster: Rig, objects: list[dict[str, Any]]) -> None:
+    (crd,) = (found for found in objects if found["kind"] == "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    stored = cluster.get("crd", "alignmentjobs.alignment.run")
+    assert "alignment" in stored["metadata"]["name"]
+    assert stored["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]

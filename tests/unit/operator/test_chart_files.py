@@ -1,0 +1,76 @@
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ruamel.yaml import YAML
+
+from alignment_api.manifest import read_contract
+from alignment_api.platform import Platform
+from alignment_trainer.metrics import Metrics
+
+ROOT = Path(__file__).parents[3]
+CHART = ROOT / "charts" / "alignment-operator"
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("generate_chart", ROOT / "charts" / "generate.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_generated_files_are_those_of_the_code(generate: ModuleType) -> None:
+    for path, text in generate.files().items():
+        assert path.read_text() == text, f"{path.name} is stale: run `make crd`"
+
+
+def test_the_chart_carries_the_very_crd() -> None:
+    name = "alignmentjobs.alignment.run.yaml"
+    assert (CHART / "files" / name).read_bytes() == (ROOT / "crds" / name).read_bytes()
+
+
+def test_every_metric_of_the_dashboard_exists() -> None:
+    exported = {family.name for family in Metrics("job", "policy").registry.collect()}
+    panels = json.loads((CHART / "dashboards" / "dpo.json").read_text())["panels"]
+    shown = {
+        name
+        for panel in panels
+        for target in panel["targets"]
+        for name in re.findall(r"\balignment_\w+", target["expr"])
+        if not name.startswith("alignment_operator_")
+    }
+    assert len(shown) > 10
+    assert shown <= exported
+
+
+def test_panels_do_not_overlap() -> None:
+    panels = json.loads((CHART / "dashboards" / "dpo.json").read_text())["panels"]
+    corners = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(corners) == len(panels)
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
+
+
+def test_the_values_hold_a_platform() -> None:
+    values = YAML(typ="safe").load(CHART / "values.yaml")
+    platform = read_contract(Platform, json.dumps(values["platform"]), "values.yaml")
+    assert platform.pools.spot.notice_seconds == 30
+
+
+def test_the_operator_needs_neither_torch_nor_the_trainer() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'alignment_trainer'): sys.modules[name] = None\n"
+        "import alignment_operator.main, alignment_operator.handlers\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "operator", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
