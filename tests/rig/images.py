@@ -22,14 +22,23 @@ SUITE = "bookworm"
 # What a Dockerfile of ours may copy; a change anywhere else rebuilds nothing.
 IMAGE_SOURCES = ("Dockerfile", ".dockerignore", "pyproject.toml", "requirements", "README.md", "LICENSE")
 IMAGE_SOURCE_FOLDERS = ("operator", "trainer", "crds")
+STORE_BYTES = 8 * 1024**3  # buildah's layers are dropped, all at once, beyond this
+KEPT = 3  # archives of one target kept beside the newest
 CERTIFICATES = "/etc/ssl/certs"
+# buildah remembers blobs below /var/lib/containers, which no setting moves: it sees an overlay that ends with it.
+SCRATCH_VAR_LIB = """
+mkdir "$1/upper" "$1/scratch"
+mount -t overlay overlay -o "lowerdir=/var/lib,upperdir=$1/upper,workdir=$1/scratch" /var/lib
+shift
+exec "$@"
+"""
 # A mount and PID namespace of its own: what a builder mounts or leaves running ends with it.
 ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def busybox_image() -> Path:
     """Debian's static busybox: the pause container of every pod, and the helper of the volume provisioner."""
-    archive = cache_folder() / "image-busybox-1.tar"
+    archive = cache_folder() / "image-busybox-2.tar"
     with exclusive(cache_folder() / ".image-busybox.lock"):
         if not archive.exists():
             with tempfile.TemporaryDirectory() as scratch:
@@ -44,7 +53,7 @@ def busybox_image() -> Path:
 
 def base_image() -> Path:
     """Debian with Python 3.11, its venv and nothing else, readable by any user; `python` is `python3`."""
-    archive = cache_folder() / f"image-base-{SUITE}-2.tar"
+    archive = cache_folder() / f"image-base-{SUITE}-3.tar"
     with exclusive(cache_folder() / ".image-base.lock"):
         if not archive.exists():
             print(f"rig: making the base image {archive}", file=sys.stderr, flush=True)
@@ -75,6 +84,7 @@ def write_archive(root: Path, archive: Path, name: str, command: Sequence[str]) 
                 "Cmd": list(command),
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             },
+            "history": [{"created_by": "tests/rig"}],  # buildah counts its entries
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
         (Path(scratch) / "config.json").write_text(json.dumps(config))
@@ -99,24 +109,40 @@ def build_archive(target: str, name: str, build_args: Mapping[str, str] | None =
 
 
 def _buildah_build(target: str, name: str, arguments: Mapping[str, str], base: Path, archive: Path) -> None:
-    """Build in a throw-away store. pip inside needs this machine's certificates and its proxy settings."""
+    """Build with layers kept between builds. pip inside needs this machine's certificates."""
+    store = cache_folder() / "buildah"
+    if store.exists() and _bytes_below(store) > STORE_BYTES:
+        shutil.rmtree(store)
+    settings = [f"--build-arg={key}={value}" for key, value in arguments.items()]
+    settings += [
+        f"--build-arg=PIP_CERT={CERTIFICATES}/ca-certificates.crt",
+        f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
+    ]
+    bud = ["--layers", "--isolation=chroot", "--network=host", "--pull-never", f"--target={target}", f"--tag={name}"]
     with tempfile.TemporaryDirectory(prefix=".buildah-", dir=cache_folder()) as scratch:
-        store = [f"--root={scratch}/root", f"--runroot={scratch}/run", "--storage-driver=overlay"]
-        settings = [f"--build-arg={key}={value}" for key, value in arguments.items()]
-        settings += [
-            f"--build-arg=PIP_CERT={CERTIFICATES}/ca-certificates.crt",
-            f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
-        ]
+        config = Path(scratch) / "containers.conf"
+        config.write_text(f'[network]\nnetwork_config_dir = "{scratch}/networks"\n')  # its default is in /etc
         tar = Path(scratch) / "image.tar"
-        bud = ["--isolation=chroot", "--network=host", "--pull-never", f"--target={target}", f"--tag={name}", *settings]
         script = [
             ["pull", f"docker-archive:{base}"],
-            ["bud", *bud, str(REPOSITORY)],
+            ["bud", *bud, *settings, str(REPOSITORY)],
             ["push", name, f"docker-archive:{tar}:{name}"],
         ]
-        for step in script:
-            _checked([*ALONE, "buildah", *store, *step], 1200)
+        buildah = ["buildah", f"--root={store}/root", f"--runroot={scratch}/run", "--storage-driver=overlay"]
+        for number, step in enumerate(script):
+            aside = Path(scratch) / str(number)
+            aside.mkdir()
+            in_overlay = [*ALONE, "sh", "-euc", SCRATCH_VAR_LIB, "sh", str(aside)]
+            _checked(["env", f"CONTAINERS_CONF={config}", *in_overlay, *buildah, *step], 1200)
+        for outdated in sorted(archive.parent.glob(f"image-{target}-*.tar"), key=lambda tar: tar.stat().st_mtime)[
+            :-KEPT
+        ]:
+            outdated.unlink()
         tar.rename(archive)
+
+
+def _bytes_below(folder: Path) -> int:
+    return int(subprocess.run(["du", "-sb", folder], check=True, text=True, capture_output=True).stdout.split()[0])
 
 
 def _fingerprint(target: str, name: str, arguments: Mapping[str, str]) -> str:
