@@ -135,6 +135,10 @@ def test_a_laptop_takes_files_and_has_no_claims() -> None:
         "roles": {"policy": {"replicas": 2}},
     }
     assert refusals(Observed(make_job(files), Platform(), own_files=True)) == ()
+    job = make_job(files)
+    bare = job.model_copy(update={"spec": job.spec.model_copy(update={"storage": None, "output": None})})
+    one_node = Platform(storage=PlatformStorage(access_mode="ReadWriteOnce"))
+    assert refusals(Observed(bare, one_node, own_files=True)) == ()
     (refusal,) = refusals(Observed(make_job(files | {"model": {"source": "pvc://m/x"}}), Platform(), own_files=True))
     assert refusal == (
         "spec.model.source: `pvc://m/x` is a claim of a cluster, which a laptop does not have; write file:///path"

@@ -65,6 +65,8 @@ def test_the_next_attempt_waits_until_the_lost_one_must_have_ended(training: Sma
     training.wait(1)
     assert [(i.role, i.life) for i in training.reconcile().create] == [("policy", 2)]
     assert name in training.pods  # still Terminating on its dead node, and no obstacle
+    training.wait(60)
+    assert training.reconcile().next_look == timedelta(minutes=1)  # nor a reason to look
 
 
 def test_an_eviction_that_may_be_given_up_restarts_nothing(training: SmallCluster) -> None:

@@ -78,6 +78,13 @@ def test_a_server_that_is_replaced_while_prepare_is_not_ready_waits_for_it(clust
     assert gates == {"prepare": False, "reference": True}
 
 
+def test_a_server_that_is_replaced_while_prepare_backs_off_waits_for_it(cluster: SmallCluster) -> None:
+    cluster.run_until("prepare")
+    cluster.fail(cluster.pod("prepare").name)
+    cluster.vanish(cluster.pod("reference").name)
+    assert {instance.role: instance.gated for instance in cluster.reconcile().create} == {"reference": True}
+
+
 def test_nobody_waits_for_a_role_that_waits_for_it() -> None:
     for stages in STAGES.values():
         for stage in stages:
@@ -198,8 +205,14 @@ def test_progress_changes_with_the_step_alone(cluster: SmallCluster) -> None:
 
 
 def test_progress_starts_anew_with_each_stage_and_ends_full(cluster: SmallCluster) -> None:
-    cluster.run_until("evaluate")
+    cluster.run_until("train")
+    cluster.poll(cluster.pod("policy").name, progress=Progress(step=780, total_steps=781))
+    cluster.reconcile()
+    cluster.succeed(cluster.pod("policy").name)
+    cluster.reconcile()
+    assert cluster.status.stage == "evaluate"
     assert cluster.status.progress is None
+    cluster.run_until("evaluate")
     name = cluster.pod("evaluator").name
     cluster.poll(name, progress=Progress(step=3, total_steps=4))
     cluster.reconcile()
