@@ -88,7 +88,9 @@ class Jobs:
     def delete(self, name: str) -> None:
         self.rig.kubectl("delete", "alignmentjob", name, "-n", self.namespace, "--wait=false", "--ignore-not-found")
 
-    def wait(self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout: float = 180) -> dict[str, Any]:
+    def wait(
+        self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout: float = 180
+    ) -> dict[str, Any]:
         """The status once it `holds`. Fails with the status, the pods and the operator's log where it never does."""
         deadline = time.monotonic() + timeout
         status: dict[str, Any] = {}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
+import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.jobs import Jobs, dpo_job
+from transformers import AutoModelForCausalLM
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+COLUMNS = ["NAME", "ALGORITHM", "STAGE", "PHASE", "PROGRESS", "ETA", "READY", "AGE"]
 
 
 def test_a_job_goes_from_manifest_to_a_better_model(jobs: Jobs, work: Path) -> None:
@@ -16,53 +22,81 @@ def test_a_job_goes_from_manifest_to_a_better_model(jobs: Jobs, work: Path) -> N
     job["spec"]["roles"]["policy"] = job["spec"]["roles"]["policy"] | {"processes": 2}
     with jobs.watching("whole") as history:
         jobs.apply(job)
-        jobs.wait("whole", "training", lambda status: (status.get("progress") or {}).get("step", 0) > 0
-                  and status.get("stage") == "train")
-        columns = jobs.rig.kubectl("get", "aj", "whole", "-n", jobs.namespace).splitlines()
-        policy = history.of("policy")[0].name
-        metrics = jobs.rig.kubectl("get", "--raw", f"/api/v1/namespaces/{jobs.namespace}/pods/{policy}:8000/proxy/metrics")
+        jobs.wait("whole", "a first optimizer step", _trains)
+        head, row = jobs.rig.kubectl("get", "aj", "whole", "-n", jobs.namespace).splitlines()
+        families = _scrape(jobs, history.of("policy")[0].name)
         status = jobs.wait_complete("whole")
 
-    assert columns[0].split() == ["NAME", "ALGORITHM", "STAGE", "PHASE", "PROGRESS", "ETA", "READY", "AGE"]
-    assert columns[1].split()[:4] == ["whole", "dpo", "train", "Running"]
+    assert head.split() == COLUMNS
+    assert row.split()[:4] == ["whole", "dpo", "train", "Running"]
+    assert families["alignment_loss"] > 0
     assert {life.node for life in history.of("policy") + history.of("prepare")} == {"ondemand-0"}
     assert {life.node.split("-")[0] for life in history.of("reference") + history.of("evaluator")} == {"spot"}
-    assert _parses_as_prometheus_text(metrics)
-    assert "alignment_loss" in metrics
-    assert history.doubled() == []
     assert [len(history.of(role)) for role in ("prepare", "reference", "policy", "evaluator")] == [1, 1, 1, 1]
-    _better_on_held_out(status, work / "whole-out" / "model")
+    assert history.doubled() == []
+    _assert_better_on_held_out_pairs(status)
+    assert AutoModelForCausalLM.from_pretrained(work / "whole-out" / "model").config.hidden_size == 64
 
 
-def test_completion_leaves_only_what_the_user_owns(jobs: Jobs) -> None:
+def test_completion_and_deletion_leave_what_the_user_owns(jobs: Jobs) -> None:
     job = dpo_job("tidy")
     del job["spec"]["storage"], job["spec"]["output"]
     jobs.apply(job)
-    jobs.wait_complete("tidy")
-    assert _objects(jobs, "tidy", "pods,configmaps,secrets,services,networkpolicies") == []
+    status = jobs.wait_complete("tidy")
+    made = "pods,configmaps,secrets,services,networkpolicies"
+    _await_gone(jobs, "tidy", made, keep=0)
     assert len(_objects(jobs, "tidy", "persistentvolumeclaims")) == 2
-    jobs.rig.kubectl("delete", "alignmentjob", "tidy", "-n", jobs.namespace, "--wait=true")
-    jobs.rig.kubectl("wait", "--for=delete", "pvc", "-n", jobs.namespace, "-l", "alignment.run/job=tidy,!keep",
-                     "--timeout=5s") if False else None
-    left = _objects(jobs, "tidy", "persistentvolumeclaims")
-    assert [name.rsplit("-", 1)[0] for name in left] == ["persistentvolumeclaim/tidy-output"]
+    jobs.delete("tidy")
+    (left,) = _await_gone(jobs, "tidy", "persistentvolumeclaims", keep=1)
+    assert left.removeprefix("persistentvolumeclaim/") in status["artifacts"]["model"]
+
+
+def test_suspending_saves_and_removes_the_pods_and_resuming_goes_on(jobs: Jobs, work: Path) -> None:
+    jobs.apply(dpo_job("pause"))
+    jobs.wait("pause", "a first optimizer step", _trains)
+    with jobs.watching("pause") as history:
+        _suspend(jobs, "pause", True)
+        status = jobs.wait("pause", "suspension", lambda status: status.get("phase") == "Suspended")
+        assert jobs.pods("pause") == []
+        saved = status["checkpoint"]["step"]
+        _suspend(jobs, "pause", False)
+        status = jobs.wait_complete("pause")
+    assert saved > 0
+    claim = json.loads((work / "pause" / "claims" / "0002.json").read_text())
+    assert claim["start"] == {"epoch": 1, "step": saved}
+    assert [life.life for life in history.of("policy")] == [1, 2]
+    assert all(role["failures"] == role["disruptions"] == 0 for role in status["roles"])
+
+
+def _suspend(jobs: Jobs, name: str, value: bool) -> None:
+    patch = f'{{"spec": {{"suspend": {str(value).lower()}}}}}'
+    jobs.rig.kubectl("patch", "aj", name, "-n", jobs.namespace, "--type=merge", "-p", patch)
+
+
+def _trains(status: dict[str, Any]) -> bool:
+    return status.get("stage") == "train" and (status.get("progress") or {}).get("step", 0) > 0
+
+
+def _scrape(jobs: Jobs, pod: str) -> dict[str, float]:
+    """/metrics of a pod, read by Prometheus' own parser; the first sample of each family."""
+    text = jobs.rig.kubectl("get", "--raw", f"/api/v1/namespaces/{jobs.namespace}/pods/{pod}:8000/proxy/metrics")
+    return {family.name: family.samples[0].value for family in text_string_to_metric_families(text) if family.samples}
+
+
+def _assert_better_on_held_out_pairs(status: dict[str, Any]) -> None:
+    before, after = (status["evaluation"][moment]["accuracy"] for moment in ("before", "after"))
+    assert before["value"] == 0.5
+    assert after["low"] > 0.5
 
 
 def _objects(jobs: Jobs, name: str, kinds: str) -> list[str]:
     return jobs.rig.kubectl("get", kinds, "-n", jobs.namespace, "-l", f"alignment.run/job={name}", "-o", "name").split()
 
 
-def _parses_as_prometheus_text(metrics: str) -> bool:
-    """promtool, of a real Prometheus, has nothing against it."""
-    done = subprocess.run(["promtool", "check", "metrics"], input=metrics, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return True
-
-
-def _better_on_held_out(status: dict, model: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    assert AutoModelForCausalLM.from_pretrained(model).config.hidden_size == 64
-    before, after = status["evaluation"]["before"]["accuracy"], status["evaluation"]["after"]["accuracy"]
-    assert before["value"] == 0.5
-    assert after["low"] > 0.5
+def _await_gone(jobs: Jobs, name: str, kinds: str, keep: int, patience: float = 60) -> list[str]:
+    """What is left of the job's objects once no more than `keep` are."""
+    deadline = time.monotonic() + patience
+    while len(left := _objects(jobs, name, kinds)) > keep:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+    return left
