@@ -1,0 +1,197 @@
+"""What alignctl prints without running anything."""
+
+import struct
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from ruamel.yaml import YAML
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from alignment_api.context import InstanceStatus
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.status import AlignmentJobStatus, Progress
+from alignment_cli.display import Display, duration
+from alignment_cli.main import app
+from alignment_cli.memory import count_parameters, memory_advice
+from alignment_cli.summary import length_baseline
+from alignment_operator.plan.types import PodView
+
+JOB = """\
+apiVersion: alignment.run/v1alpha1
+kind: AlignmentJob
+metadata: {name: helpful}
+spec:
+  model: {source: pvc://models/base}
+  data: {source: pvc://data/pairs.jsonl}
+  algorithm: {dpo: {}}
+  roles: {reference: {replicas: 2}}
+"""
+
+
+def alignctl(*arguments: str) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB)
+    return file
+
+
+def test_render_shows_every_stages_pods_and_what_they_lean_on(manifest: Path) -> None:
+    result = alignctl("render", str(manifest))
+    assert result.exit_code == 0, result.stderr
+    objects = list(YAML(typ="safe", pure=True).load_all(result.stdout))
+    kinds = [found["kind"] for found in objects]
+    assert kinds.count("Pod") == 5, "prepare, two references, policy, evaluator"
+    assert {"Secret", "ConfigMap", "Service", "NetworkPolicy", "PersistentVolumeClaim"} <= set(kinds)
+    roles = [o["metadata"]["labels"]["alignment.run/role"] for o in objects if o["kind"] == "Pod"]
+    assert roles == ["prepare", "reference", "reference", "policy", "evaluator"]
+    waiting = [o for o in objects if o["kind"] == "Pod" and o["spec"].get("schedulingGates")]
+    assert {o["metadata"]["labels"]["alignment.run/role"] for o in waiting} == {"reference"}
+
+
+def test_render_takes_pools_from_a_platform_file(manifest: Path, tmp_path: Path) -> None:
+    platform = tmp_path / "platform.yaml"
+    platform.write_text('pools: {onDemand: {nodeSelector: {pool: "on"}}}\nimage: trainer:1\n')
+    pods = [
+        found
+        for found in YAML(typ="safe", pure=True).load_all(
+            alignctl("render", str(manifest), "--platform", str(platform)).stdout
+        )
+        if found["kind"] == "Pod"
+    ]
+    assert {pod["spec"]["containers"][0]["image"] for pod in pods} == {"trainer:1"}
+    (policy,) = [pod for pod in pods if pod["metadata"]["labels"]["alignment.run/role"] == "policy"]
+    assert policy["spec"]["nodeSelector"] == {"pool": "on"}
+    assert '"on"' in alignctl("render", str(manifest), "--platform", str(platform)).stdout, "kubectl reads `on` as true"
+
+
+def test_render_refuses_what_the_operator_would(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB.replace("pvc://models/base", "file://./model"))
+    result = alignctl("render", str(file))
+    assert result.exit_code == 1
+    assert "spec.model.source: `file://./model` is relative to a manifest" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["validate", "no.yaml"], "no.yaml: there is no such file; write the path of a manifest"),
+        (["validate", "."], "is a folder; write the path of a manifest"),
+        (["status", "no-run"], "no-run: no run was started here; write the folder of one"),
+        (["run", "no.yaml", "--volume", "x"], "--volume x: write --volume CLAIM=FOLDER"),
+        (["run", "no.yaml", "--volume", "x=/no/where"], "there is no folder /no/where; make it, or name another"),
+    ],
+)
+def test_a_users_mistake_is_told_without_a_traceback(arguments: list[str], words: str) -> None:
+    result = alignctl(*arguments)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_run_says_which_folder_must_stand_for_a_claim(manifest: Path) -> None:
+    result = alignctl("run", str(manifest))
+    assert result.exit_code == 1
+    assert f"{manifest}:5: spec.model.source: `pvc://models/base` is a volume of a cluster" in result.stderr
+    assert "--volume models=FOLDER" in result.stderr
+    assert "--volume data=FOLDER" in result.stderr
+
+
+def spec(**reference: Any) -> AlignmentJobSpec:
+    return AlignmentJobSpec.model_validate(
+        {
+            "model": {"source": "hf://a/b"},
+            "data": {"source": "hf://a/b"},
+            "algorithm": {"dpo": {}},
+            "roles": {"reference": reference},
+        }
+    )
+
+
+def test_memory_that_suffices_is_not_spoken_of() -> None:
+    assert memory_advice(spec(), parameters=100_000_000, available=4 * 2**30) is None
+
+
+def test_reference_servers_that_do_not_fit_are_proposed_away() -> None:
+    """A billion parameters in fp32 are 3.7 GiB, and a process has half a GiB before any: 8.5 GiB for two servers."""
+    advice = memory_advice(spec(replicas=2), parameters=10**9, available=8 * 2**30)
+    assert advice is not None
+    assert "2 reference server(s) of 1,000,000,000 parameters need 8.5 GiB, this machine has 8.0 GiB free" in advice
+    assert "{placement: withPolicy}" in advice
+
+
+def test_a_policy_that_does_not_fit_is_told_so() -> None:
+    """16 bytes a parameter are 14.9 GiB for a billion, and half a GiB for the process."""
+    advice = memory_advice(spec(placement="withPolicy"), parameters=10**9, available=8 * 2**30)
+    assert advice is not None
+    assert "needs 15.4 GiB" in advice
+
+
+def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:
+    save_file(
+        {"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float16)}, tmp_path / "one.safetensors", {"k": "v"}
+    )
+    save_file({"c": np.zeros((2, 2), np.float32)}, tmp_path / "two.safetensors")
+    assert count_parameters(tmp_path) == 15 + 7 + 4
+    assert count_parameters(tmp_path / "empty") is None
+    assert struct.calcsize("<Q") == 8
+
+
+def lengths(folder: Path, split: str, chosen: list[int], rejected: list[int]) -> None:
+    (folder / "prepared").mkdir(exist_ok=True)
+    tensors = {"chosen_lengths": np.array(chosen, np.int32), "rejected_lengths": np.array(rejected, np.int32)}
+    save_file(tensors, folder / "prepared" / f"{split}.safetensors")
+
+
+def test_the_length_baseline_takes_its_direction_from_the_training_rows(tmp_path: Path) -> None:
+    """Longer is chosen in 1 of 3 training rows, so the rule is `shorter`: right in 2 of 4, and one tie is a half."""
+    lengths(tmp_path, "train", [5, 1, 1], [1, 5, 5])
+    lengths(tmp_path, "evaluation", [1, 1, 9, 4], [5, 5, 1, 4])
+    assert length_baseline(tmp_path) == 2.5 / 4
+    assert length_baseline(tmp_path / "gone") is None
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(12.4, "12s"), (185, "3m05s"), (7800, "2h10m"), (59.6, "1m00s")])
+def test_durations_read_as_people_say_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> None:
+    output = StringIO()
+    status = AlignmentJobStatus(
+        phase="Running",
+        stage="train",
+        progress=Progress(step=12, total_steps=80, tokens_per_second=512.4, eta_seconds=130),
+        metrics={"loss": 0.6543, "reward_margin": 0.12, "accuracy": 0.61},
+    )
+    policy = PodView(
+        name="p",
+        uid="u",
+        role="policy",
+        index=0,
+        life=1,
+        stage="train",
+        phase="Running",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        status=InstanceStatus(state="training", ready=True, memory_bytes=2**31),
+    )
+    with Display(Console(file=output, width=200), "tiny") as display:
+        display.show(status, (policy,))
+        display.show(status, (policy,))
+    lines = [line.split(" ", 1)[1] for line in output.getvalue().splitlines()]
+    assert lines == [
+        "tiny: Running",
+        "stage train",
+        "policy-0: training",
+        "train  step 12/80  loss 0.6543  margin 0.12  accuracy 0.61  512 tokens/s  ETA 2m10s  2.0 GiB",
+    ]
