@@ -35,9 +35,10 @@ class StatusBoard:
 
 def peak_memory_bytes() -> int:
     """Peak memory of this process: of its GPU where it uses one, else resident."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    is_initialized = getattr(cuda, "is_initialized", None)  # absent while another thread is still importing torch
+    if cuda is not None and is_initialized is not None and is_initialized():
+        return int(cuda.max_memory_allocated())
     return resident_peak_bytes()
 
 
