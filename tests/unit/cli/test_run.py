@@ -135,7 +135,7 @@ def test_a_killed_alignctl_leaves_no_process_and_its_run_can_go_on(home: Path) -
     folder = home / "killed"
     first = alignctl("run", "job.yaml", "--folder", str(folder), cwd=home)
     processes = folder / ".run" / "processes.json"
-    wait_until(lambda: processes.exists() and json.loads(processes.read_text()) != {}, first)
+    wait_until(lambda: "uid" in (folder / "status.json").read_text() if processes.exists() else False, first)
     (pid,) = json.loads(processes.read_text())
     first.kill()
     finish(first)
