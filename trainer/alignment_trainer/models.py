@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignment_trainer.data.packing import PackedBatch, branch_attends
+from alignment_trainer.attention import FLEX, attention_for, block_mask
+from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.logprobs import token_logprobs
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -30,12 +31,12 @@ class LogprobHead(nn.Module):
 
 
 class CompletionScorer(nn.Module):
-    """Log-probs of completion tokens. Only their positions reach the head; prompts and padding never do."""
+    """Log-probs of completion tokens. Only their positions reach the head; prompts never do."""
 
     def __init__(self, causal: Any) -> None:
         super().__init__()
         _check_head(causal)
-        self.body: nn.Module = causal.base_model
+        self.body = causal.base_model
         self.head = LogprobHead(causal.get_output_embeddings().weight)
         names = {id(parameter): name for name, parameter in causal.named_parameters(remove_duplicate=False)}
         names |= {id(parameter): name for name, parameter in causal.named_parameters()}
@@ -43,14 +44,30 @@ class CompletionScorer(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Nats, shape (completion tokens,), in the order of `batch.targets`."""
+        flex = self._use_attention(batch) == FLEX
         hidden = self.body(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=branch_attends(batch.branch),
+            attention_mask=block_mask(batch) if flex else None,
             use_cache=False,
+            **({} if flex else {"layout": batch.layout}),
         ).last_hidden_state
-        result: Tensor = self.head(hidden.flatten(0, 1).index_select(0, batch.predictors), batch.targets)
+        result: Tensor = self.head(hidden[0].index_select(0, batch.predictors), batch.targets)
         return result
+
+    def _use_attention(self, batch: PackedBatch) -> str:
+        """Lets the body attend as suits the batch's device. Raises UnsupportedModelError beyond a sliding window."""
+        config, longest = self.body.config, max(row[0] + max(row[1:]) for row in batch.layout)
+        window = getattr(config, "sliding_window", None)
+        if window is not None and longest > window:
+            raise UnsupportedModelError(
+                f"{config.model_type}: attends to {window} tokens at most, found {longest} in one sequence; "
+                f"lower spec.training.maxLength to {window}"
+            )
+        attention = attention_for(batch.input_ids.device)
+        if config._attn_implementation != attention:
+            self.body.set_attn_implementation(attention)
+        return attention
 
 
 @dataclass(frozen=True)
@@ -72,9 +89,7 @@ def load_model(folder: Path, gradient_checkpointing: bool = False) -> LanguageMo
             f"{folder}: no config.json; spec.model.source must be a Hugging Face folder with config, tokenizer and "
             "safetensors"
         )
-    causal = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    )
+    causal = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return LanguageModel(causal, tokenizer, scorer(causal, gradient_checkpointing))
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from tiny_runs import pairs, tiny_llama, tiny_qwen2
 
-from alignment_trainer.data.packing import PromptGroup, branch_attends, pack, pair_group
-from alignment_trainer.models import scorer
+from alignment_trainer.attention import block_mask
+from alignment_trainer.data.packing import PromptGroup, pack, pair_group
+from alignment_trainer.models import UnsupportedModelError, scorer
 
 
 def separate_logprobs(causal, groups):
@@ -21,28 +22,48 @@ def test_a_pair_is_laid_out_prompt_once_and_last_tokens_left_out():
     batch = pack([PromptGroup((5, 6), ((7, 8, 9), (10, 11)))])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 10]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
-    assert batch.branch.tolist() == [[0, 0, 1, 1, 2]]
+    assert batch.layout == ((2, 2, 1),)
     assert batch.predictors.tolist() == [1, 2, 3, 1, 4]
     assert batch.targets.tolist() == [7, 8, 9, 10, 11]
     assert batch.sequence.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_shorter_rows_are_padded_on_the_right_and_found_again():
+def test_rows_follow_one_another_without_padding():
     batch = pack([PromptGroup((1,), ((2,),)), PromptGroup((3, 4), ((5, 6),))])
-    assert batch.input_ids.tolist() == [[1, 0, 0], [3, 4, 5]]
-    assert batch.branch.tolist() == [[0, -1, -1], [0, 0, 1]]
-    assert batch.predictors.tolist() == [0, 4, 5]
+    assert batch.input_ids.tolist() == [[1, 3, 4, 5]]
+    assert batch.position_ids.tolist() == [[0, 0, 1, 2]]
+    assert batch.layout == ((1, 0), (2, 1))
+    assert batch.predictors.tolist() == [0, 2, 3]
 
 
-def test_a_branch_sees_the_prompt_and_itself_and_nothing_else():
-    mask = branch_attends(torch.tensor([[0, 1, 1, 2, -1]]))[0, 0]
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 0, 0, 1, 0],
-        [1, 0, 0, 0, 1],
+def test_the_block_mask_shows_a_branch_its_prompt_and_itself_and_nothing_else():
+    batch = pack([PromptGroup((5, 6), ((7, 8, 9), (10, 11))), PromptGroup((1,), ((2, 3),))])
+    rule = block_mask(batch).mask_mod
+    place = torch.arange(7)
+    assert rule(0, 0, place[:, None], place[None, :]).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
     ]
+
+
+def test_rows_that_are_packed_together_do_not_see_each_other():
+    groups = [pair_group(pair) for pair in pairs(3)]
+    alone = torch.cat([scorer(tiny_llama())(pack([group])) for group in groups])
+    torch.testing.assert_close(scorer(tiny_llama())(pack(groups)), alone, atol=1e-5, rtol=0)
+
+
+def test_a_sequence_beyond_the_sliding_window_is_refused():
+    causal = tiny_llama()
+    causal.config.sliding_window = 8
+    scored = scorer(causal)
+    assert scored(pack([PromptGroup((1, 2, 3, 4), ((5, 6, 7, 8),) * 3)])).isfinite().all()
+    with pytest.raises(UnsupportedModelError, match="attends to 8 tokens at most, found 9"):
+        scored(pack([PromptGroup((1, 2, 3, 4, 5), ((5, 6, 7, 8, 9),))]))
 
 
 @pytest.mark.parametrize("model", [tiny_llama, tiny_qwen2])

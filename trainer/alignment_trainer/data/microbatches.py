@@ -19,7 +19,7 @@ class MicroBatch:
 
 
 def plan_microbatches(lengths: Sequence[int], ranks: int, micro_tokens: int) -> tuple[tuple[MicroBatch, ...], ...]:
-    """For each rank its micro-batches: rows of similar length, at most `micro_tokens` with padding, one row at least.
+    """For each rank its micro-batches: at most `micro_tokens` in each, one row at least.
 
     lengths: tokens of each row of the batch.
     """
@@ -41,13 +41,16 @@ def _share(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def _cut(share: list[int], lengths: Sequence[int], micro_tokens: int) -> list[tuple[int, ...]]:
-    """Greedy: a share comes longest first, so the first row of a micro-batch sets its padded length."""
+    """Greedy, in the order of the share."""
     cut: list[tuple[int, ...]] = []
+    left = 0
     for place in share:
-        if cut and (len(cut[-1]) + 1) * lengths[cut[-1][0]] <= micro_tokens:
+        if cut and lengths[place] <= left:
             cut[-1] = (*cut[-1], place)
+            left -= lengths[place]
         else:
             cut.append((place,))
+            left = micro_tokens - lengths[place]
     return cut
 
 

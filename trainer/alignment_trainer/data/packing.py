@@ -1,8 +1,8 @@
-"""Prompt groups to padded rows: a prompt once, its completions as branches that do not see each other.
+"""Prompt groups to one packed sequence: a prompt once, its completions as branches that do not see each other.
 
-A row is [prompt | completion | completion | ...]. Positions restart after the prompt in every branch, and a token
-attends to its own branch and to the prompt, so each completion is computed as if it stood alone behind the prompt.
-The last token of a completion predicts nothing and is left out.
+A row is [prompt | completion | completion | ...]; rows follow one another without padding. Positions restart after the
+prompt in every branch, and a token attends to its own branch and to the prompt of its row, so each completion is
+computed as if it stood alone behind its prompt. The last token of a completion predicts nothing and is left out.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from alignment_trainer.data.examples import PreferenceExample, TokenIds
-
-PROMPT, PADDING = 0, -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +35,9 @@ class PromptGroup:
 class PackedBatch:
     """Rows ready for a model. `n` counts the completion tokens of all rows, in order of row, completion, token.
 
-    input_ids, position_ids: (rows, length) int64, padded on the right.
-    branch: (rows, length) int64; 0 in the prompt, 1, 2, ... in the completions, -1 in the padding.
-    predictors: (n,) index into the flattened rows: the position whose hidden state predicts the token.
+    input_ids, position_ids: (1, tokens) int64.
+    layout: of each row the tokens of its prompt and of each branch; a branch may have none.
+    predictors: (n,) the position whose hidden state predicts the token.
     targets: (n,) the completion tokens.
     sequence: (n,) which completion of the batch a token belongs to.
     sequences: completions in the batch.
@@ -47,7 +45,7 @@ class PackedBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    branch: Tensor
+    layout: tuple[tuple[int, ...], ...]
     predictors: Tensor
     targets: Tensor
     sequence: Tensor
@@ -57,11 +55,17 @@ class PackedBatch:
         moved = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return PackedBatch(**moved, sequences=self.sequences)
+        return PackedBatch(**moved, layout=self.layout, sequences=self.sequences)
 
     def sum_per_sequence(self, token_values: Tensor) -> Tensor:
         """(n,) values of tokens to (sequences,) sums."""
         return token_values.new_zeros(self.sequences).index_add(0, self.sequence, token_values)
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Row and branch (0: the prompt) of each token, both (tokens,), on the CPU."""
+        row = torch.repeat_interleave(torch.tensor([sum(row) for row in self.layout]))
+        branches = torch.tensor([branch for row in self.layout for branch in range(len(row))])
+        return row, branches.repeat_interleave(torch.tensor([length for row in self.layout for length in row]))
 
 
 def pair_group(example: PreferenceExample) -> PromptGroup:
@@ -70,52 +74,27 @@ def pair_group(example: PreferenceExample) -> PromptGroup:
 
 
 def pack(groups: Sequence[PromptGroup]) -> PackedBatch:
-    """One row for each group, in the order given, padded to the longest."""
-    shape = (len(groups), max(group.length for group in groups))
-    input_ids, position_ids = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    branch = torch.full(shape, PADDING, dtype=torch.int64)
+    """One row for each group, in the order given."""
+    tokens: list[int] = []
+    positions: list[int] = []
     predictors: list[int] = []
-    targets: list[int] = []
-    lengths: list[int] = []
-    for row, group in enumerate(groups):
-        tokens, positions, branches, before = _layout(group)
-        input_ids[row, : group.length] = torch.tensor(tokens)
-        position_ids[row, : group.length] = torch.tensor(positions)
-        branch[row, : group.length] = torch.tensor(branches)
-        predictors.extend(row * shape[1] + position for position in before)
-        targets.extend(token for completion in group.completions for token in completion)
-        lengths.extend(len(completion) for completion in group.completions)
+    for group in groups:
+        depth = len(group.prompt)
+        tokens.extend(group.prompt)
+        positions.extend(range(depth))
+        last_of_prompt = len(tokens) - 1
+        for completion in group.completions:
+            start, inner = len(tokens), len(completion) - 1
+            predictors.extend((last_of_prompt, *range(start, start + inner)))
+            tokens.extend(completion[:-1])
+            positions.extend(range(depth, depth + inner))
+    completions = [completion for group in groups for completion in group.completions]
     return PackedBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        branch=branch,
+        input_ids=torch.tensor([tokens]),
+        position_ids=torch.tensor([positions]),
+        layout=tuple((len(group.prompt), *(len(c) - 1 for c in group.completions)) for group in groups),
         predictors=torch.tensor(predictors),
-        targets=torch.tensor(targets),
-        sequence=torch.repeat_interleave(torch.tensor(lengths)),
-        sequences=len(lengths),
+        targets=torch.tensor([token for completion in completions for token in completion]),
+        sequence=torch.repeat_interleave(torch.tensor([len(completion) for completion in completions])),
+        sequences=len(completions),
     )
-
-
-def _layout(group: PromptGroup) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Tokens, positions and branches of a row, and for each completion token the place that predicts it."""
-    depth = len(group.prompt)
-    tokens, positions, branches = list(group.prompt), list(range(depth)), [PROMPT] * depth
-    before: list[int] = []
-    for number, completion in enumerate(group.completions, start=1):
-        start = len(tokens)
-        before.extend([depth - 1, *range(start, start + len(completion) - 1)])
-        tokens.extend(completion[:-1])
-        positions.extend(range(depth, depth + len(completion) - 1))
-        branches.extend([number] * (len(completion) - 1))
-    return tokens, positions, branches, before
-
-
-def branch_attends(branch: Tensor) -> Tensor:
-    """Who may look at whom: earlier tokens of the own branch and of the prompt.
-
-    branch: (rows, length). Returns bool (rows, 1, queries, keys), True where attention is allowed. Padding looks at
-    itself, so that no query has an empty softmax.
-    """
-    query, key = branch[:, :, None], branch[:, None, :]
-    causal = torch.ones(branch.shape[1], branch.shape[1], dtype=torch.bool, device=branch.device).tril()
-    return (causal & ((query == key) | (key == PROMPT)))[:, None]

@@ -1,0 +1,8 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny tensors gain nothing from more threads, and threads that spin for a shared core lose minutes."""
+    torch.set_num_threads(1)
