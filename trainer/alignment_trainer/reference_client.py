@@ -210,7 +210,7 @@ class ReferenceClient:
     def _note(self, peer: str, serving: bool) -> None:
         before = len(self._serving)
         (self._serving.add if serving else self._serving.discard)(peer)
-        if len(self._serving) != before:
+        if len(self._serving) != before and self._left:
             self.servers(len(self._serving))
 
 

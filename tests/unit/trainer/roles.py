@@ -1,0 +1,148 @@
+"""A tiny job in a folder, and its roles as the processes that a runtime would start."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import write_model, write_pairs
+
+from alignment_api.context import CONTEXT_VARIABLE, Context, Outcome
+from alignment_trainer.main import main
+
+ROOT = Path(__file__).parents[3]
+STAGES = {"prepare": "prepare", "reference": "prepare", "policy": "train", "evaluator": "evaluate"}
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(["alignment_trainer.policy", "alignment_trainer.prepare"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Raises TimeoutError where the condition does not come true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"still not so after {seconds} s")
+        time.sleep(0.02)
+
+
+@dataclass
+class TinyJob:
+    """A DPO job over a tiny random model, its data and its storage in one folder."""
+
+    folder: Path
+    rows: int = 80
+    spec: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    ports: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        write_model(self.folder / "model")
+        write_pairs(self.folder / "pairs.jsonl", self.rows)
+        (self.folder / "token").write_text("secret\n")
+        self.write_spec()
+
+    def write_spec(self) -> None:
+        spec: dict[str, Any] = {
+            "model": {"source": f"file://{self.folder}/model"},
+            "data": {"source": f"file://{self.folder}/pairs.jsonl", "evaluation": {"fraction": 0.2}},
+            "algorithm": {"dpo": {"beta": 0.1}},
+            "training": {
+                "batchSize": 8,
+                "learningRate": 3e-3,
+                "precision": "fp32",
+                "maxLength": 128,
+                "microBatchTokens": 512,
+            },
+            "checkpoint": {"everySteps": 2},
+        }
+        for key, value in self.spec.items():
+            spec[key] = spec[key] | value if key in spec else value
+        job = {
+            "apiVersion": "alignment.run/v1alpha1",
+            "kind": "AlignmentJob",
+            "metadata": {"name": "tiny"},
+            "spec": spec,
+        }
+        (self.folder / "job.yaml").write_text(json.dumps(job))
+
+    def port(self, server: str) -> int:
+        return self.ports.setdefault(server, free_port())
+
+    def url(self, server: str) -> str:
+        return f"http://127.0.0.1:{self.port(server)}"
+
+    def context(
+        self, role: str, life: int = 1, name: str | None = None, peers: tuple[str, ...] = (), gpus: int = 0
+    ) -> Context:
+        """name: of the server, where a role has several."""
+        sources = (f"file://{self.folder}/model", f"file://{self.folder}/pairs.jsonl")
+        return Context.model_validate(
+            {
+                "job": "tiny",
+                "uid": "uid-1",
+                "stage": STAGES[role],
+                "role": role,
+                "index": 0,
+                "life": life,
+                "replicas": 1,
+                "processes": self.processes if role == "policy" else 1,
+                "gpus": gpus,
+                "job_file": str(self.folder / "job.yaml"),
+                "storage": str(self.folder / "run"),
+                "output": str(self.folder / "run"),
+                "sources": {source: source.removeprefix("file://") for source in sources},
+                "peers": {"reference": peers} if peers else {},
+                "host": "127.0.0.1",
+                "port": self.port(name or role),
+                "token_file": str(self.folder / "token"),
+                "outcome_file": str(self.outcome_file(name or role)),
+                "rendezvous": f"127.0.0.1:{self.port('gang')}",
+                "notice_seconds": 30,
+            }
+        )
+
+    def outcome_file(self, name: str) -> Path:
+        return self.folder / f"{name}.outcome"
+
+    def outcome(self, name: str) -> Outcome:
+        return Outcome.model_validate_json(self.outcome_file(name).read_text())
+
+    def fork(self, role: str, **of_context: Any) -> Any:
+        """The role in a process that has the imports already; its `exitcode` is what a runtime would see."""
+        text = self.context(role, **of_context).model_dump_json()
+        process = forkserver.Process(target=_run_main, args=(text, str(self.folder / f"{role}.log")), daemon=True)
+        process.start()
+        return process
+
+    def start(self, role: str, **of_context: Any) -> subprocess.Popen[bytes]:
+        """The role as a runtime starts it."""
+        path = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "trainer")])
+        context = self.context(role, **of_context).model_dump_json()
+        with (self.folder / f"{role}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "alignment_trainer.main"],
+                env=os.environ | {CONTEXT_VARIABLE: context, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"},
+                stderr=log,
+            )
+
+
+def _run_main(context: str, log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 2)
+    os.environ[CONTEXT_VARIABLE] = context
+    main()
