@@ -34,9 +34,17 @@ class Pair:
     rejected: str
 
     @property
-    def lengths(self) -> tuple[int, int]:
-        """Pieces of the chosen and of the rejected reply: words, marks and digits, much as tokenizers count."""
-        return len(PIECE.findall(self.chosen)), len(PIECE.findall(self.rejected))
+    def longer(self) -> tuple[int, int]:
+        """Which reply is longer, in letters and in pieces (much as tokenizers count): 1 the chosen, -1 the other."""
+        return _sign(len(self.chosen) - len(self.rejected)), _sign(_pieces(self.chosen) - _pieces(self.rejected))
+
+
+def _pieces(text: str) -> int:
+    return len(PIECE.findall(text))
+
+
+def _sign(difference: int) -> int:
+    return (difference > 0) - (difference < 0)
 
 
 def pairs(phrases: dict[str, Any], side: str, count: int) -> Iterator[Pair]:
@@ -46,10 +54,10 @@ def pairs(phrases: dict[str, Any], side: str, count: int) -> Iterator[Pair]:
     cases = [(situation["topic"], case) for situation in phrases[side]["situations"] for case in situation["cases"]]
     for place in range(count):
         topic, case = cases[place % len(cases)]
-        wanted_sign = 1 if (place + place // len(cases)) % 2 == 0 else -1
+        sign = 1 if (place + place // len(cases)) % 2 == 0 else -1
         for _ in range(ATTEMPTS):
             pair = _pair(draw, phrases, side, topic, case)
-            if pair.prompt not in prompts and _sign(*pair.lengths) == wanted_sign:
+            if pair.prompt not in prompts and pair.longer == (sign, sign):
                 break
         else:
             raise ValueError(
@@ -69,12 +77,8 @@ def _pair(draw: random.Random, phrases: dict[str, Any], side: str, topic: str, c
 
 
 def length_baseline(rows: Sequence[Pair]) -> float:
-    """How often the longer reply is the chosen one, ties a half: the accuracy of length alone."""
-    return sum(0.5 + 0.5 * _sign(*row.lengths) for row in rows) / len(rows)
-
-
-def _sign(chosen: int, rejected: int) -> int:
-    return (chosen > rejected) - (chosen < rejected)
+    """How often the longer reply, in pieces, is the chosen one, ties a half: the accuracy of length alone."""
+    return sum(0.5 + 0.5 * row.longer[1] for row in rows) / len(rows)
 
 
 def main() -> None:

@@ -1,0 +1,141 @@
+"""The contracts of the house itself. Layers are import-linter's, style is ruff's: `make lint`."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment_api.manifest import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+MANIFESTS = sorted(EXAMPLES.glob("*.yaml"))
+# Taken apart, so that this file does not contain what it forbids.
+INDEX_HOSTS = ["".join(parts) for parts in (("pypi", ".org"), ("pythonhosted", ".org"), ("proxy.golang", ".org"))]
+MACHINE_PATHS = ["/".join(parts) for parts in (("", "work", "main"), ("", "work", "shared"), ("", "root", "."))]
+
+
+def test_no_committed_file_names_a_package_index_or_a_path_of_the_machine_it_was_written_on() -> None:
+    forbidden = re.compile("|".join(map(re.escape, INDEX_HOSTS + MACHINE_PATHS)))
+    found = {
+        f"{file.relative_to(ROOT)}: {match[0]}"
+        for file in _committed_files()
+        for match in forbidden.finditer(file.read_text(errors="ignore"))
+    }
+    assert found == set()
+
+
+def test_the_operator_imports_where_torch_is_absent() -> None:
+    """Its image has none: every module is imported under a finder that refuses what the trainer alone may need."""
+    program = """
+import importlib, pkgutil, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "safetensors", "numpy", "alignment_trainer"}:
+            raise ImportError(f"{name} is not in the operator's image")
+sys.meta_path.insert(0, Refuse())
+imported = 0
+for package in map(importlib.import_module, ("alignment_api", "alignment_operator")):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+        imported += 1
+print(imported)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 40
+
+
+def test_the_folder_named_operator_does_not_shadow_the_standard_library() -> None:
+    program = "import operator; print(operator.add(2, 3))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout == "5\n", done.stderr
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
+def test_every_example_is_a_valid_job(manifest: Path) -> None:
+    job = read_manifest(manifest.read_text(), manifest.name)
+    assert job.spec.algorithm.name == "dpo"
+
+
+def test_the_quick_start_data_comes_from_its_generator(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "generate_preferences.py", tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    shutil.copy(EXAMPLES / "quickstart" / "phrases.yaml", tmp_path / "quickstart")
+    # Another hash seed than ours: the order of a set must not decide what is written.
+    environment = os.environ | {"PYTHONHASHSEED": "4242"}
+    subprocess.run([sys.executable, tmp_path / "generate_preferences.py"], check=True, timeout=60, env=environment)
+    for name in ("train.jsonl", "heldout.jsonl"):
+        assert filecmp.cmp(tmp_path / "quickstart" / name, EXAMPLES / "quickstart" / name, shallow=False), name
+
+
+def test_no_prompt_reply_or_phrase_of_the_quick_start_stands_on_both_sides() -> None:
+    train, heldout = _rows("train"), _rows("heldout")
+    assert (len(train), len(heldout)) == (400, 160)
+    for field in ("prompt", "chosen", "rejected"):
+        assert not {_template(row[field]) for row in train} & {_template(row[field]) for row in heldout}
+    sentences = [{sentence for row in side for sentence in _sentences(row)} for side in (train, heldout)]
+    assert not sentences[0] & sentences[1]
+
+
+@pytest.mark.parametrize("side", ["train", "heldout"])
+@pytest.mark.parametrize("measure", [lambda text: len(re.findall(r"\w+|[^\w\s]", text)), len], ids=["words", "letters"])
+def test_length_does_not_tell_which_reply_of_the_quick_start_is_chosen(
+    side: str, measure: Callable[[str], int]
+) -> None:
+    """The better of `longer is chosen` and `shorter is chosen` stays below what training must reach, by far."""
+    differences = [measure(row["chosen"]) - measure(row["rejected"]) for row in _rows(side)]
+    longer = sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in differences)
+    assert max(longer, len(differences) - longer) / len(differences) < 0.63
+
+
+def test_no_single_word_of_the_training_side_tells_the_held_out_side_apart() -> None:
+    """The word whose presence separates chosen from rejected best in training is no use on held-out pairs."""
+    train, heldout = _rows("train"), _rows("heldout")
+    words = {word for row in train for field in ("chosen", "rejected") for word in _words(row[field])}
+    learnt = {word: _accuracy(word, train) for word in words}
+    best = sorted(words, key=lambda word: abs(learnt[word] - 0.5), reverse=True)[:20]
+    for word in best:
+        sign = 1 if learnt[word] > 0.5 else -1
+        assert 0.5 + sign * (_accuracy(word, heldout) - 0.5) < 0.65, word
+
+
+def _accuracy(word: str, rows: list[dict[str, str]]) -> float:
+    """Of the rule that the reply with the word is the chosen one; 0.5 where both have it, or neither."""
+    told = sum((word in _words(row["chosen"])) - (word in _words(row["rejected"])) for row in rows)
+    return 0.5 + 0.5 * told / len(rows)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+|[^\w\s]", text.lower()))
+
+
+def _sentences(row: dict[str, str]) -> Iterator[str]:
+    for reply in (row["chosen"], row["rejected"]):
+        yield from re.split(r"(?<=[.!?]) ", reply)
+
+
+def _template(text: str) -> str:
+    return re.sub(r"\d+|[A-Z]\w+day", "", text)
+
+
+def _rows(side: str) -> list[dict[str, str]]:
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (EXAMPLES / "quickstart" / f"{side}.jsonl").read_text().splitlines()
+    ]
+    return rows
+
+
+def _committed_files() -> Iterator[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return (ROOT / name for name in listed.split("\0") if (ROOT / name).is_file())
