@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.tiny import write_model, write_pairs
+
+from alignment_operator.local.process import started_at
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[3]
@@ -29,6 +31,17 @@ spec:
 """
 
 
+STARTED: list["subprocess.Popen[str]"] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    for process in STARTED:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
@@ -43,7 +56,8 @@ def alignctl(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, paths)), "COLUMNS": "200"}
     command = [sys.executable, "-m", "alignment_cli.main", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **streams)
+    STARTED.append(subprocess.Popen(command, cwd=cwd, env=environment, text=True, **streams))
+    return STARTED[-1]
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
@@ -141,7 +155,7 @@ def test_a_killed_alignctl_leaves_no_process_and_its_run_can_go_on(home: Path) -
     finish(first)
     second = alignctl("run", "job.yaml", "--folder", str(folder), cwd=home)
     wait_until(lambda: json.loads(processes.read_text()).keys() not in ({pid}, set()), second)
-    assert not Path(f"/proc/{pid}").exists()
+    assert started_at(int(pid)) is None
     second.send_signal(signal.SIGINT)
     code, out, err = finish(second)
     assert code == 130, out + err
