@@ -64,7 +64,8 @@ async def operate(arguments: argparse.Namespace) -> None:
     telemetry = Telemetry()
     client = await KubeClient.connect(arguments.kubeconfig)
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    lease = Lease(client, arguments.lease_namespace, "alignment-operator", identity)
+    served = f"alignment-operator.{arguments.namespace}" if arguments.namespace else "alignment-operator"
+    lease = Lease(client, arguments.lease_namespace, served, identity)
     platform = PlatformSource(arguments.platform, client, telemetry)
     try:
         await platform.load()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,11 +176,21 @@ class Operator:
         self.process.send_signal(by)
         return self.process.wait(timeout=30)
 
+    def is_healthy(self) -> bool:
+        """What a probe is told."""
+        return self._get("/healthz") is not None
+
     def metric(self, line: str) -> float | None:
-        """The value of one line of /metrics."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
-            rows = answer.read().decode().splitlines()
+        """The value of one line of /metrics; None before the process serves it."""
+        rows = (self._get("/metrics") or "").splitlines()
         return next((float(row.rpartition(" ")[2]) for row in rows if row.startswith(line + " ")), None)
+
+    def _get(self, path: str) -> str | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.URLError:
+            return None
 
     def errors(self) -> list[Manifest]:
         """What it logged as an error, or as refused."""

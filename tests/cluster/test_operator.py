@@ -142,6 +142,18 @@ def test_ends_while_no_operator_runs_are_counted_when_one_does(place: Place, tmp
     assert operator.kill(signal.SIGTERM) == 0
 
 
+def test_a_standby_is_healthy_and_takes_over(place: Place, tmp_path: Path) -> None:
+    with operating(place, tmp_path) as first:
+        eventually(lambda: first.metric("alignment_operator_leader") == 1, "the first to lead")
+        with operating(place, tmp_path) as second:
+            eventually(second.is_healthy, "the standby to be healthy")
+            assert second.metric("alignment_operator_leader") == 0
+            assert first.kill(signal.SIGTERM) == 0
+            place.create_job()
+            place.pod("prepare")
+            assert second.metric("alignment_operator_leader") == 1
+
+
 def test_a_suspended_job_has_no_pods_and_goes_on(place: Place, tmp_path: Path) -> None:
     with operating(place, tmp_path):
         place.create_job()

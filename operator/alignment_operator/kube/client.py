@@ -33,6 +33,7 @@ REQUESTS_PER_SECOND = 300.0
 BURST = 600
 REQUEST_SECONDS = 15.0
 DEADLINE_SECONDS = 45.0
+PROBE_BYTES = 64 * 1024
 MAX_BACKOFF_SECONDS = 10.0
 
 
@@ -63,6 +64,7 @@ class KubeClient:
         self._configuration = configuration
         self._bucket = bucket or TokenBucket(REQUESTS_PER_SECOND, BURST)
         self._session = self.new_session()
+        self._bare = aiohttp.ClientSession()
         self._refresh: asyncio.Task[None] | None = None
 
     @classmethod
@@ -102,6 +104,7 @@ class KubeClient:
             self._refresh.cancel()
             await asyncio.gather(self._refresh, return_exceptions=True)
         await self._session.close()
+        await self._bare.close()
 
     async def get(self, path: str, params: Params | None = None) -> Manifest:
         """Read an object or a list."""
@@ -124,15 +127,19 @@ class KubeClient:
         return await self._json("DELETE", path, params=params, body=options or {})
 
     async def probe(self, url: str, seconds: float) -> bytes:
-        """One GET without throttle or retry: a path of the apiserver, or a URL inside the cluster."""
-        timeout = aiohttp.ClientTimeout(total=seconds)
-        if url.startswith("/"):
-            async with self._session.get(self.server + url, timeout=timeout) as answer:
-                answer.raise_for_status()
-                return await answer.read()
-        async with aiohttp.ClientSession(timeout=timeout) as bare, bare.get(url) as answer:
+        """One GET without throttle or retry: a path of the apiserver, or a URL inside the cluster.
+
+        The answer comes from a process that is not ours, so its size is limited. Credentials go to the apiserver alone.
+        """
+        session, where = (self._session, self.server + url) if url.startswith("/") else (self._bare, url)
+        async with session.get(where, timeout=aiohttp.ClientTimeout(total=seconds), allow_redirects=False) as answer:
             answer.raise_for_status()
-            return await answer.read()
+            text = b""
+            async for chunk in answer.content.iter_any():
+                text += chunk
+                if len(text) > PROBE_BYTES:
+                    raise aiohttp.ClientPayloadError(f"{where} answers with more than {PROBE_BYTES} bytes")
+            return text
 
     async def watch(self, path: str, params: Params, idle_seconds: float) -> AsyncIterator[Manifest]:
         """Events of one watch, until the server ends it. Raises ApiError for an ERROR event, 410 among them.

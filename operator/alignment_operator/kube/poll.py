@@ -19,6 +19,7 @@ from alignment_api.roles import PORT, STAGES
 from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.observe import SeenPod
 from alignment_operator.kube.paths import named
+from alignment_operator.plan.types import JobKey
 
 TIMEOUT_SECONDS = 1.5
 EVERY_SECONDS = 3.0
@@ -40,22 +41,23 @@ class StatusPoller:
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[JobKey, dict[str, _Answer]] = {}
 
-    async def statuses(self, pods: Iterable[SeenPod]) -> dict[str, InstanceStatus]:
-        """Pod UID -> what the pod says, for the pods that can be asked and have answered."""
+    async def statuses(self, key: JobKey, pods: Iterable[SeenPod]) -> dict[str, InstanceStatus]:
+        """Pod UID -> what the pod says, for those of the job's pods that can be asked and have answered."""
+        before, now = self._answers.get(key, {}), asyncio.get_running_loop().time()
         asked = [pod for pod in pods if _can_answer(pod)]
-        now = asyncio.get_running_loop().time()
-        due = [pod for pod in asked if pod.view.uid not in self._answers or self._answers[pod.view.uid].due <= now]
+        answers = {pod.view.uid: before[pod.view.uid] for pod in asked if pod.view.uid in before}
+        due = [pod for pod in asked if pod.view.uid not in answers or answers[pod.view.uid].due <= now]
         for pod, status in zip(due, await asyncio.gather(*map(self._ask, due)), strict=True):
             pause = EVERY_SECONDS if status is not None else AFTER_SILENCE_SECONDS
-            self._answers[pod.view.uid] = _Answer(now + pause, status)
-        answers = ((pod.view.uid, self._answers[pod.view.uid].status) for pod in asked)
-        return {uid: status for uid, status in answers if status is not None}
+            answers[pod.view.uid] = _Answer(now + pause, status)
+        self._answers[key] = answers
+        return {uid: answer.status for uid, answer in answers.items() if answer.status is not None}
 
-    def forget(self, live: frozenset[str]) -> None:
-        """Keep the answers of these UIDs alone."""
-        self._answers = {uid: answer for uid, answer in self._answers.items() if uid in live}
+    def forget(self, key: JobKey) -> None:
+        """The job is gone."""
+        self._answers.pop(key, None)
 
     async def _ask(self, pod: SeenPod) -> InstanceStatus | None:
         try:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,7 +23,7 @@ from alignment_operator.kube.poll import StatusPoller
 from alignment_operator.kube.reflector import Reflector
 from alignment_operator.kube.telemetry import Telemetry
 from alignment_operator.places import claims
-from alignment_operator.plan.types import JobKey, Observed, Plan, VolumeView
+from alignment_operator.plan.types import JobKey, Observed, Plan, PodView, VolumeView
 from alignment_operator.reconcile import Conflict
 
 REFUSALS = (403, 422)
@@ -77,7 +76,7 @@ class KubeWorld:
         return Observed(
             job=job,
             platform=platform,
-            pods=await self._with_statuses(pods),
+            pods=await self._with_statuses(key, pods),
             volumes=await self._volumes(job, platform),
             nodes=count_nodes(platform, self._sight.nodes.all()),
         )
@@ -160,8 +159,8 @@ class KubeWorld:
             node = None if raw is None else see_node(raw)
         return node is None or node.unreachable
 
-    async def _with_statuses(self, pods: tuple[SeenPod, ...]) -> tuple[Any, ...]:
-        statuses = await self._poller.statuses(pods)
+    async def _with_statuses(self, key: JobKey, pods: tuple[SeenPod, ...]) -> tuple[PodView, ...]:
+        statuses = await self._poller.statuses(key, pods)
         return tuple(replace(pod.view, status=statuses.get(pod.view.uid)) for pod in pods)
 
     async def _volumes(self, job: AlignmentJob, platform: Platform) -> dict[str, VolumeView]:
@@ -180,6 +179,7 @@ class KubeWorld:
         self._written.pop(key, None)
         self._refusals.pop(key, None)
         self._applier.forget(key)
+        self._poller.forget(key)
         self._telemetry.saw_phase(key, None)
 
 
