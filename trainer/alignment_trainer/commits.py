@@ -1,6 +1,7 @@
 """Saving and restoring a run: the engine's state, every rank's random numbers and the position, as one commit."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,12 +44,16 @@ class Position:
 
 @dataclass
 class Commits:
-    """The commits of one attempt, under its epoch. keep: newest ones that stay."""
+    """The commits of one attempt, under its epoch.
+
+    keep: newest ones that stay. tidy: removes the others, given the epoch's folder and `keep`.
+    """
 
     checkpoints: Path
     epoch: int
     keep: int
     newest: Commit | None = None
+    tidy: Callable[[Path, int], None] = prune
 
     def save(self, engine: Engine, position: Position) -> Commit:
         """Writes, reads back and commits; collective."""
@@ -61,7 +66,7 @@ class Commits:
         parts = [part for parts in distributed.gather_objects(_write_parts(folder, engine, position)) for part in parts]
         if distributed.rank() == 0:
             write_commit(folder, self.epoch, position.step, parts)
-            prune(folder.parent, self.keep)
+            self.tidy(folder.parent, self.keep)
         distributed.barrier()
         self.newest = read_commit(folder)
         return self.newest

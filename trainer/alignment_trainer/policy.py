@@ -31,7 +31,15 @@ from alignment_trainer.reporting import Reporter, checkpoint_status
 from alignment_trainer.run import Data, Interrupted, Run
 from alignment_trainer.scoring import sequence_logprobs
 from alignment_trainer.sources import resolve_model
-from alignment_trainer.storage import Claim, check_owner, checkpoints_folder, claim_epoch, resume_from, start_of
+from alignment_trainer.storage import (
+    Claim,
+    check_owner,
+    checkpoints_folder,
+    claim_epoch,
+    resume_from,
+    start_of,
+    tidy_commits,
+)
 from alignment_trainer.train import train
 
 log = logging.getLogger(__name__)
@@ -106,7 +114,12 @@ def _train(instance: Instance, materials: Materials, untouched: Policy | None) -
     start = _start(instance, claim)
     instance.board.update(state="loading the model")
     policy = untouched if untouched and start is None else make_policy(spec, materials.model, start, materials.device)
-    commits = Commits(checkpoints_folder(storage), claim.epoch, spec.checkpoint.keep)
+    commits = Commits(
+        checkpoints_folder(storage),
+        claim.epoch,
+        spec.checkpoint.keep,
+        tidy=lambda _folder, keep: tidy_commits(storage, claim.epoch, keep),
+    )
     reporter = Reporter(instance)
     evaluate = _evaluation(instance, materials, policy, reporter)
     surroundings = Surroundings(commits, reporter, evaluate, instance.stop)

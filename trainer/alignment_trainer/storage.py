@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from alignment_api.base import Contract
 from alignment_api.spec import AlignmentJobSpec
-from alignment_trainer.checkpoint import Commit, DamagedCommitError, list_commits, newest_verified
+from alignment_trainer.checkpoint import MANIFEST, Commit, DamagedCommitError, list_commits, newest_verified
 from alignment_trainer.data.files import flush
 from alignment_trainer.errors import UserError
 
@@ -24,6 +24,10 @@ EXPORT_BYTES = {"bf16": 2, "fp32": 4}
 
 class DamagedClaimError(ValueError):
     """A claim cannot be read: whose storage this is, and what counts in it, is unknown."""
+
+
+class FencedError(RuntimeError):
+    """A newer attempt has claimed the storage: nothing that this one commits from now on counts."""
 
 
 class Place(Contract):
@@ -144,16 +148,36 @@ def newest_start(storage: Path, claims: list[Claim]) -> Commit | None:
 
     Raises DamagedCommitError where there are commits and none is whole, or where one that a claim started from is gone.
     """
-    folders = [
+    newest = newest_verified(_lineage_commits(storage, claims))
+    if newest is None and any(claim.start for claim in claims):
+        raise DamagedCommitError(f"{checkpoints_folder(storage)}: the commits that the claims started from are gone")
+    return newest
+
+
+def _lineage_commits(storage: Path, claims: list[Claim]) -> list[Path]:
+    """Every commit that counts, newest first."""
+    return [
         folder
         for epoch, last in lineage(claims)
         for folder in list_commits(checkpoints_folder(storage) / f"{epoch:04d}")
         if last is None or int(folder.name) <= last
     ]
-    newest = newest_verified(folders)
-    if newest is None and any(claim.start for claim in claims):
-        raise DamagedCommitError(f"{checkpoints_folder(storage)}: the commits that the claims started from are gone")
-    return newest
+
+
+def tidy_commits(storage: Path, epoch: int, keep: int) -> None:
+    """Leaves the newest `keep` commits of the lineage, for the holder of the newest epoch.
+
+    Raises FencedError for the holder of an older one, who removes nothing: its successor may be reading them.
+    """
+    claims = read_claims(storage)
+    if claims[-1].epoch != epoch:
+        raise FencedError(f"epoch {epoch} is over: attempt {claims[-1].attempt} has claimed epoch {claims[-1].epoch}")
+    kept = set(_lineage_commits(storage, claims)[:keep])
+    for older in sorted(checkpoints_folder(storage).iterdir()):
+        for folder in list_commits(older):
+            if folder not in kept:
+                (folder / MANIFEST).unlink()
+                shutil.rmtree(folder)
 
 
 def start_of(storage: Path, claim: Claim) -> Path | None:

@@ -9,6 +9,7 @@ import pytest
 from alignment_trainer.checkpoint import DamagedCommitError, seal_part, start_commit, write_commit
 from alignment_trainer.errors import UserError
 from alignment_trainer.storage import (
+    FencedError,
     Place,
     check_room,
     checkpoints_folder,
@@ -17,6 +18,7 @@ from alignment_trainer.storage import (
     read_claims,
     resume_from,
     start_of,
+    tidy_commits,
 )
 
 UID = "job-a"
@@ -82,6 +84,29 @@ def test_a_start_that_is_gone_is_an_error_and_never_a_fresh_start(tmp_path: Path
     (folder / "manifest.json").unlink()
     with pytest.raises(DamagedCommitError, match="are gone"):
         claim_epoch(tmp_path, UID, 3)
+
+
+def test_a_lineage_keeps_its_newest_commits_whoever_made_them(tmp_path: Path) -> None:
+    claim_epoch(tmp_path, UID, 1)
+    kept = [commit(tmp_path, 1, step) for step in (2, 4)][1:]
+    claim_epoch(tmp_path, UID, 2)
+    commit(tmp_path, 1, 6)
+    kept.append(commit(tmp_path, 2, 6))
+    tidy_commits(tmp_path, 2, keep=2)
+    assert sorted(path.parent for path in tmp_path.rglob("manifest.json")) == kept
+    commit(tmp_path, 2, 8)
+    tidy_commits(tmp_path, 2, keep=1)
+    assert claim_epoch(tmp_path, UID, 3).start == Place(epoch=2, step=8)
+
+
+def test_a_zombie_removes_nothing_and_ends(tmp_path: Path) -> None:
+    claim_epoch(tmp_path, UID, 1)
+    start = commit(tmp_path, 1, 2)
+    claim_epoch(tmp_path, UID, 2)
+    commit(tmp_path, 1, 4)
+    with pytest.raises(FencedError, match="epoch 1 is over: attempt 2 has claimed epoch 2"):
+        tidy_commits(tmp_path, 1, keep=1)
+    assert start.is_dir()
 
 
 def test_another_jobs_storage_is_refused_by_name(tmp_path: Path) -> None:
