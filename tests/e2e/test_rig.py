@@ -92,7 +92,16 @@ def inside(rig: Rig, name: str, script: str) -> str:
 
 def test_pods_of_both_pools_reach_each_other_by_headless_name(place: Rig) -> None:
     run(place, pod("a", "onDemand", SERVER), pod("b", "spot", SERVER))
-    fetch = "import urllib.request as r; print(r.urlopen('http://{}.peers:8000/', timeout=5).status)"
+    fetch = """
+import socket, time, urllib.request
+for _ in range(50):  # a name appears when the endpoints do, a moment after the pod is ready
+    try:
+        socket.gethostbyname("{0}.peers")
+        break
+    except OSError:
+        time.sleep(0.2)
+print(urllib.request.urlopen("http://{0}.peers:8000/", timeout=5).status)
+"""
     assert inside(place, "a", fetch.format("b")) == "200"
     assert inside(place, "b", fetch.format("a")) == "200"
     nodes = {name: place.get("pod", name, "-n", NAMESPACE)["spec"]["nodeName"] for name in ("a", "b")}

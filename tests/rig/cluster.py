@@ -214,7 +214,9 @@ class Rig:
         run("mount", "-t", "tmpfs", "tmpfs", "/run")
         self._show_own_cgroups()
         run("ip", "link", "set", "lo", "up")
-        run("ip", "link", "add", "rig0", "type", "bridge")
+        # A fixed hardware address: a bridge otherwise takes its lowest port's, and everybody's ARP entry for the
+        # gateway goes stale whenever a pod comes or goes.
+        run("ip", "link", "add", "rig0", "address", "02:00:0a:58:00:01", "type", "bridge")
         run("ip", "address", "add", f"{self.slot.gateway}/16", "dev", "rig0")
         run("ip", "link", "set", "uplink", "master", "rig0", "up")
         run("ip", "link", "set", "rig0", "up")
@@ -313,12 +315,20 @@ class Rig:
         except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError):
             return False
 
+    def _dns_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(control_plane.dns_readiness(self.layout), timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return False
+
     def _await_cluster(self) -> None:
         def accounts_made() -> bool:
             return bool(self.get("serviceaccounts", "-n", "default")["items"])
 
         self._await("the default service account", accounts_made, 30)
         if self.nodes:
+            self._await("CoreDNS", self._dns_ready, 30)
             self.await_ready(*self.nodes, timeout=60)
 
     def await_ready(self, *nodes: str, timeout: float = 60) -> None:

@@ -200,6 +200,11 @@ def corefile(layout: Layout) -> str:
 """
 
 
+def dns_readiness(layout: Layout) -> str:
+    """CoreDNS answers 200 there once it has read the cluster's services."""
+    return f"http://{layout.slot.gateway}:8181/ready"
+
+
 def coredns(layout: Layout, config: Path) -> list[str]:
     return [str(COREDNS.folder / "coredns"), "-conf", str(config)]
 
