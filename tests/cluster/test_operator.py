@@ -154,6 +154,28 @@ def test_a_standby_is_healthy_and_takes_over(place: Place, tmp_path: Path) -> No
             assert second.metric("alignment_operator_leader") == 1
 
 
+def test_an_operator_whose_lease_was_taken_ends(place: Place, tmp_path: Path) -> None:
+    operator = Operator(place, tmp_path)
+    operator.start()
+    eventually(lambda: operator.metric("alignment_operator_leader") == 1, "it to lead")
+    (lease,) = place.items("leases")
+    thief = '{"spec": {"holderIdentity": "thief"}}'
+    place.kubectl("patch", "lease", lease["metadata"]["name"], "--type=merge", "-p", thief)
+    assert operator.process is not None
+    assert operator.process.wait(timeout=30) == 1
+    assert [row["message"] for row in operator.errors()] == ["another holds it"]
+
+
+def test_an_operator_does_not_start_on_a_platform_with_a_typo(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "platform.yaml").write_text("pools:\n  spto: {}\n")
+    operator = Operator(place, tmp_path)
+    operator.start()
+    assert operator.process is not None
+    assert operator.process.wait(timeout=30) == 1
+    (error,) = operator.errors()
+    assert "platform.yaml:2: pools.spto: unknown field. Did you mean `spot`" in error["message"]
+
+
 def test_a_suspended_job_has_no_pods_and_goes_on(place: Place, tmp_path: Path) -> None:
     with operating(place, tmp_path):
         place.create_job()
