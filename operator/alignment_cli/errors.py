@@ -9,7 +9,7 @@ from typing import ParamSpec
 import typer
 
 from alignment_api.manifest import InvalidManifest
-from alignment_operator.local.folder import FolderInUse
+from alignment_operator.local.folder import FolderDamaged, FolderInUse
 
 Parameters = ParamSpec("Parameters")
 
@@ -25,7 +25,7 @@ def teaching(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (Refused, InvalidManifest, FolderInUse) as error:
+        except (Refused, InvalidManifest, FolderDamaged, FolderInUse) as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from None
 

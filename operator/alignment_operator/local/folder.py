@@ -9,6 +9,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from alignment_api.job import AlignmentJob
 from alignment_api.manifest import read_manifest
 from alignment_api.status import AlignmentJobStatus
@@ -18,6 +20,10 @@ from alignment_operator.resources.objects import job_as_read
 
 class FolderInUse(Exception):
     """Another `alignctl run` holds the folder."""
+
+
+class FolderDamaged(Exception):
+    """A file of the folder is not what a run left there."""
 
 
 class RunFolder:
@@ -64,10 +70,16 @@ class RunFolder:
         _write(self.job_file, dump_yaml(job_as_json(job)))
 
     def read_status(self) -> AlignmentJobStatus:
-        """The status so far; that of a new job where there is none."""
+        """The status so far; that of a new job where there is none. Raises FolderDamaged."""
         if not self.status_file.exists():
             return AlignmentJobStatus()
-        return AlignmentJobStatus.model_validate_json(self.status_file.read_text(), strict=True)
+        try:
+            return AlignmentJobStatus.model_validate_json(self.status_file.read_bytes(), strict=True)
+        except ValidationError as error:
+            advice = "remove it to go through the stages again (checkpoints are kept), or take another --folder"
+            raise FolderDamaged(
+                f"{self.status_file}: not a status ({error.error_count()} mistakes); {advice}"
+            ) from None
 
     def write_status(self, status: AlignmentJobStatus) -> None:
         """`status.json`, in one piece."""

@@ -14,12 +14,14 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from alignment_api.context import InstanceStatus
+from alignment_api.manifest import read_manifest
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import AlignmentJobStatus, Progress
 from alignment_cli.display import Display, duration
 from alignment_cli.main import app
 from alignment_cli.memory import count_parameters, memory_advice
 from alignment_cli.summary import length_baseline
+from alignment_operator.local.folder import RunFolder
 from alignment_operator.plan.types import PodView
 
 JOB = """\
@@ -105,6 +107,31 @@ def test_run_says_which_folder_must_stand_for_a_claim(manifest: Path) -> None:
     assert f"{manifest}:5: spec.model.source: `pvc://models/base` is a volume of a cluster" in result.stderr
     assert "--volume models=FOLDER" in result.stderr
     assert "--volume data=FOLDER" in result.stderr
+
+
+def test_status_shows_the_columns_and_the_conditions(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.lock()
+    folder.unlock()
+    folder.write_job(read_manifest(JOB))
+    folder.write_status(AlignmentJobStatus(phase="Running", stage="train", algorithm="dpo", progress_text="3/9"))
+    result = alignctl("status", str(folder.path))
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["NAME", "ALGORITHM", "STAGE", "PHASE", "PROGRESS", "ETA", "READY"],
+        ["helpful", "dpo", "train", "Running", "3/9", "0/0"],
+    ]
+
+
+def test_validate_looks_into_the_folder_that_stands_for_a_claim(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    result = alignctl("validate", str(manifest), "--volume", f"data={tmp_path}", "--volume", f"models={tmp_path}")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("pairs.jsonl:1: `rejected` is missing; found `prompt`, `chosen`")
+    dropped = tmp_path / "dropped.yaml"
+    dropped.write_text(JOB.replace("pairs.jsonl}", "pairs.jsonl, onInvalid: drop}"))
+    assert alignctl("validate", str(dropped), "--volume", f"data={tmp_path}").exit_code == 0
 
 
 def spec(**reference: Any) -> AlignmentJobSpec:

@@ -14,7 +14,7 @@ from alignment_api.manifest import read_manifest
 from alignment_api.sources import parse_source
 from alignment_api.status import AlignmentJobStatus
 from alignment_operator.local.context import Places, build_context
-from alignment_operator.local.folder import FolderInUse, RunFolder
+from alignment_operator.local.folder import FolderDamaged, FolderInUse, RunFolder
 from alignment_operator.local.machine import local_platform, parse_gpus
 from alignment_operator.local.sources import local_job, missing_volumes
 from alignment_operator.local.world import end_stale_processes
@@ -91,6 +91,12 @@ def test_a_status_comes_back_as_it_was(folder: RunFolder) -> None:
     status = AlignmentJobStatus(phase="Running", started_at=datetime(2026, 1, 2, tzinfo=UTC), metrics={"loss": 0.5})
     folder.write_status(status)
     assert folder.read_status() == status
+
+
+def test_a_damaged_status_is_named_and_not_taken_for_a_new_job(folder: RunFolder) -> None:
+    folder.status_file.write_text('{"phase": "Runn')
+    with pytest.raises(FolderDamaged, match=r"status.json: not a status .*; remove it to go through the stages again"):
+        folder.read_status()
 
 
 def test_only_the_owner_reads_the_token(folder: RunFolder) -> None:
