@@ -37,8 +37,8 @@ def run_role(job: TinyJob, role: str, **of_context: Any) -> int:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
-    """One epoch of 8 steps, by processes started as a runtime starts them."""
-    job = TinyJob(tmp_path_factory.mktemp("job"))
+    """One epoch of 8 steps in bf16, by processes started as a runtime starts them."""
+    job = TinyJob(tmp_path_factory.mktemp("job"), spec={"training": {"precision": "bf16"}})
     server = job.start("reference")
     prepare = job.start("prepare", peers=(job.url("reference"),))
     assert prepare.wait(240) == 0
