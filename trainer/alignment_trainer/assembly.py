@@ -76,30 +76,6 @@ def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
     return Sampler(rows, spec.training.batch_size, spec.training.seed)
 
 
-def reference_from_policy(
-    spec: AlignmentJobSpec, policy: Policy, examples: Sequence[PreferenceExample], in_order: bool = False
-) -> Tensor:
-    """Log-probs (nats) of every completion by the policy before its first step, (rows, completions); collective.
-
-    The rows are computed in the batches of the first epoch, so that its losses start at ln 2 exactly; rows that are
-    not trained on (`in_order`) in batches of neighbours. Raises ValueError for a policy that has learnt already.
-    """
-    if policy.position.step > 0:
-        raise ValueError(
-            f"the policy has done {policy.position.step} steps and is no longer its reference; the cache of reference "
-            "log-probs in the storage is incomplete: start the job anew"
-        )
-    size = spec.training.batch_size
-    if in_order:
-        batches: list[tuple[int, ...]] = [
-            tuple(range(start, min(start + size, len(examples)))) for start in range(0, len(examples), size)
-        ]
-    else:
-        sampler = make_sampler(spec, len(examples))
-        batches = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
-    return score_batches(spec, policy.engine, examples, batches)
-
-
 def score_batches(
     spec: AlignmentJobSpec, engine: Engine, examples: Sequence[PreferenceExample], batches: Sequence[tuple[int, ...]]
 ) -> Tensor:
