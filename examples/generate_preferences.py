@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 FOLDER = Path(__file__).resolve().parent / "quickstart"
 PAIRS = {"training": ("train.jsonl", 400), "heldout": ("heldout.jsonl", 160)}
 ATTEMPTS = 1000
-PIECE = re.compile(r"[^\W\d]+|\d|[^\w\s]|\s(?=\d)")
+PIECE = re.compile(r"[^\W\d]{1,8}|\d|[^\w\s]|\s(?=\d)")
 
 
 @dataclass(frozen=True)
