@@ -24,6 +24,8 @@ async def run(operator: Operator, client: KubeClient, namespace: str | None) -> 
         registry=_registry(operator, client),
         settings=_settings(),
         standalone=True,  # peering is not leader election; the Lease is
+        # Given, or kopf asks for the user's name, which a container's user does not have.
+        identity=operator.identity,  # type: ignore[arg-type]  # kopf keeps its NewType of str to itself
         clusterwide=namespace is None,
         namespaces=() if namespace is None else (namespace,),
     )

@@ -36,6 +36,7 @@ class Operator:
     def __init__(
         self, client: KubeClient, platform: PlatformSource, telemetry: Telemetry, namespace: str | None, identity: str
     ) -> None:
+        self.identity = identity
         self._platform = platform
         self._telemetry = telemetry
         self._jobs: set[JobKey] = set()
