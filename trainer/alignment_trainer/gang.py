@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 from alignment_api.context import Context, Failure, Outcome
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RANK_OUTCOMES = "ALIGNMENT_RANK_OUTCOMES"
 """Environment variable of a rank: the folder for its outcome."""
+_LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
 _EXIT_MARGIN_SECONDS = 3
 """Kept of the notice for writing the outcome after the ranks have gone."""
 
@@ -48,6 +51,8 @@ def run_gang(context: Context) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="alignment-ranks-") as folder:
         os.environ[RANK_OUTCOMES] = folder
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(context.processes)))
+        if sys.platform == "linux" and context.rendezvous.startswith(_LOOPBACK):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's hostname may not resolve
         died: dict[int, int] = {}
         signalled = False
         try:
@@ -57,7 +62,7 @@ def run_gang(context: Context) -> Outcome:
             log.info("the ranks were asked to go: %s", signal.Signals(error.sigval).name)
         except ChildFailedError as error:
             died = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        return merge_outcomes(_read_outcomes(Path(folder)), died, signalled)
+        return merge_outcomes(_read_outcomes(Path(folder)), _not_by_torchrun(died, Path(folder), context), signalled)
 
 
 def torchrun_arguments(context: Context) -> list[str]:
@@ -69,11 +74,27 @@ def torchrun_arguments(context: Context) -> list[str]:
         f"--nproc-per-node={context.processes}",
         f"--master-addr={host.strip('[]')}",
         f"--master-port={port}",
-        f"--shutdown-timeout={max(1, context.notice_seconds - _EXIT_MARGIN_SECONDS)}",
+        f"--shutdown-timeout={_shutdown_seconds(context)}",
         "--max-restarts=0",
         "-m",
         "alignment_trainer.main",
     ]
+
+
+def _shutdown_seconds(context: Context) -> int:
+    return max(1, context.notice_seconds - _EXIT_MARGIN_SECONDS)
+
+
+def _not_by_torchrun(died: dict[int, int], folder: Path, context: Context) -> dict[int, int]:
+    """Exit codes without the deaths that torchrun dealt out itself once a rank had failed.
+
+    It sends the others SIGTERM at once, and SIGKILL where they have not gone within the shutdown timeout.
+    """
+    first_end = min((path.stat().st_mtime for path in folder.glob("*.json")), default=time.time())
+    dealt = {-signal.SIGTERM}
+    if time.time() - first_end >= _shutdown_seconds(context):
+        dealt.add(-signal.SIGKILL)
+    return {rank: code for rank, code in died.items() if code not in dealt}
 
 
 def merge_outcomes(outcomes: list[Outcome], died: dict[int, int], signalled: bool) -> Outcome:

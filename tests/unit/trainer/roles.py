@@ -136,7 +136,7 @@ class TinyJob:
         with (self.folder / f"{role}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "alignment_trainer.main"],
-                env=os.environ | {CONTEXT_VARIABLE: context, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"},
+                env=os.environ | {CONTEXT_VARIABLE: context, "PYTHONPATH": path},
                 stderr=log,
             )
 
