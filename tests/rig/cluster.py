@@ -95,7 +95,8 @@ class Rig:
         assert guardian.stdout is not None
         answer = guardian.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the rig's guardian ended with {guardian.wait()}; its complaint stands above")
+            guardian.communicate()
+            raise RuntimeError(f"the rig's guardian ended with {guardian.returncode}; its complaint stands above")
         made = json.loads(answer)
         return cls(Slot(made["slot"]), guardian, Sandbox(made["init"], [Path(group) for group in made["cgroups"]]))
 

@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.rig.sandbox import Sandbox, host_command
 from tests.rig.slots import Slot, all_slots, cgroup_hierarchies, clean_dead_slots, is_cgroup_v2
@@ -45,11 +46,20 @@ def make_cgroups(slot: Slot) -> None:
 
 
 def plug_in(slot: Slot, init: int) -> None:
-    """A cable from the host into the rig's bridge, so that the host reaches API server, pods and services."""
+    """A cable from the host into the rig's bridge, so that the host reaches API server, pods and services.
+
+    A dead rig's cable may still be there: the kernel takes a network namespace apart in its own time.
+    """
+    unplug(slot)
     host_command("ip", "link", "add", slot.link, "type", "veth", "peer", "name", "uplink", "netns", str(init))
     host_command("ip", "address", "add", f"{slot.host_address}/16", "dev", slot.link)
     host_command("ip", "link", "set", slot.link, "up")
     host_command("ip", "route", "add", slot.service_network, "via", slot.gateway, "dev", slot.link)
+
+
+def unplug(slot: Slot) -> None:
+    if Path(f"/sys/class/net/{slot.link}").exists():
+        subprocess.run(["ip", "link", "delete", slot.link], capture_output=True, check=False)  # it may go meanwhile
 
 
 def wait_for_the_end(init: int, parent: int) -> None:
@@ -79,6 +89,7 @@ def main() -> None:
                 wait_for_the_end(sandbox.init, parent)
             finally:
                 sandbox.end()
+                unplug(slot)
         finally:
             slot.clean()
 
