@@ -29,6 +29,9 @@ from alignment_trainer.servers.wire import (
     encode_request,
 )
 
+pytestmark = pytest.mark.timeout(900)
+"""Each process imports torch and transformers, which takes a busy machine a minute."""
+
 GROUPS = (PromptGroup((1, 2, 3), ((4, 5), (6,))), PromptGroup((7,), ((8, 9, 10), (11, 12))))
 
 

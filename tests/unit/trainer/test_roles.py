@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment_api.status import EvaluationReport
 
+pytestmark = pytest.mark.timeout(900)
+"""Each process imports torch and transformers, which takes a busy machine a minute."""
+
 WITH_POLICY = {"roles": {"reference": {"placement": "withPolicy"}}}
 
 
