@@ -59,7 +59,7 @@ def _dequantize(weights: Path, folder: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype="float32")
     # The weights are plain fp32 by now; save_pretrained refuses a model that is still marked as quantized.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
