@@ -101,7 +101,7 @@ class Training(Contract):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Sequences (pairs for pair losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches."""
     micro_batch_tokens: Annotated[int, Field(ge=64)] = 8192
-    """Tokens (padding included) one rank computes at once: memory against speed. The gradient does not depend on it."""
+    """Tokens one rank computes at once (rows are packed without padding): memory against speed, never the gradient."""
     learning_rate: Positive = 5e-7
     """Peak learning rate of AdamW. 5e-7 suits full-parameter DPO from 7B up; small models take up to 1e-5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
