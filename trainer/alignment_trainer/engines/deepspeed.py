@@ -133,6 +133,8 @@ def _initialize(scorer: CompletionScorer, options: OptimizerOptions, precision: 
     import deepspeed  # type: ignore[import-untyped]
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its shared-memory kernel for CPUs is compiled at start-up: a minute, and a compiler that a trainer image lacks.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = torch.optim.AdamW(
         parameter_groups(scorer, options.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
     )
