@@ -112,7 +112,7 @@ class Jobs:
         events = self.rig.kubectl("get", "events", "-n", self.namespace, "--sort-by=.lastTimestamp")
         logs = [f"--- {pod['metadata']['name']}\n{self._tail(pod['metadata']['name'])}" for pod in self.pods(name)]
         operator = self.rig.kubectl(
-            "logs", "-n", OPERATOR_NAMESPACE, "deployment/alignment-alignment-operator", "--tail=40"
+            "logs", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=alignment-operator", "--tail=40"
         )
         return "\n".join((json.dumps(status, indent=1), pods, events[-4000:], *logs, "--- operator", operator))
 
@@ -164,6 +164,8 @@ def dpo_job(name: str, **spec: Any) -> dict[str, Any]:
 
 def make_claims(rig: Rig, rows: int) -> Path:
     """The claims `models`, `data` and `work` with a tiny model and pairs; returns the folder of `work`."""
-    write_model(rig.shared_volume("models", NAMESPACE) / "tiny")
+    model = write_model(rig.shared_volume("models", NAMESPACE) / "tiny")
+    for file in model.iterdir():
+        file.chmod(0o644)  # safetensors makes files for their owner alone; the pods are somebody else
     write_pairs(rig.shared_volume("data", NAMESPACE) / "pairs.jsonl", rows)
     return rig.shared_volume("work", NAMESPACE)
