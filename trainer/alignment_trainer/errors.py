@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 
 from alignment_api.context import Failure
@@ -28,6 +29,9 @@ def failure_of(error: BaseException) -> Failure:
     if _is_out_of_memory(error):
         advice = "lower spec.training.microBatchTokens, or give the role more memory"
         return Failure(reason="OutOfMemory", message=f"{_first_line(error)}; {advice}", retryable=True)
+    if isinstance(error, PermissionError):
+        advice = f"user {os.getuid()} may not do this: change the mode or owner there, or the volume's fsGroup"
+        return Failure(reason="PermissionDenied", message=f"{_first_line(error)}; {advice}", retryable=False)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = "make the volume of spec.storage larger, or lower spec.checkpoint.keep"
         return Failure(reason="StorageFull", message=f"{_first_line(error)}; {advice}", retryable=True)

@@ -11,6 +11,7 @@ from alignment_trainer import distributed
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.models import LanguageModel
 
+READABLE = 0o644
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -37,6 +38,8 @@ def _write(model: LanguageModel, weights: dict[str, Tensor], folder: Path, dtype
     type(model.causal.config).from_dict(config).save_pretrained(folder)
     model.causal.generation_config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(READABLE)  # safetensors makes its files for their owner alone, and that is a pod's user
 
 
 def _replace(temporary: Path, folder: Path) -> None:

@@ -44,6 +44,11 @@ def test_an_export_brings_its_tokenizer_and_can_be_trained_again(tmp_path):
     assert load_model(tmp_path / "model").tokenizer.eos_token == "w1"
 
 
+def test_everybody_may_read_an_export(tmp_path):
+    export(tiny_llama(), tmp_path / "model", "fp32")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o644}
+
+
 def test_an_export_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
     export(tiny_llama(seed=1), tmp_path / "model", "fp32")
     causal = tiny_llama(seed=2)

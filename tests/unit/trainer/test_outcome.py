@@ -51,6 +51,13 @@ def test_a_disk_that_ran_full_is_recognised() -> None:
     assert "spec.checkpoint.keep" in failure.message
 
 
+def test_a_file_that_may_not_be_read_ends_the_job_and_names_the_user() -> None:
+    failure = failure_of(PermissionError(errno.EACCES, "Permission denied", "/volumes/models/tiny/model.safetensors"))
+    assert not failure.retryable
+    assert "'/volumes/models/tiny/model.safetensors'" in failure.message
+    assert f"user {os.getuid()}" in failure.message
+
+
 def test_a_long_message_is_cut_to_what_kubernetes_keeps(tmp_path: Path) -> None:
     failure = Failure(reason="InvalidData", message="12 of 20 rows\n" + "ü" * 9000, retryable=False)
     write_outcome(tmp_path / "outcome", Outcome(result="failed", failure=failure))
