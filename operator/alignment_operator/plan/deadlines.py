@@ -12,8 +12,8 @@ from alignment_operator.plan.verdict import active_time
 
 POLL = timedelta(seconds=5)
 """Between polls of running pods: a person who watches sees progress; a thousand jobs are 200 requests a second."""
-ADMISSION = timedelta(seconds=30)
-"""Until a refused job is looked at again: a missing claim sends no event."""
+ADMISSION = timedelta(seconds=5)
+"""Until a refused job is looked at again: a missing claim sends no event, and job and claim may come in one file."""
 RESYNC = timedelta(minutes=1)
 """At the latest, while the job is not over: node counts and lost events."""
 SOONEST = timedelta(seconds=1)

@@ -23,6 +23,8 @@ FROZEN_TOLERATION_SECONDS = 5
 """A frozen pod is cheap to replace: it leaves an unreachable node at once, not after the default 300 s."""
 TRAINABLE_TOLERATION_SECONDS = 60
 """A restart costs the steps since the last checkpoint: a network hiccup of a minute is sat out."""
+SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT), "prometheus.io/path": "/metrics"}
+"""What the usual scrape configuration of Prometheus looks for."""
 SHARED_MEMORY_PART = 4
 """/dev/shm may take a quarter of the pod's memory; it counts against the pod's limit."""
 
@@ -38,7 +40,7 @@ def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Mani
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": build_metadata(job, instance.name, labels),
+        "metadata": build_metadata(job, instance.name, labels) | {"annotations": dict(SCRAPED)},
         "spec": _spec(job, instance, platform, pool),
     }
     role_template = getattr(job.spec.roles, instance.role).pod_template or {}
@@ -169,11 +171,7 @@ def _seal(patched: Manifest, built: Manifest) -> Manifest:
     spec["containers"] = [_seal_container(container, built) for container in patched["spec"]["containers"]]
     own = built["metadata"]
     theirs = patched["metadata"]
-    metadata = {
-        **own,
-        "labels": theirs.get("labels", {}) | own["labels"],
-        **({"annotations": theirs["annotations"]} if theirs.get("annotations") else {}),
-    }
+    metadata = own | {"labels": theirs["labels"] | own["labels"], "annotations": theirs["annotations"]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 

@@ -62,7 +62,7 @@ def test_the_platforms_output_is_checked_too() -> None:
 def test_a_refused_job_creates_nothing_and_is_looked_at_again() -> None:
     cluster = SmallCluster(make_job({"data": {"source": "pvc://gone/d"}}))
     plan = cluster.reconcile()
-    assert (plan.create, plan.support, plan.next_look) == ((), None, timedelta(seconds=30))
+    assert (plan.create, plan.support, plan.next_look) == ((), None, timedelta(seconds=5))
     condition = cluster.condition("Admitted")
     assert condition is not None
     assert (condition.status, condition.reason) == ("False", "Refused")

@@ -158,7 +158,7 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
     for key in ("name", "namespace", "ownerReferences"):
         assert patched["metadata"][key] == built["metadata"][key]
     assert patched["metadata"]["labels"] == built["metadata"]["labels"] | {"team": "a"}
-    assert patched["metadata"]["annotations"] == {"note": "kept"}
+    assert patched["metadata"]["annotations"] == SCRAPED | {"note": "kept"}
     assert "nodeName" not in patched["spec"]
     assert patched["spec"]["nodeSelector"] == {"pool": "on-demand", "zone": "b"}
     assert patched["spec"]["restartPolicy"] == "Never"
