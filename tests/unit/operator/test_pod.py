@@ -14,6 +14,7 @@ from alignment_api.context import Context
 from alignment_api.platform import Gpu, Platform, Pool, Pools
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources import build_pod
+from alignment_operator.resources.pod import SCRAPED
 
 GOLDEN = Path(__file__).parent / "golden"
 PLATFORM = Platform(
