@@ -18,6 +18,8 @@ from tests.tiny import write_model, write_pairs
 NAMESPACE = "jobs"
 OPERATOR_NAMESPACE = "alignment-system"
 LABELS = "alignment.run"
+STEPS = 600  # a tiny step takes some 20 ms, and tests look at a job a few times while it trains
+CHECKPOINT_EVERY = 50
 SIZES = {"cpu": "100m", "memory": "3Gi"}
 """Three trainers fit the machine of the tests; each import of torch takes half a gigabyte."""
 
@@ -152,9 +154,15 @@ def dpo_job(name: str, **spec: Any) -> dict[str, Any]:
             "model": {"source": "pvc://models/tiny"},
             "data": {"source": "pvc://data/pairs.jsonl", "evaluation": {"fraction": 0.2}},
             "algorithm": {"dpo": {}},
-            "training": {"batchSize": 8, "epochs": 2, "learningRate": 1e-3, "maxLength": 256, "precision": "fp32"},
+            "training": {
+                "batchSize": 8,
+                "maxSteps": STEPS,
+                "learningRate": 3e-4,
+                "maxLength": 256,
+                "precision": "fp32",
+            },
             "roles": roles,
-            "checkpoint": {"everySteps": 10},
+            "checkpoint": {"everySteps": CHECKPOINT_EVERY},
             "storage": {"source": f"pvc://work/{name}"},
             "output": {"destination": f"pvc://work/{name}-out"},
         }

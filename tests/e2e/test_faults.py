@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.jobs import OPERATOR_NAMESPACE, Jobs, PodHistory, dpo_job
+from tests.e2e.jobs import CHECKPOINT_EVERY, OPERATOR_NAMESPACE, Jobs, PodHistory, dpo_job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -22,7 +22,7 @@ def test_an_operator_killed_at_five_moments_doubles_nothing_and_restarts_nothing
         _kill_operator(jobs)
         jobs.wait(name, "good data", lambda status: _condition(status, "DataReady") == "True")
         _kill_operator(jobs)
-        jobs.wait(name, "a checkpoint", lambda status: _checkpoint(status) >= 10)
+        jobs.wait(name, "a checkpoint", lambda status: _checkpoint(status) >= CHECKPOINT_EVERY)
         _kill_operator(jobs)
         jobs.wait(name, "its stage evaluate", lambda status: status.get("stage") == "evaluate")
         _kill_operator(jobs)
@@ -51,7 +51,7 @@ def test_a_policy_killed_after_its_second_checkpoint_goes_on_from_it(jobs: Jobs,
     name = "resumed"
     with jobs.watching(name) as history:
         jobs.apply(dpo_job(name))
-        jobs.wait(name, "a second checkpoint", lambda status: _checkpoint(status) >= 20)
+        jobs.wait(name, "a second checkpoint", lambda status: _checkpoint(status) >= 2 * CHECKPOINT_EVERY)
         jobs.rig.kill_container(history.of("policy")[0].name, jobs.namespace)
         status = jobs.wait_complete(name)
     assert [life.life for life in history.of("policy")] == [1, 2]
@@ -59,7 +59,7 @@ def test_a_policy_killed_after_its_second_checkpoint_goes_on_from_it(jobs: Jobs,
     assert history.doubled() == []
     claim = json.loads((work / name / "claims" / "0002.json").read_text())
     assert claim["start"]["epoch"] == 1
-    assert claim["start"]["step"] >= 20
+    assert claim["start"]["step"] >= 2 * CHECKPOINT_EVERY
     assert _role(status, "policy")["failures"] == 1
     assert status["attempt"] == 2
 

@@ -17,7 +17,7 @@ from alignment_operator.local.process import started_at
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[3]
-STEPS = 30
+STEPS = 300  # a tiny step takes some 20 ms: long enough to be interrupted half-way
 MANIFEST = f"""\
 apiVersion: alignment.run/v1alpha1
 kind: AlignmentJob
@@ -26,7 +26,7 @@ spec:
   model: {{source: file://./model}}
   data: {{source: file://./pairs.jsonl, evaluation: {{fraction: 0.2}}}}
   algorithm: {{dpo: {{beta: 0.1}}}}
-  training: {{batchSize: 8, learningRate: 1e-4, maxLength: 256, precision: fp32, maxSteps: {STEPS}, epochs: 9}}
+  training: {{batchSize: 8, learningRate: 1e-4, maxLength: 256, precision: fp32, maxSteps: {STEPS}, epochs: 99}}
   checkpoint: {{everySteps: 1000}}
 """
 
