@@ -167,7 +167,8 @@ async def test_a_cut_wire_loses_nothing_and_lists_nothing_again(control_plane: R
         wire.mend()
         await until(lambda: (*mirror.of("a"), *mirror.of("b"), *mirror.of("c")) == ("b-2", "c-1"))
         assert mirror.relists == 1
-    assert told == ["a", "b", "a", "b", "c"]
+    assert sorted(told[:2]) == ["a", "b"]  # what a list brings has no order
+    assert told[2:] == ["a", "b", "c"]
 
 
 WIDGETS = "/apis/test.alignment.run/v1/namespaces/default/widgets"
