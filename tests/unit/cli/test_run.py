@@ -148,8 +148,8 @@ def test_an_interrupted_run_goes_on_to_the_same_model(uninterrupted: tuple[Path,
 def test_a_killed_alignctl_leaves_no_process_and_its_run_can_go_on(home: Path) -> None:
     folder = home / "killed"
     first = alignctl("run", "job.yaml", "--folder", str(folder), cwd=home)
-    processes = folder / ".run" / "processes.json"
-    wait_until(lambda: "uid" in (folder / "status.json").read_text() if processes.exists() else False, first)
+    status_file, processes = folder / "status.json", folder / ".run" / "processes.json"
+    wait_until(lambda: processes.exists() and status_file.exists() and "uid" in status_file.read_text(), first)
     (pid,) = json.loads(processes.read_text())
     first.kill()
     finish(first)
@@ -159,7 +159,7 @@ def test_a_killed_alignctl_leaves_no_process_and_its_run_can_go_on(home: Path) -
     second.send_signal(signal.SIGINT)
     code, out, err = finish(second)
     assert code == 130, out + err
-    status = json.loads((folder / "status.json").read_text())
+    status = json.loads(status_file.read_text())
     (prepare,) = [line for line in status["instances"] if line["role"] == "prepare"]
     assert prepare["life"] == 2, "the killed one was counted as lost"
 
