@@ -23,6 +23,7 @@ What a test may do
   rig.log("spot-0-kubelet")                         what a component wrote
   trainer_pod_template(), platform_values()         pods of `BASE` that see this checkout and its virtual environment
   install_operator(rig)                             the operator's image and chart, with those values
+  make_example_claims(rig, namespace)               what examples/dpo.yaml reads: the model and the data, in claims
 
 Claims without a class get a folder from the default StorageClass `rig` (any access mode). Pods reach each other, the
 services and this machine (`rig.slot.host_address`), and nothing beyond. Pods, services and the API server are
@@ -40,15 +41,17 @@ from tests.rig.cluster import Rig, prepare
 from tests.rig.images import BASE
 from tests.rig.node import DEFAULT_NODES, NodeSpec
 from tests.rig.paths import RigUnavailable
-from tests.rig.product import install_operator, platform_values, trainer_pod_template
+from tests.rig.product import EXAMPLE, install_operator, make_example_claims, platform_values, trainer_pod_template
 
 __all__ = [
     "BASE",
     "DEFAULT_NODES",
+    "EXAMPLE",
     "NodeSpec",
     "Rig",
     "RigUnavailable",
     "install_operator",
+    "make_example_claims",
     "platform_values",
     "prepare",
     "trainer_pod_template",

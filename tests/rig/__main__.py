@@ -10,7 +10,7 @@ import time
 
 from tests.rig.cluster import Rig, prepare
 from tests.rig.paths import RigUnavailable
-from tests.rig.product import CHART, install_operator
+from tests.rig.product import install_operator, make_example_claims
 from tests.rig.slots import clean_dead_slots
 from tests.rig.toolchain import KUBERNETES
 
@@ -23,15 +23,13 @@ def build() -> None:
 
 
 def up() -> None:
-    """A cluster in the foreground, with the operator installed, until Ctrl-C."""
+    """A cluster in the foreground, with the operator and what the example needs, until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt), Rig.start() as rig:
         print(f"rig: three nodes are ready ({time.monotonic() - began:.0f} s)", flush=True)
-        if CHART.is_dir():
-            install_operator(rig)
-        else:
-            print(f"rig: no chart at {CHART}: the operator is not installed")
+        install_operator(rig)
+        make_example_claims(rig, "default")
         print(WELCOME.format(kubeconfig=rig.kubeconfig, binaries=KUBERNETES.folder), flush=True)
         signal.pause()
     print("\nrig: the cluster is gone")

