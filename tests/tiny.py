@@ -92,6 +92,8 @@ def write_model(folder: Path, seed: int = 0, chat_template: str | None = CHAT_TE
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes files for their owner alone; a role's pod is somebody else
     return folder
 
 

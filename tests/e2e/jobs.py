@@ -172,8 +172,6 @@ def dpo_job(name: str, **spec: Any) -> dict[str, Any]:
 
 def make_claims(rig: Rig, rows: int) -> Path:
     """The claims `models`, `data` and `work` with a tiny model and pairs; returns the folder of `work`."""
-    model = write_model(rig.shared_volume("models", NAMESPACE) / "tiny")
-    for file in model.iterdir():
-        file.chmod(0o644)  # safetensors makes files for their owner alone; the pods are somebody else
+    write_model(rig.shared_volume("models", NAMESPACE) / "tiny")
     write_pairs(rig.shared_volume("data", NAMESPACE) / "pairs.jsonl", rows)
     return rig.shared_volume("work", NAMESPACE)

@@ -79,10 +79,7 @@ def real_model(folder: Path) -> None:
 
 def make_example_claims(rig: Rig, namespace: str, make_model: Callable[[Path], object] = real_model) -> None:
     """The claims that `EXAMPLE` names, `models` and `data`, with what it looks for in them."""
-    folder = rig.shared_volume("models", namespace) / EXAMPLE_MODEL
-    make_model(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors makes files for their owner alone; the pods are somebody else
+    make_model(rig.shared_volume("models", namespace) / EXAMPLE_MODEL)
     data = rig.shared_volume("data", namespace)
     for name in ("train.jsonl", "heldout.jsonl"):
         shutil.copy(REPOSITORY / "examples" / "quickstart" / name, data)
