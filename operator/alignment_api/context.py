@@ -55,6 +55,8 @@ class Context(Contract):
     """host:port of the gang's first process; used where there is more than one rank."""
     notice_seconds: int
     """Seconds between SIGTERM and SIGKILL: a checkpoint must be done by then."""
+    scratch: str
+    """A folder in memory, of this life alone: weights on their way. Gone with it."""
 
 
 class Failure(Contract):
@@ -84,7 +86,7 @@ class Outcome(Contract):
     model: ModelReport | None = None
     """Of prepare."""
     evaluation: EvaluationReport | None = None
-    """Of the evaluator."""
+    """Of the evaluator, and of the policy in stage `reward`."""
 
 
 class InstanceStatus(Contract):

@@ -85,5 +85,8 @@ class Platform(Contract):
     """Trainer image of this release."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of the trainer image."""
+    gang: Literal["none", "podGroup"] = "none"
+    """How pods of a gang are scheduled together. `podGroup`: Kubernetes' own (scheduling.k8s.io/v1beta1, from 1.37 with
+    the feature gate GenericWorkload on in apiserver, controller-manager and scheduler; a served API does not prove it)."""
     ingress_from: tuple[dict[str, Any], ...] = ()
     """NetworkPolicy peers let in at the HTTP port besides a job's own pods: the operator and the scraper of metrics."""

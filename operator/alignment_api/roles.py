@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from alignment_api.spec import AlignmentJobSpec
 
 PoolName = Literal["onDemand", "spot", "cpu"]
-StageName = Literal["prepare", "train", "evaluate"]
+StageName = Literal["prepare", "reward", "train", "evaluate"]
 PORT = 8000
-"""The port of a role's HTTP server in a pod: /healthz, /status, /metrics for all, more for those that serve."""
+"""The port of a role's HTTP server in a pod: /healthz, /status, /metrics for all, more for those that are called."""
 
 
 @dataclass(frozen=True)
@@ -19,23 +20,31 @@ class Role:
     """One model copy with a job."""
 
     name: str
-    trainable: bool
-    """Optimizer state: its pods are one gang with attempts. A frozen role's pods have incarnations, each its own."""
+    trainable: bool = False
+    """Optimizer state: the trainable pods of a stage are one gang with attempts. A frozen role's pods have
+    incarnations, each its own."""
     accelerated: bool = True
     """Holds a model; False is a pod without a GPU."""
-    serves: bool = False
-    """Other roles call it over HTTP, so it has a headless Service of ready pods."""
+    writes: bool = False
+    """Writes to storage, so that its next life waits for the end of this one. What only serves is replaced at once."""
 
 
 ROLES = {
     role.name: role
     for role in (
-        Role("prepare", trainable=False, accelerated=False),
-        Role("policy", trainable=True),
-        Role("reference", trainable=False, serves=True),
-        Role("evaluator", trainable=False),
+        Role("prepare", accelerated=False, writes=True),
+        Role("policy", trainable=True, writes=True),
+        Role("actor", trainable=True, writes=True),
+        Role("critic", trainable=True, writes=True),
+        Role("reference"),
+        Role("reward"),
+        Role("rollout"),
+        Role("evaluator", writes=True),
     )
 }
+
+Graph = Mapping[str, tuple[str, ...]]
+"""Role -> other roles."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +56,91 @@ class Stage:
     """The role whose exit ends the stage."""
     helpers: tuple[str, ...] = ()
     """The other roles of the stage."""
-    waits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    waits: Graph = field(default_factory=dict)
     """Role -> the roles that must be ready before its pods may be scheduled. Without cycles."""
+    calls: Graph = field(default_factory=dict)
+    """Role -> the roles whose servers it calls: those have a Service."""
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Every role of the stage, its lead first."""
         return (self.lead, *self.helpers)
 
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The roles that others call."""
+        return tuple(role for role in self.roles if any(role in callees for callees in self.calls.values()))
 
-_OFFLINE = (
-    Stage("prepare", lead="prepare", helpers=("reference",), waits={"reference": ("prepare",)}),
+    def among(self, roles: tuple[str, ...]) -> Stage:
+        """The stage without the roles that are not among these."""
+
+        def only(graph: Graph) -> Graph:
+            return {
+                role: tuple(other for other in others if other in roles)
+                for role, others in graph.items()
+                if role in roles
+            }
+
+        helpers = tuple(role for role in self.helpers if role in roles)
+        return replace(self, helpers=helpers, waits=only(self.waits), calls=only(self.calls))
+
+
+_FROZEN = ("reference", "reward", "rollout")
+_FROM_PAIRS = (
+    Stage("prepare", lead="prepare"),
     Stage("train", lead="policy"),
     Stage("evaluate", lead="evaluator"),
 )
-STAGES: dict[str, tuple[Stage, ...]] = {"dpo": _OFFLINE}
+_WITH_REFERENCE = (
+    Stage(
+        "prepare",
+        lead="prepare",
+        helpers=("reference",),
+        waits={"reference": ("prepare",)},
+        calls={"prepare": ("reference",)},
+    ),
+    *_FROM_PAIRS[1:],
+)
+_ONLINE = (
+    Stage("prepare", lead="prepare"),
+    Stage("reward", lead="policy"),
+    Stage(
+        "train",
+        lead="actor",
+        helpers=("critic", *_FROZEN),
+        waits={"actor": _FROZEN, "critic": _FROZEN},
+        calls={"actor": ("critic", *_FROZEN), "rollout": ("actor",)},
+    ),
+    Stage(
+        "evaluate",
+        lead="evaluator",
+        helpers=_FROZEN,
+        waits={"evaluator": _FROZEN},
+        calls={"evaluator": _FROZEN, "rollout": ("evaluator",)},
+    ),
+)
+STAGES: dict[str, tuple[Stage, ...]] = {"dpo": _WITH_REFERENCE, "reward": _FROM_PAIRS, "ppo": _ONLINE, "grpo": _ONLINE}
 """Algorithm -> its stages, in order."""
 
 
 def stages_of(spec: AlignmentJobSpec) -> tuple[Stage, ...]:
-    """The stages of this very job: a role placed `with` another has no pods of its own."""
-    return tuple(
-        Stage(stage.name, stage.lead, tuple(h for h in stage.helpers if _has_pods(spec, h)), stage.waits)
-        for stage in STAGES[spec.algorithm.name]
-    )
+    """The stages of this very job, with the roles that have pods in it."""
+    has_pods = tuple(role for role in ROLES if _has_pods(spec, role))
+    wanted = (stage for stage in STAGES[spec.algorithm.name] if stage.name != "reward" or trains_reward(spec))
+    return tuple(stage.among(has_pods) for stage in wanted)
+
+
+def trains_reward(spec: AlignmentJobSpec) -> bool:
+    """Whether stage `reward` makes a reward model first."""
+    return any(reward.train is not None for reward in spec.algorithm.rewards)
 
 
 def _has_pods(spec: AlignmentJobSpec, role: str) -> bool:
-    return not str(getattr(getattr(spec.roles, role), "placement", "")).startswith("with")
+    """A role placed with another has none, nor has one that this job's options make needless."""
+    needless = {
+        "critic": spec.algorithm.grpo is not None,
+        "reward": all(reward.function is not None for reward in spec.algorithm.rewards),
+        "reference": spec.algorithm.grpo is not None and spec.algorithm.grpo.kl_coef == 0,
+    }
+    placed_with = str(getattr(getattr(spec.roles, role), "placement", "")).startswith("with")
+    return not placed_with and not needless.get(role, False)

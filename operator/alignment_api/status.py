@@ -19,6 +19,7 @@ ConditionType = Literal[
     "Failed",
     "CheckpointVerified",
     "PoolsAvailable",
+    "GangScheduling",
 ]
 
 
@@ -39,15 +40,50 @@ class Condition(Contract):
     """The generation it was derived from."""
 
 
+class Interval(Contract):
+    """A mean with its 95% interval."""
+
+    value: float
+    """The mean."""
+    low: float
+    """Lower bound."""
+    high: float
+    """Upper bound."""
+    count: int
+    """Held-out pairs or completions."""
+
+
+Evaluated = dict[str, Interval]
+"""Held-out figures at one moment, by name.
+
+dpo: `accuracy` (share of pairs with a positive implicit reward margin, ties a half: 0.5 before training), `margin` (mean
+implicit reward margin, nats times beta), `likelierChosen`. reward: `accuracy` (share of pairs whose chosen completion
+scores higher), `margin` (mean difference of scores). ppo and grpo: `reward` (weighted sum), `reward/<component>` of each
+reward, `length` (tokens), `finished` (share of completions that end by themselves), `kl` (nats per token towards the
+reference, where there is one).
+"""
+
+
+class EvaluationReport(Contract):
+    """evaluation.json."""
+
+    before: Evaluated
+    """The model as it came."""
+    after: Evaluated
+    """The exported model."""
+
+
 class StageStatus(Contract):
     """One stage that has started."""
 
     name: StageName
-    """prepare, train or evaluate."""
+    """prepare, reward, train or evaluate."""
     started_at: datetime
     """When its first pod was wanted."""
     finished_at: datetime | None = None
     """When its lead ended well."""
+    evaluation: EvaluationReport | None = None
+    """What came of it on held-out rows: of stage `reward` the reward model's accuracy."""
 
 
 class RoleStatus(Contract):
@@ -107,39 +143,6 @@ class CheckpointStatus(Contract):
     """Optimizer steps it holds."""
     verified_at: datetime
     """When its checksums were read back."""
-
-
-class Interval(Contract):
-    """A mean with its 95% interval."""
-
-    value: float
-    """The mean."""
-    low: float
-    """Lower bound."""
-    high: float
-    """Upper bound."""
-    count: int
-    """Held-out pairs."""
-
-
-class Evaluated(Contract):
-    """Held-out figures at one moment."""
-
-    accuracy: Interval
-    """Share of pairs with a positive implicit reward margin, ties a half: 0.5 before training."""
-    margin: Interval
-    """Mean implicit reward margin, in nats times beta."""
-    likelier_chosen: Interval
-    """Share of pairs whose chosen completion is the likelier one."""
-
-
-class EvaluationReport(Contract):
-    """evaluation.json."""
-
-    before: Evaluated
-    """The model as it came: the reference."""
-    after: Evaluated
-    """The exported model."""
 
 
 class DataReport(Contract):

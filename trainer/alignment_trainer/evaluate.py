@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment_api.context import Outcome
-from alignment_api.spec import Algorithm
+from alignment_api.algorithms import Algorithm
 from alignment_api.status import Evaluated, EvaluationReport, Progress
 from alignment_trainer.data.files import write_text_atomically
 from alignment_trainer.data.packing import pair_group

@@ -1,0 +1,150 @@
+"""What a completion of PPO and GRPO is worth: models and functions, summed by weight."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from alignment_api.base import Contract
+from alignment_api.inputs import Data, Model
+from alignment_api.numbers import Count, NotNegative, Positive
+from alignment_api.sources import ReadableSource
+
+
+class NumericAnswer(Contract):
+    """1 where the completion's final number or expression equals the row's answer (math-verify), else 0."""
+
+    answer_field: Annotated[str, Field(min_length=1)] = "answer"
+    """Field of the row that holds the answer."""
+
+
+class Regex(Contract):
+    """1 where the pattern is found in the completion, else 0."""
+
+    pattern: Annotated[str, Field(min_length=1)]
+    """Python regular expression, searched for anywhere; anchor it with \\A and \\Z for the whole completion."""
+
+
+class Length(Contract):
+    """0 up to `maxTokens`, then falling in a straight line to -1 (the soft overlong punishment of DAPO, eq. 13)."""
+
+    max_tokens: Count
+    """Tokens that cost nothing."""
+    tolerance_tokens: Count = 32
+    """Tokens beyond `maxTokens` at which the penalty reaches -1."""
+
+
+class JsonSchema(Contract):
+    """1 where the completion is JSON that the schema allows, else 0."""
+
+    definition: dict[str, Any]
+    """The JSON Schema (2020-12)."""
+
+
+class PythonFunction(Contract):
+    """A function of your own: `score(completion: str, row: dict) -> float`."""
+
+    entrypoint: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """module:function, as an import finds it."""
+    path: ReadableSource | None = None
+    """A folder to import it from: pvc://claim/path or file:///path. Default: the image's own packages."""
+
+
+class RewardFunction(Contract):
+    """Exactly one function. It runs in a process of its own, under a time limit."""
+
+    numeric_answer: NumericAnswer | None = None
+    """Is the final answer right?"""
+    regex: Regex | None = None
+    """Does it have the form?"""
+    length: Length | None = None
+    """Is it short enough?"""
+    json_schema: JsonSchema | None = None
+    """Is it well-formed JSON of this schema?"""
+    python: PythonFunction | None = None
+    """A function of your own."""
+    timeout_seconds: Positive = 5.0
+    """For one completion; a function that takes longer scores 0 there, and is counted."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> RewardFunction:
+        if len(self._chosen()) != 1:
+            raise ValueError(
+                f"exactly one function must be given, found {len(self._chosen())}; write for example "
+                "`function: {numericAnswer: {}}`; known are numericAnswer, regex, length, jsonSchema, python"
+            )
+        return self
+
+    def _chosen(self) -> list[str]:
+        names = (name for name in type(self).model_fields if name != "timeout_seconds")
+        return [name for name in names if getattr(self, name) is not None]
+
+    @property
+    def name(self) -> str:
+        """The key that is set: `numeric_answer`, `regex`, ..."""
+        return self._chosen()[0]
+
+
+class RewardTraining(Contract):
+    """A reward model that this job trains from preferences before anything else, in stage `reward`."""
+
+    preferences: Data
+    """Pairs to learn from. At least 200 are held out, and it must do better than chance on them, or the job stops."""
+    model: Model | None = None
+    """What to start from. Default: spec.model."""
+    learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW."""
+    epochs: Count = 1
+    """Passes over the pairs; reward models overfit from the second on."""
+    batch_size: Count = 64
+    """Pairs per optimizer step, over the whole job."""
+
+
+class Reward(Contract):
+    """One part of the reward: exactly one of `train`, `model`, `function`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]([a-z0-9_]*[a-z0-9])?$", max_length=40)] | None = None
+    """Label of its metric. Default: what it is, for example `trained` or `regex`."""
+    weight: NotNegative = 1.0
+    """Factor in the sum. 0 measures without training on it: a judge that shows whether the others are hacked."""
+    train: RewardTraining | None = None
+    """A reward model that this job makes first."""
+    model: Model | None = None
+    """A reward model that exists: a Hugging Face sequence classifier with one label and the policy's tokenizer."""
+    function: RewardFunction | None = None
+    """A function of the completion's text."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Reward:
+        given = [name for name in ("train", "model", "function") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"exactly one of `train`, `model` and `function` must be given, found {len(given)}; write for example "
+                "`{weight: 1.0, function: {numericAnswer: {}}}`"
+            )
+        return self
+
+    @property
+    def component(self) -> str:
+        """Its name in metrics."""
+        if self.name is not None:
+            return self.name
+        if self.function is not None:
+            return self.function.name
+        return "trained" if self.train is not None else "model"
+
+
+Rewards = Annotated[tuple[Reward, ...], Field(min_length=1, max_length=16)]
+
+
+def check_rewards(rewards: tuple[Reward, ...]) -> None:
+    """Raises ValueError where two have one name, more than one is trained, or none counts."""
+    names = [reward.component for reward in rewards]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two rewards are called `{twice[0]}`; give each a `name` of its own")
+    if sum(reward.train is not None for reward in rewards) > 1:
+        raise ValueError("more than one reward says `train`; a job trains one, name others as `model`")
+    if not any(reward.weight for reward in rewards):
+        raise ValueError("every reward has weight 0, so there is nothing to learn; give one a weight above 0")
