@@ -14,8 +14,10 @@ from alignment_trainer.data.preferences import find_data, prepare_rows
 from alignment_trainer.data.reference import Float32, ReferenceCache, Shard, plan_shards, policy_ranks, reference_cache
 from alignment_trainer.data.store import Manifest, PreparedData, digest, open_prepared, read_manifest, write_prepared
 from alignment_trainer.instance import Instance
+from alignment_trainer.peers import resolved
 from alignment_trainer.pinned_model import check_model, load_tokenizer
-from alignment_trainer.reference_client import ClientOptions, ReferenceClient
+from alignment_trainer.reference_client import shard_task
+from alignment_trainer.server_pool import PoolOptions, ServerPool
 from alignment_trainer.servers.wire import LogprobsRequest
 from alignment_trainer.sources import Resolved, resolve_model
 from alignment_trainer.storage import check_room, check_writable, needed_bytes
@@ -99,16 +101,15 @@ def _fill_reference(instance: Instance, prepared: PreparedData) -> bool:
 
     if missing:
         count_servers(0)
-        client = ReferenceClient(
-            urls=instance.context.peers.get("reference", ()),
+        pool = ServerPool(
+            task=shard_task(lambda shard: _request(prepared, shard, spec), keeper.accept),
+            peers=resolved(instance.context.peers.get("reference", ())),
             token=instance.token,
-            request=lambda shard: _request(prepared, shard, spec),
-            accept=keeper.accept,
             servers=count_servers,
-            options=ClientOptions(leave_within=max(1.0, instance.context.notice_seconds - 5)),
+            options=PoolOptions(leave_within=max(1.0, instance.context.notice_seconds - 5)),
         )
         with metrics.phase("reference"):
-            if not client.run(missing, instance.stop):
+            if not pool.run(missing, instance.stop):
                 return False
     cache.commit(shards)
     board.update(state="reference complete")

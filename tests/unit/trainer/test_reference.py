@@ -18,8 +18,10 @@ from alignment_trainer.data.store import Examples, open_prepared
 from alignment_trainer.engines.base import autocast
 from alignment_trainer.local_scorer import LocalScorer, sum_completions
 from alignment_trainer.models import load_model
+from alignment_trainer.peers import resolved
 from alignment_trainer.pinned_model import model_fingerprint
-from alignment_trainer.reference_client import ClientOptions, ReferenceClient, ReferenceRefused
+from alignment_trainer.reference_client import shard_task
+from alignment_trainer.server_pool import PoolOptions, RequestRefused, ServerPool
 from alignment_trainer.servers.wire import (
     LogprobsRequest,
     WireError,
@@ -206,15 +208,14 @@ def test_prepare_is_ready_before_there_is_a_server_and_leaves_when_asked(tmp_pat
 def test_a_server_that_says_the_request_is_wrong_ends_the_work(job: TinyJob, server: str) -> None:
     fingerprint = model_fingerprint(job.folder / "model")
     too_long = LogprobsRequest(fingerprint, 1, ((PromptGroup((1,) * 128, ((1,), (2,))),),))
-    client = ReferenceClient([server], "secret", lambda _: too_long, lambda *_: None)
-    with pytest.raises(ReferenceRefused, match=r"refused train-00000000-00000000 \(400\).*more than 128"):
-        client.run([Shard("train", 0, ((0,),))], stop=lambda: False)
+    pool = ServerPool(shard_task(lambda _: too_long, lambda *_: None), resolved([server]), "secret")
+    with pytest.raises(RequestRefused, match=r"refused train-00000000-00000000 \(400\).*more than 128"):
+        pool.run([Shard("train", 0, ((0,),))], stop=lambda: False)
 
 
 def test_a_server_of_another_model_is_passed_over(job: TinyJob, server: str, caplog: pytest.LogCaptureFixture) -> None:
     request = LogprobsRequest("another-model", 1, (GROUPS,))
-    client = ReferenceClient(
-        [server], "secret", lambda _: request, lambda *_: None, options=ClientOptions(leave_within=1)
-    )
-    assert not client.run([Shard("train", 0, ((0, 1),))], stop=lambda: "409" in caplog.text)
+    task = shard_task(lambda _: request, lambda *_: None)
+    pool = ServerPool(task, resolved([server]), "secret", options=PoolOptions(leave_within=1))
+    assert not pool.run([Shard("train", 0, ((0, 1),))], stop=lambda: "409" in caplog.text)
     assert "ask another" in caplog.text
