@@ -34,16 +34,25 @@ class Part:
 
 @dataclass(frozen=True)
 class Commit:
-    """A folder with a manifest: the state after `step` optimizer steps, written by the attempt that holds `epoch`."""
+    """A folder with a manifest: the state after `step` steps, written by the attempt that holds `epoch`.
+
+    updates: optimizer steps done of the step after that, where a step has several (PPO, GRPO).
+    """
 
     folder: Path
     epoch: int
     step: int
     parts: tuple[Part, ...]
+    updates: int = 0
 
 
-def commit_folder(checkpoints: Path, epoch: int, step: int) -> Path:
-    return checkpoints / f"{epoch:04d}" / f"{step:08d}"
+def commit_folder(checkpoints: Path, epoch: int, step: int, updates: int = 0) -> Path:
+    return checkpoints / f"{epoch:04d}" / commit_name(step, updates)
+
+
+def commit_name(step: int, updates: int = 0) -> str:
+    """Names in the order of what they hold: 00000012, 00000012-0003 (3 updates of step 13 done), 00000013."""
+    return f"{step:08d}-{updates:04d}" if updates else f"{step:08d}"
 
 
 def start_commit(folder: Path) -> None:
@@ -59,10 +68,10 @@ def seal_part(path: Path) -> Part:
     return Part(path.name, path.stat().st_size, _sha256(path))
 
 
-def write_commit(folder: Path, epoch: int, step: int, parts: Iterable[Part]) -> Commit:
+def write_commit(folder: Path, epoch: int, step: int, parts: Iterable[Part], updates: int = 0) -> Commit:
     """Writes the manifest of sealed parts: from here on the folder is a commit, whatever happens to the machine."""
-    commit = Commit(folder, epoch, step, tuple(sorted(parts, key=lambda part: part.name)))
-    manifest = {"epoch": epoch, "step": step, "parts": [asdict(part) for part in commit.parts]}
+    commit = Commit(folder, epoch, step, tuple(sorted(parts, key=lambda part: part.name)), updates)
+    manifest = {"epoch": epoch, "step": step, "updates": updates, "parts": [asdict(part) for part in commit.parts]}
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(manifest, indent=1))
     _fsync(temporary)
@@ -77,7 +86,7 @@ def read_commit(folder: Path) -> Commit:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         parts = tuple(Part(**part) for part in manifest["parts"])
-        return Commit(folder, manifest["epoch"], manifest["step"], parts)
+        return Commit(folder, manifest["epoch"], manifest["step"], parts, manifest.get("updates", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCommitError(f"{folder}: the manifest cannot be read: {error}") from error
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,14 +32,19 @@ POSITION = "position.json"
 class Position:
     """Where in the run we are; with the seed it decides which rows come next.
 
-    step: optimizer steps done. tokens: packed so far, padding not counted.
+    step: steps done. tokens: packed so far, padding not counted.
+    Of PPO and GRPO also: updates: optimizer steps done of the next step, whose experience lies beside the position.
+    version: of the weights that servers sample with: the step that made them. kl_coef: of the adaptive controller.
     """
 
     step: int = 0
     tokens: int = 0
+    updates: int = 0
+    version: int = 0
+    kl_coef: float = 0.0
 
     def after(self, tokens: int) -> "Position":
-        return Position(self.step + 1, self.tokens + tokens)
+        return replace(self, step=self.step + 1, tokens=self.tokens + tokens, updates=0)
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Commits:
     """The commits of one attempt, under its epoch.
 
     keep: newest ones that stay. tidy: removes the others, given the epoch's folder and `keep`.
+    others: writes what else belongs to a commit into its folder (a critic's state), on every rank; returns its parts.
     """
 
     checkpoints: Path
@@ -54,18 +60,20 @@ class Commits:
     keep: int
     newest: Commit | None = None
     tidy: Callable[[Path, int], None] = prune
+    others: Callable[[Path], list[Part]] = lambda folder: []
 
     def save(self, engine: Engine, position: Position) -> Commit:
         """Writes, reads back and commits; collective."""
-        if self.newest is not None and self.newest.step == position.step:
+        if self.newest is not None and (self.newest.step, self.newest.updates) == (position.step, position.updates):
             return self.newest
-        folder = commit_folder(self.checkpoints, self.epoch, position.step)
+        folder = commit_folder(self.checkpoints, self.epoch, position.step, position.updates)
         if distributed.rank() == 0:
             start_commit(folder)
         distributed.barrier()
-        parts = [part for parts in distributed.gather_objects(_write_parts(folder, engine, position)) for part in parts]
+        written = _write_parts(folder, engine, position) + self.others(folder)
+        parts = [part for parts in distributed.gather_objects(written) for part in parts]
         if distributed.rank() == 0:
-            write_commit(folder, self.epoch, position.step, parts)
+            write_commit(folder, self.epoch, position.step, parts, position.updates)
             self.tidy(folder.parent, self.keep)
         distributed.barrier()
         self.newest = read_commit(folder)

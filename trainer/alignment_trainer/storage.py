@@ -12,7 +12,15 @@ from pydantic import ValidationError
 
 from alignment_api.base import Contract
 from alignment_api.spec import AlignmentJobSpec
-from alignment_trainer.checkpoint import MANIFEST, Commit, DamagedCommitError, list_commits, newest_verified
+from alignment_trainer.checkpoint import (
+    MANIFEST,
+    Commit,
+    DamagedCommitError,
+    commit_folder,
+    commit_name,
+    list_commits,
+    newest_verified,
+)
 from alignment_trainer.data.files import flush
 from alignment_trainer.errors import UserError
 
@@ -36,7 +44,9 @@ class Place(Contract):
     epoch: int
     """Whose writer made it."""
     step: int
-    """Optimizer steps it holds."""
+    """Steps it holds."""
+    updates: int = 0
+    """Optimizer steps it holds of the step after those, where a step has several."""
 
 
 class Claim(Contract):
@@ -102,7 +112,7 @@ def claim_epoch(storage: Path, uid: str, attempt: int) -> Claim:
             epoch=claims[-1].epoch + 1 if claims else 1,
             uid=uid,
             attempt=attempt,
-            start=Place(epoch=start.epoch, step=start.step) if start else None,
+            start=Place(epoch=start.epoch, step=start.step, updates=start.updates) if start else None,
             claimed_at=datetime.now(UTC),
         )
         if _create(folder / f"{claim.epoch:04d}.json", claim.model_dump_json(indent=1)):
@@ -128,18 +138,18 @@ def _create(path: Path, text: str) -> bool:
     return True
 
 
-def lineage(claims: list[Claim]) -> list[tuple[int, int | None]]:
-    """Epochs whose commits count, newest first, each with the highest step that counts (None: all of them).
+def lineage(claims: list[Claim]) -> list[tuple[int, str | None]]:
+    """Epochs whose commits count, newest first, each with the name of the last that counts (None: all of them).
 
     Of an older epoch only what the next claim of the lineage starts from, and before, is an ancestor.
     """
     by_epoch = {claim.epoch: claim for claim in claims}
-    counted: list[tuple[int, int | None]] = []
+    counted: list[tuple[int, str | None]] = []
     epoch, last = (claims[-1].epoch if claims else None), None
     while epoch is not None:
         counted.append((epoch, last))
         start = by_epoch[epoch].start
-        epoch, last = (start.epoch, start.step) if start else (None, None)
+        epoch, last = (start.epoch, commit_name(start.step, start.updates)) if start else (None, None)
     return counted
 
 
@@ -160,7 +170,7 @@ def _lineage_commits(storage: Path, claims: list[Claim]) -> list[Path]:
         folder
         for epoch, last in lineage(claims)
         for folder in list_commits(checkpoints_folder(storage) / f"{epoch:04d}")
-        if last is None or int(folder.name) <= last
+        if last is None or folder.name <= last
     ]
 
 
@@ -184,7 +194,7 @@ def start_of(storage: Path, claim: Claim) -> Path | None:
     """The folder of the commit that a claim starts from."""
     if claim.start is None:
         return None
-    return checkpoints_folder(storage) / f"{claim.start.epoch:04d}" / f"{claim.start.step:08d}"
+    return commit_folder(checkpoints_folder(storage), claim.start.epoch, claim.start.step, claim.start.updates)
 
 
 def resume_from(storage: Path, source: str) -> Commit:
