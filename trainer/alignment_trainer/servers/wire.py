@@ -17,8 +17,10 @@ from safetensors.numpy import load, save
 from alignment_trainer.data.packing import PromptGroup
 
 FINGERPRINT, RANKS = "model_fingerprint", "ranks"
-_LENGTHS = ("prompt_lengths", "completion_lengths", "completions_per_row", "batch_lengths")
-_TENSORS = ("prompt_tokens", "completion_tokens", *_LENGTHS)
+_GROUP_LENGTHS = ("prompt_lengths", "completion_lengths", "completions_per_row")
+_GROUP_TENSORS = ("prompt_tokens", "completion_tokens", *_GROUP_LENGTHS)
+_LENGTHS = (*_GROUP_LENGTHS, "batch_lengths")
+_TENSORS = (*_GROUP_TENSORS, "batch_lengths")
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 Batches = tuple[tuple[PromptGroup, ...], ...]
@@ -39,21 +41,25 @@ class LogprobsRequest:
 
 def encode_request(request: LogprobsRequest) -> bytes:
     groups = [group for batch in request.batches for group in batch]
+    arrays = group_arrays(groups) | {"batch_lengths": _array([len(batch) for batch in request.batches])}
+    return save(arrays, metadata={FINGERPRINT: request.fingerprint, RANKS: str(request.ranks)})
+
+
+def group_arrays(groups: Sequence[PromptGroup]) -> Arrays:
+    """Prompts with their completions as flat int32 arrays."""
     completions = [completion for group in groups for completion in group.completions]
-    arrays = {
+    return {
         "prompt_tokens": _flat([group.prompt for group in groups]),
         "prompt_lengths": _array([len(group.prompt) for group in groups]),
         "completion_tokens": _flat(completions),
         "completion_lengths": _array([len(completion) for completion in completions]),
         "completions_per_row": _array([len(group.completions) for group in groups]),
-        "batch_lengths": _array([len(batch) for batch in request.batches]),
     }
-    return save(arrays, metadata={FINGERPRINT: request.fingerprint, RANKS: str(request.ranks)})
 
 
 def decode_request(body: bytes, vocabulary: int) -> LogprobsRequest:
     """Raises WireError that names the tensor, what was found and what belongs there."""
-    arrays, metadata = _load(body)
+    arrays, metadata = load_body(body)
     for name in _TENSORS:
         if name not in arrays:
             raise WireError(f"no tensor `{name}`; found {sorted(arrays)}; send {', '.join(_TENSORS)} as int32")
@@ -77,7 +83,7 @@ def encode_answer(fingerprint: str, logprobs: NDArray[np.float32]) -> bytes:
 
 def decode_answer(body: bytes, tokens: int) -> NDArray[np.float32]:
     """The log-probs of so many completion tokens. Raises WireError."""
-    arrays, _ = _load(body)
+    arrays, _ = load_body(body)
     logprobs = arrays.get("logprobs")
     if logprobs is None or logprobs.dtype != np.float32 or logprobs.shape != (tokens,):
         raise WireError(f"an answer without {tokens} float32 `logprobs`; found {sorted(arrays)}")
@@ -85,8 +91,9 @@ def decode_answer(body: bytes, tokens: int) -> NDArray[np.float32]:
     return result
 
 
-def _batches(arrays: Arrays) -> Batches:
-    tensors: dict[str, list[int]] = {name: arrays[name].tolist() for name in _TENSORS}
+def groups_of(arrays: Arrays) -> tuple[PromptGroup, ...]:
+    """What `group_arrays` made arrays of. Raises WireError where the lengths do not add up."""
+    tensors: dict[str, list[int]] = {name: arrays[name].tolist() for name in _GROUP_TENSORS}
     completions = _cut(tensors["completion_tokens"], tensors["completion_lengths"], "completion_tokens")
     prompts = _cut(tensors["prompt_tokens"], tensors["prompt_lengths"], "prompt_tokens")
     per_row = _cut(completions, tensors["completions_per_row"], "completion_lengths")
@@ -94,8 +101,12 @@ def _batches(arrays: Arrays) -> Batches:
         raise WireError(
             f"{len(prompts)} `prompt_lengths`, {len(per_row)} `completions_per_row`; send one of each a row"
         )
-    groups = [PromptGroup(tuple(p), tuple(map(tuple, cs))) for p, cs in zip(prompts, per_row, strict=True)]
-    return tuple(tuple(batch) for batch in _cut(groups, tensors["batch_lengths"], "prompt_lengths"))
+    return tuple(PromptGroup(tuple(p), tuple(map(tuple, cs))) for p, cs in zip(prompts, per_row, strict=True))
+
+
+def _batches(arrays: Arrays) -> Batches:
+    lengths = arrays["batch_lengths"].tolist()
+    return tuple(tuple(batch) for batch in _cut(groups_of(arrays), lengths, "prompt_lengths"))
 
 
 def _cut(values: Sequence[T], lengths: Sequence[int], name: str) -> list[Sequence[T]]:
@@ -106,7 +117,8 @@ def _cut(values: Sequence[T], lengths: Sequence[int], name: str) -> list[Sequenc
     return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _load(body: bytes) -> tuple[Arrays, dict[str, str]]:
+def load_body(body: bytes) -> tuple[Arrays, dict[str, str]]:
+    """The arrays and the metadata of a body. Raises WireError."""
     try:
         arrays = load(body)
         length = struct.unpack("<Q", body[:8])[0]
