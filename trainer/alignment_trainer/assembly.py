@@ -82,7 +82,7 @@ def score_batches(
     """Summed log-probs of the completions of the rows in `batches`, (rows, completions), by row; collective."""
     algorithm = make_algorithm(spec.algorithm)
     groups = [[algorithm.group(examples[index]) for index in batch] for batch in batches]
-    scored = sequence_logprobs(engine.logprobs, groups, spec.training.micro_batch_tokens)
+    scored = sequence_logprobs(engine.forward, groups, spec.training.micro_batch_tokens)
     by_row = torch.empty_like(scored)
     by_row[[index for batch in batches for index in batch]] = scored
     return by_row

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment_api.context import Outcome
 from alignment_api.algorithms import Algorithm
+from alignment_api.context import Outcome
 from alignment_api.status import Evaluated, EvaluationReport, Progress
 from alignment_trainer.data.files import write_text_atomically
 from alignment_trainer.data.packing import pair_group
@@ -46,7 +46,7 @@ def run(instance: Instance) -> Outcome:
         before=evaluated(reference, reference, beta, prompts), after=evaluated(after, reference, beta, prompts)
     )
     write_text_atomically(instance.output / REPORT_FILE, report.model_dump_json(indent=1))
-    instance.board.update(state="evaluated", metrics={"heldout_accuracy": report.after.accuracy.value})
+    instance.board.update(state="evaluated", metrics={"heldout_accuracy": report.after["accuracy"].value})
     log.info("evaluated", extra=report.model_dump(mode="json"))
     return Outcome(result="succeeded", evaluation=report)
 
@@ -60,11 +60,11 @@ def evaluated(logprobs: Float32, reference: Float32, beta: float, prompts: Seque
     policy, frozen = (values.astype(np.float64) for values in (logprobs, reference))
     ratio = policy - frozen
     margin = beta * (ratio[:, 0] - ratio[:, 1])
-    return Evaluated(
-        accuracy=share_interval(_positive(margin), prompts),
-        margin=mean_interval(margin, prompts),
-        likelier_chosen=share_interval(_positive(policy[:, 0] - policy[:, 1]), prompts),
-    )
+    return {
+        "accuracy": share_interval(_positive(margin), prompts),
+        "margin": mean_interval(margin, prompts),
+        "likelierChosen": share_interval(_positive(policy[:, 0] - policy[:, 1]), prompts),
+    }
 
 
 def heldout_evaluator(

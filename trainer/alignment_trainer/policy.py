@@ -103,7 +103,7 @@ def _compute_shard(instance: Instance, materials: Materials, policy: Policy, sha
         raise Interrupted
     rows = materials.prepared.split(shard.split)
     groups = [[pair_group(rows[index]) for index in batch] for batch in shard.batches]
-    logprobs = sequence_logprobs(policy.engine.logprobs, groups, instance.spec.training.micro_batch_tokens)
+    logprobs = sequence_logprobs(policy.engine.forward, groups, instance.spec.training.micro_batch_tokens)
     if distributed.rank() == 0:
         materials.cache.write(shard, logprobs.numpy())
 

@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 
 _WINDOW_STEPS = 20
 """Steps over which the pace is averaged."""
+HELD_OUT = {
+    "accuracy": "heldout_accuracy",
+    "margin": "heldout_margin",
+    "likelierChosen": "heldout_likelier_chosen",
+}
+"""Held-out figure -> its gauge."""
 
 
 class Reporter:
@@ -67,11 +73,7 @@ class Reporter:
 
     def evaluated(self, step: int, figures: Evaluated) -> None:
         """The held-out rows were scored by the model after `step` steps."""
-        values = {
-            "heldout_accuracy": figures.accuracy.value,
-            "heldout_margin": figures.margin.value,
-            "heldout_likelier_chosen": figures.likelier_chosen.value,
-        }
+        values = {HELD_OUT[name]: interval.value for name, interval in figures.items() if name in HELD_OUT}
         self._publish(step, values)
         log.info("held-out figures at step %d", step, extra={"step": step, **values})
 

@@ -141,7 +141,7 @@ class Run:
     def loss(self, micro: MicroBatch) -> Tensor:
         """This micro-batch's part of the mean loss over the global batch; its metrics are remembered for the report."""
         packed = micro.packed.to(self.engine.device)
-        sums = packed.sum_per_sequence(self.engine.logprobs(packed))
+        sums = packed.sum_per_sequence(self.engine.forward(packed))
         result = self.algorithm.loss(sums.view(len(micro.weight), -1), micro.reference)
         for name, value in result.metrics.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self.engine.device)) + value @ micro.weight

@@ -113,6 +113,7 @@ class TinyJob:
                 "outcome_file": str(self.outcome_file(name or role)),
                 "rendezvous": f"127.0.0.1:{self.port('gang')}",
                 "notice_seconds": 30,
+                "scratch": str(self.folder / "scratch"),
             }
         )
 

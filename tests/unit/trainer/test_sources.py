@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment_api.spec import Model
+from alignment_api.inputs import Model
 from alignment_trainer.errors import UserError
 from alignment_trainer.sources import resolve_data, resolve_model, split_files
 

@@ -42,8 +42,11 @@ class Engine(ABC):
     device: torch.device
 
     @abstractmethod
-    def logprobs(self, batch: PackedBatch) -> Tensor:
-        """Log-probs (nats) of the completion tokens of this rank's batch, with a gradient where grad mode is on."""
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """One number for each predictor of this rank's batch, with a gradient where grad mode is on.
+
+        Log-probs (nats) of the completion tokens by a language model; values or scores by a value model.
+        """
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:

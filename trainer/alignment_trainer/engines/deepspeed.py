@@ -49,7 +49,7 @@ class DeepSpeedEngine(Engine):
         self._steps = 0
         self._start_moments()
 
-    def logprobs(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch) -> Tensor:
         self._zero.train(torch.is_grad_enabled())
         with autocast(self.device, self._precision):
             result: Tensor = self._zero(batch.to(self.device))

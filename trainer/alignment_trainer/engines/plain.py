@@ -34,7 +34,7 @@ class PlainEngine(Engine):
         )
         self._steps = 0
 
-    def logprobs(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch) -> Tensor:
         self._scorer.train(torch.is_grad_enabled())
         with autocast(self.device, self._precision):
             result: Tensor = self._scorer(batch.to(self.device))
