@@ -57,6 +57,10 @@ class Metrics:
         """Sets the gauge of a short name of GAUGES."""
         self._gauges[short].labels(**self._labels).set(value)
 
+    def add(self, short: str, value: float) -> None:
+        """Adds to the gauge of a short name of GAUGES."""
+        self._gauges[short].labels(**self._labels).inc(value)
+
     def add_tokens(self, tokens: int) -> None:
         self._tokens.inc(tokens)
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _REFUSED = (400, 413)
 _TICK = 0.02
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Hashable)
 
 
 class RequestRefused(RuntimeError):
@@ -44,7 +44,8 @@ class PoolOptions:
     """Seconds unless said otherwise. in_flight: requests held by one server, so that it never waits for the next.
 
     deadline: of one request. stalled_after: without any answer, after which the phase is given up; None waits for ever.
-    leave_within: what a stop grants to requests in flight.
+    leave_within: what a stop grants to requests in flight. tries: servers that may be lost over one item before it is
+    dropped; None for any number.
     """
 
     in_flight: int = 2
@@ -57,6 +58,7 @@ class PoolOptions:
     backoff: float = 0.5
     max_backoff: float = 15.0
     leave_within: float = 20.0
+    tries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class ServerPool(Generic[Item]):
     """One run over a list of items.
 
     peers: who may be asked now; looked at again every few seconds. servers: told how many answer, when that changes.
-    reissued: requests so far whose server was lost, so that another one got them.
+    reissued: requests so far whose server was lost, so that another one got them. dropped: items that were given up,
+    with the reason.
     """
 
     task: Task[Item]
@@ -89,6 +92,8 @@ class ServerPool(Generic[Item]):
     servers: Callable[[int], None] = lambda count: None
     options: PoolOptions = field(default_factory=PoolOptions)
     reissued: int = 0
+    dropped: dict[Item, str] = field(default_factory=dict)
+    _tries: Counter[Item] = field(default_factory=Counter)
     _pending: deque[Item] = field(default_factory=deque)
     _left: int = 0
     _in_flight: int = 0
@@ -186,12 +191,22 @@ class ServerPool(Generic[Item]):
                 self._pending.appendleft(item)
                 log.warning("%s", reason, extra={"peer": peer})
                 await asyncio.sleep(self.options.backoff)
-            except BaseException:
-                self._pending.appendleft(item)
-                self.reissued += not self._leaving
+            except BaseException as error:
+                self._give_back(item, error)
                 raise
             finally:
                 self._in_flight -= 1
+
+    def _give_back(self, item: Item, error: BaseException) -> None:
+        """To the front of the queue, or out of it."""
+        self._tries[item] += not self._leaving
+        self.reissued += not self._leaving
+        if self.options.tries is not None and self._tries[item] >= self.options.tries:
+            self.dropped[item] = f"{self._tries[item]} servers were lost over it; the last: {error or type(error).__name__}"
+            self._left -= 1
+            log.warning("%s is dropped: %s", self.task.name(item), self.dropped[item])
+        else:
+            self._pending.appendleft(item)
 
     async def _do(self, http: httpx.AsyncClient, peer: str, item: Item) -> None:
         answer = await self._ask(http, peer, item)

@@ -68,7 +68,7 @@ class Engine(ABC):
         """Each parameter's weights under its name in the model's folder, to rank 0, None to the others; collective."""
 
     @abstractmethod
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, prefix: str = "") -> None:
         """Takes the optimizer's state from a folder that `engines.state.save_state` wrote, for any number of ranks.
 
         The weights are loaded into the model before an engine is made of it (`engines.state.load_weights`).

@@ -81,13 +81,13 @@ class DeepSpeedEngine(Engine):
             weight = self._full(parameter)
             yield name, to_cpu(weight) if distributed.rank() == 0 else None
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, prefix: str = "") -> None:
         from deepspeed.utils import (  # type: ignore[import-untyped]
             safe_set_full_optimizer_state,
             safe_set_local_optimizer_state,
         )
 
-        saved = SavedState(folder)
+        saved = SavedState(folder, prefix)
         self._steps = saved.steps
         for state in self._zero.optimizer.optimizer.state.values():
             state["step"].fill_(float(saved.steps))

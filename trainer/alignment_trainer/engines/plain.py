@@ -73,8 +73,8 @@ class PlainEngine(Engine):
         for name, parameter in self._scorer.named_parameters():
             yield self._scorer.hub_names[name], to_cpu(parameter)
 
-    def load(self, folder: Path) -> None:
-        saved = SavedState(folder)
+    def load(self, folder: Path, prefix: str = "") -> None:
+        saved = SavedState(folder, prefix)
         self._steps = saved.steps
         for name, parameter in self._scorer.named_parameters():
             hub_name = self._scorer.hub_names[name]

@@ -1,7 +1,8 @@
 """Training state on disk: one format for every engine and any number of ranks.
 
 Each rank writes the parameters whose turn is its own to `state-<rank>-of-<ranks>.safetensors`, under
-`<kind>/<parameter's name in the model's folder>` with the kinds weight, exp_avg and exp_avg_sq, all in fp32.
+`<kind>/<parameter's name in the model's folder>` with the kinds weight, exp_avg and exp_avg_sq, all in fp32. A prefix
+tells the files of two models in one commit apart.
 """
 
 from dataclasses import fields
@@ -24,7 +25,7 @@ class IncompleteStateError(ValueError):
     """A part of the training state is missing."""
 
 
-def save_state(engine: Engine, folder: Path) -> Path:
+def save_state(engine: Engine, folder: Path, prefix: str = "") -> Path:
     """Writes this rank's part and returns its path; collective."""
     rank, ranks = distributed.rank(), distributed.world_size()
     tensors = {
@@ -33,7 +34,7 @@ def save_state(engine: Engine, folder: Path) -> Path:
         if state is not None
         for kind in KINDS
     }
-    path = folder / f"state-{rank:05d}-of-{ranks:05d}.safetensors"
+    path = folder / f"{prefix}state-{rank:05d}-of-{ranks:05d}.safetensors"
     save_file(tensors, path, metadata={"steps": str(engine.steps)})
     return path
 
@@ -41,8 +42,8 @@ def save_state(engine: Engine, folder: Path) -> Path:
 class SavedState:
     """The parts of a folder, read a tensor at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        paths = sorted(folder.glob("state-*-of-*.safetensors"))
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        paths = sorted(folder.glob(f"{prefix}state-*-of-*.safetensors"))
         if not paths or len(paths) != int(paths[0].stem.rpartition("-")[2]):
             raise IncompleteStateError(f"{folder}: found {len(paths)} parts of the training state, not all of them")
         self._parts: list[Any] = [safe_open(path, framework="pt") for path in paths]

@@ -1,0 +1,83 @@
+"""What an online algorithm is: targets for the tokens that were sampled, a loss for each of them, and its weight."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from alignment_api.algorithms import Online
+from alignment_trainer.advantages import importance_weights, kl_estimate
+from alignment_trainer.algorithms.base import LossAndMetrics
+from alignment_trainer.losses import policy_loss
+from alignment_trainer.online.experience import Scored
+
+
+@dataclass(frozen=True)
+class Targets:
+    """advantages, returns: (N, T); returns are what a critic learns (zeros where there is none)."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What the loss knows of each token besides its log-prob now; each (tokens,)."""
+
+    policy_logprobs: Tensor
+    rollout_logprobs: Tensor
+    ref_logprobs: Tensor
+    advantages: Tensor
+
+
+class OnlineAlgorithm(ABC):
+    """Learns from what it samples."""
+
+    needs_critic: ClassVar[bool]
+
+    def __init__(self, options: Online) -> None:
+        self.options = options
+
+    @property
+    @abstractmethod
+    def first_kl_coef(self) -> float:
+        """Weight of the KL term before the first step."""
+
+    @abstractmethod
+    def targets(self, scored: Scored, kl_coef: float) -> Targets:
+        """What the completions teach."""
+
+    @abstractmethod
+    def token_weights(self, mask: Tensor) -> Tensor:
+        """(completions, T) weights of the tokens of an optimizer step; they add up to 1."""
+
+    def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
+        """The weight of the KL term after a step that found `kl` nats per token."""
+        return kl_coef
+
+    def loss(self, logprobs: Tensor, batch: TokenBatch, kl_coef: float) -> LossAndMetrics:
+        """Loss and metrics of each token, (tokens,).
+
+        The clipped surrogate times the truncated importance weight of the weights that sampled (Yao et al. 2025).
+        update_kl: k3 of the policy now towards the policy that sampled.
+        """
+        clipped_loss, clipped = self.surrogate(logprobs, batch)
+        correction = importance_weights(batch.policy_logprobs, batch.rollout_logprobs, self.options.importance_cap)
+        loss = clipped_loss * correction + self.penalty(logprobs, batch, kl_coef)
+        with torch.no_grad():
+            metrics = {
+                "loss": loss.detach(),
+                "clip_ratio": clipped.float(),
+                "update_kl": kl_estimate(batch.policy_logprobs, logprobs.detach(), "k3"),
+            }
+        return LossAndMetrics(loss, metrics)
+
+    def surrogate(self, logprobs: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The clipped policy loss, and where it was clipped."""
+        return policy_loss(logprobs, batch.policy_logprobs, batch.advantages, self.options.clip_ratio)
+
+    def penalty(self, logprobs: Tensor, batch: TokenBatch, kl_coef: float) -> Tensor:
+        """What the loss adds for leaving the reference; nothing, where rewards carry it."""
+        return torch.zeros_like(logprobs)

@@ -1,0 +1,47 @@
+"""Proximal policy optimization with a critic and a KL penalty in the reward."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from alignment_api.algorithms import Ppo as PpoOptions
+from alignment_trainer.advantages import adapt_kl_coef, gae, kl_estimate, penalized_rewards, whiten
+from alignment_trainer.algorithms.online import OnlineAlgorithm, Targets, TokenBatch
+from alignment_trainer.losses import policy_loss
+from alignment_trainer.online.experience import Scored
+
+
+class Ppo(OnlineAlgorithm):
+    """Schulman et al. 2017; for language models Ziegler et al. 2019, Ouyang et al. 2022."""
+
+    needs_critic: ClassVar[bool] = True
+
+    def __init__(self, options: PpoOptions) -> None:
+        super().__init__(options)
+        self._ppo = options
+
+    @property
+    def first_kl_coef(self) -> float:
+        return self._ppo.init_kl_coef
+
+    def targets(self, scored: Scored, kl_coef: float) -> Targets:
+        """r_t = -kl_coef KL_t + 1[t=T] score, then GAE, whitened over the global batch."""
+        mask = scored.rollout.mask
+        kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, self._ppo.kl_estimator)
+        rewards = penalized_rewards(scored.scores, kl, mask, kl_coef)
+        advantages, returns = gae(rewards, scored.values, mask, self._ppo.gamma, self._ppo.gae_lambda)
+        return Targets(whiten(advantages, mask), returns)
+
+    def token_weights(self, mask: Tensor) -> Tensor:
+        """Every token of the batch counts the same."""
+        return mask / mask.sum()
+
+    def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
+        if self._ppo.target_kl is None:
+            return kl_coef
+        return adapt_kl_coef(kl_coef, kl, self._ppo.target_kl, completions, self._ppo.kl_horizon)
+
+    def surrogate(self, logprobs: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        return policy_loss(
+            logprobs, batch.policy_logprobs, batch.advantages, self._ppo.clip_ratio, self._ppo.dual_clip
+        )
