@@ -1,0 +1,132 @@
+"""What sampled completions teach: KL estimates, rewards per token, advantages. Imports only torch.
+
+N completions are padded to T tokens; completion_mask (`mask`) is 1 where a token belongs to its completion. What stands
+elsewhere, NaN included, changes no result, and every result of shape (N, T) is 0 there. Nothing here has a gradient.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KlEstimator = Literal["k1", "k2", "k3"]
+_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": lambda d: d,
+    "k2": lambda d: d.square() / 2,
+    "k3": lambda d: torch.expm1(-d) + d,
+}
+_CONTROLLER_CLIP = 0.2
+_WHITEN_EPSILON = 1e-8
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) -> Tensor:
+    """KL(pi || ref) of each token from the one sample there is, with d = log pi - log ref (Schulman 2020).
+
+    k1: d, unbiased, of high variance, negative at times. k2: d^2/2, biased, low variance. k3: e^-d + d - 1, unbiased
+    for tokens that pi sampled, and never negative. The gradient goes through, for a KL term in a loss.
+
+    logprobs, ref_logprobs: nats, of any one shape. Returns nats, in that shape.
+    """
+    return _ESTIMATORS[estimator](logprobs - ref_logprobs)
+
+
+@torch.no_grad()
+def penalized_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """r_t = -kl_coef KL_t, and the score on top at the completion's last token (Ziegler et al. 2019, eq. 2).
+
+    scores: (N,). kl: (N, T) nats. mask: (N, T). Returns (N, T). An empty completion has no token for its score.
+    """
+    rewards = -kl_coef * _kept(kl, mask)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask.bool(), places, -1).amax(dim=1, keepdim=True)
+    return rewards + (places == last) * scores[:, None]
+
+
+@torch.no_grad()
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), and what the critic is to learn.
+
+    delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lam A_{t+1},  R_t = A_t + V_t
+
+    t+1 is the next token of the mask; after the last one V and A are 0: a completion ends its episode.
+
+    rewards, values, mask: (N, T); V_t is the value before token t is sampled. Returns advantages and returns, (N, T).
+    """
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        inside = mask[:, t].bool()
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(inside, delta + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(inside, values[:, t], next_value)
+        advantages[:, t] = next_advantage
+    advantages = _kept(advantages, mask)
+    return advantages, advantages + _kept(values, mask)
+
+
+@torch.no_grad()
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """(v - mean) / std over all tokens of the mask at once, which must be those of the global batch.
+
+    values, mask: (N, T). Returns (N, T). Values that are all alike, a single one too, become 0.
+    """
+    mean = _masked_mean(values, mask)
+    variance = _masked_mean((values - mean).square(), mask)
+    return _kept((values - mean) * torch.rsqrt(variance + _WHITEN_EPSILON), mask)
+
+
+@torch.no_grad()
+def group_advantages(scores: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """(r - mean) / (std + epsilon) within each prompt's group (Shao et al. 2024, section 4.1.2).
+
+    std is that of a sample (G - 1), as in TRL. scores, and what is returned: (P, G). A group of equal scores gets 0.
+    """
+    deviations = scores - scores.mean(dim=1, keepdim=True)
+    degrees = max(1, scores.shape[1] - 1)
+    std = (deviations.square().sum(dim=1, keepdim=True) / degrees).sqrt()
+    return deviations / (std + epsilon)
+
+
+def adapt_kl_coef(coef: float, kl: float, target: float, completions: int, horizon: int) -> float:
+    """The weight of the KL penalty after a step: coef (1 + clip(KL/target - 1, -0.2, 0.2) n/H).
+
+    Proportional control in log space, clipped so that one noisy step moves little (Ziegler et al. 2019, section 2.2).
+
+    kl, target: nats per token. completions, horizon: n and H, in completions.
+    """
+    error = min(max(kl / target - 1, -_CONTROLLER_CLIP), _CONTROLLER_CLIP)
+    return coef * (1 + error * completions / horizon)
+
+
+@torch.no_grad()
+def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi_old / pi_rollout, cap) of each token: vLLM's distribution differs from the trainer's (Yao et al. 2025).
+
+    old_logprobs: by the trainer, before its updates. rollout_logprobs: at sampling time. Any one shape, nats.
+    """
+    return (old_logprobs - rollout_logprobs).exp().clamp(max=cap)
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that says the same of everything.
+
+    values, returns, mask: (N, T). Returns a scalar; 0 where the returns do not vary, so that there is nothing to know.
+    """
+    variance, unexplained = (_masked_variance(these, mask) for these in (returns, returns - values))
+    return torch.where(variance > 0, 1 - unexplained / variance.clamp(min=torch.finfo(variance.dtype).tiny), 0.0)
+
+
+def _kept(values: Tensor, mask: Tensor) -> Tensor:
+    """0 outside the mask, whatever stood there: 0 x NaN would be NaN."""
+    return torch.where(mask.bool(), values, torch.zeros_like(values))
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """0 of an empty mask."""
+    return _kept(values, mask).sum() / mask.sum().clamp(min=1)
+
+
+def _masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    return _masked_mean((values - _masked_mean(values, mask)).square(), mask)
