@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +33,64 @@ GAUGES = {
     "rows": ("alignment_rows", "Rows done by the phase that runs"),
     "rows_planned": ("alignment_rows_planned", "Rows to be done by the phase that runs"),
     "servers": ("alignment_reference_servers", "Reference servers that answer"),
+    "reward": ("alignment_reward_mean", "Mean reward of the step's completions, components summed by weight"),
+    "reward_std": ("alignment_reward_std", "Standard deviation of the rewards of the step's completions"),
+    "heldout_reward": ("alignment_heldout_reward_mean", "Mean reward of the completions of held-out prompts"),
+    "kl": ("alignment_kl_nats", "KL of the policy towards the reference, nats per token"),
+    "kl_coef": ("alignment_kl_coef", "Weight of the KL penalty"),
+    "update_kl": ("alignment_update_kl_nats", "KL of the updated policy towards the one that sampled, nats per token"),
+    "entropy": ("alignment_entropy_nats", "Entropy of the policy, nats per token, estimated from the sampled tokens"),
+    "clip_ratio": ("alignment_clip_ratio", "Share of tokens whose policy loss was clipped"),
+    "advantage_std": ("alignment_advantage_std", "Standard deviation of the advantages before whitening"),
+    "completion_length": ("alignment_completion_length_tokens", "Mean tokens of a completion"),
+    "finished": ("alignment_finished_ratio", "Share of completions that ended by themselves"),
+    "mismatch": ("alignment_rollout_mismatch_nats", "Mean |policy - rollout log-prob| of the sampled tokens"),
+    "importance_weight": ("alignment_importance_weight", "Mean truncated importance weight of policy over rollout"),
+    "value_loss": ("alignment_value_loss", "Mean loss of the critic"),
+    "value_clip_ratio": ("alignment_value_clip_ratio", "Share of tokens whose value loss was clipped"),
+    "value_gradient_norm": ("alignment_value_gradient_norm", "Global L2 norm of the critic's gradient before clipping"),
+    "explained_variance": ("alignment_explained_variance", "Share of the returns' variance that the critic explains"),
+    "staleness": ("alignment_rollout_staleness_steps", "Mean age of the weights that sampled, in steps"),
+    "weight_version": ("alignment_weight_version", "Version of the weights held here"),
+    "delivery_seconds": ("alignment_delivery_seconds", "From the publication of weights until every server has them"),
+    "rollout_servers": ("alignment_rollout_servers", "Rollout servers with weights that are new enough"),
+    "reward_servers": ("alignment_reward_servers", "Reward servers that answer"),
+    "reissued_requests": ("alignment_reissued_requests", "Requests sent again because their server was lost, so far"),
+    "dropped_prompts": ("alignment_dropped_prompts", "Prompts that were not trained on, so far"),
+    "prompts_trained": ("alignment_prompts_trained", "Prompts trained on, so far"),
+    "function_timeouts": ("alignment_reward_function_timeouts", "Completions on which a reward function was ended"),
 }
 """Short name in code -> name and help in Prometheus."""
+
+
+class _Idleness:
+    """Seconds in which nobody was inside `working`, since the first was."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._idle = 0.0
+        self._since: float | None = None
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        with self._lock:
+            self._idle = self._seconds()
+            self._since, self._inside = None, self._inside + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._since = time.monotonic()
+
+    def seconds(self) -> float:
+        with self._lock:
+            return self._seconds()
+
+    def _seconds(self) -> float:
+        return self._idle + (time.monotonic() - self._since if self._since is not None else 0.0)
 
 
 class Metrics:
@@ -50,6 +107,14 @@ class Metrics:
         self._phases = Gauge(
             "alignment_phase_seconds", "Seconds spent in a phase so far", (*_LABELS, "phase"), registry=self.registry
         )
+        self._components = Gauge(
+            "alignment_reward_component",
+            "Mean of a component of the reward",
+            (*_LABELS, "component"),
+            registry=self.registry,
+        )
+        self._idleness = _Idleness()
+        self._idle = Gauge("alignment_idle_seconds", "Seconds without work so far", _LABELS, registry=self.registry)
         memory = Gauge("alignment_resident_memory_bytes", "Peak resident memory", _LABELS, registry=self.registry)
         memory.labels(**self._labels).set_function(resident_peak_bytes)
 
@@ -58,8 +123,19 @@ class Metrics:
         self._gauges[short].labels(**self._labels).set(value)
 
     def add(self, short: str, value: float) -> None:
-        """Adds to the gauge of a short name of GAUGES."""
+        """Adds to the gauge of a short name of GAUGES, for what is counted `so far`."""
         self._gauges[short].labels(**self._labels).inc(value)
+
+    def set_component(self, name: str, value: float) -> None:
+        """Sets the mean of a component of the reward, by its name in the spec."""
+        self._components.labels(**self._labels, component=name).set(value)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Time outside is idle, from the first use on. From any number of threads."""
+        self._idle.labels(**self._labels).set_function(self._idleness.seconds)
+        with self._idleness.working():
+            yield
 
     def add_tokens(self, tokens: int) -> None:
         self._tokens.inc(tokens)
