@@ -45,7 +45,7 @@ class Online(Contract):
     clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The ratio of new to old policy counts no further than 1 -+ this (Schulman et al. 2017, eq. 7)."""
     importance_cap: Positive = 2.0
-    """Bound of the weights that correct for vLLM's log-probs differing from the trainer's (truncated, Yao et al. 2025)."""
+    """Bound of the weights that correct for vLLM's log-probs differing from the trainer's (Yao et al. 2025)."""
     max_update_kl: Positive | None = 0.05
     """Ends the updates from a rollout, nats per token towards the policy that sampled."""
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0

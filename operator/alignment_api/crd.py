@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from alignment_api.algorithms import Algorithm
 from alignment_api.job import GROUP, KIND, MAX_NAME, PLURAL, VERSION, AlignmentJob
 from alignment_api.mutability import MUTABLE
-from alignment_api.algorithms import Algorithm
 from alignment_api.role_spec import ReferenceRole, Roles
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.yaml_text import dump_yaml

@@ -87,6 +87,7 @@ class Platform(Contract):
     """Pull policy of the trainer image."""
     gang: Literal["none", "podGroup"] = "none"
     """How pods of a gang are scheduled together. `podGroup`: Kubernetes' own (scheduling.k8s.io/v1beta1, from 1.37 with
-    the feature gate GenericWorkload on in apiserver, controller-manager and scheduler; a served API does not prove it)."""
+    the feature gate GenericWorkload on in apiserver, controller-manager and scheduler: a served API does not prove it).
+    """
     ingress_from: tuple[dict[str, Any], ...] = ()
     """NetworkPolicy peers let in at the HTTP port besides a job's own pods: the operator and the scraper of metrics."""

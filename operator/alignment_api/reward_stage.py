@@ -29,8 +29,15 @@ def reward_job(spec: AlignmentJobSpec) -> AlignmentJobSpec | None:
             "data": training.preferences,
             "algorithm": Algorithm(reward=RewardModel()),
             "training": spec.training.model_copy(update=steps),
+            "checkpoint": spec.checkpoint.model_copy(update={"resume_from": None}),
         }
     )
+
+
+def training_field(spec: AlignmentJobSpec) -> str:
+    """Where the manifest says `train`: `spec.algorithm.ppo.rewards[0].train`. Raises ValueError where it does not."""
+    index = [reward.train is not None for reward in spec.algorithm.rewards].index(True)
+    return f"spec.algorithm.{spec.algorithm.name}.rewards[{index}].train"
 
 
 def spec_of_stage(spec: AlignmentJobSpec, stage: StageName) -> AlignmentJobSpec:

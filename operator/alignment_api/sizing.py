@@ -12,8 +12,8 @@ from fractions import Fraction
 
 from alignment_api.platform import Pool
 from alignment_api.quantity import quantity_value
-from alignment_api.roles import ROLES
 from alignment_api.role_spec import AcceleratedRole
+from alignment_api.roles import ROLES
 from alignment_api.spec import AlignmentJobSpec
 
 GIB = 1024**3

@@ -67,6 +67,11 @@ def parse_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf"))
     return Source("file", rest)
 
 
+@dataclass(frozen=True)
+class IsSource:
+    """Marks the types below, so that the sources of a spec are found by their type (see `source_fields.py`)."""
+
+
 def _check(*allowed: Scheme) -> AfterValidator:
     def validate(text: str) -> str:
         parse_source(text, allowed)
@@ -86,8 +91,8 @@ def _schema(*allowed: Scheme) -> WithJsonSchema:
     )
 
 
-ReadableSource = Annotated[str, _check("file", "pvc", "hf"), _schema("file", "pvc", "hf")]
+ReadableSource = Annotated[str, IsSource(), _check("file", "pvc", "hf"), _schema("file", "pvc", "hf")]
 """A source that is read: a model or data."""
 
-WritableSource = Annotated[str, _check("file", "pvc"), _schema("file", "pvc")]
+WritableSource = Annotated[str, IsSource(), _check("file", "pvc"), _schema("file", "pvc")]
 """A source that is written: storage or output."""

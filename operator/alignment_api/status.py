@@ -56,11 +56,11 @@ class Interval(Contract):
 Evaluated = dict[str, Interval]
 """Held-out figures at one moment, by name.
 
-dpo: `accuracy` (share of pairs with a positive implicit reward margin, ties a half: 0.5 before training), `margin` (mean
-implicit reward margin, nats times beta), `likelierChosen`. reward: `accuracy` (share of pairs whose chosen completion
-scores higher), `margin` (mean difference of scores). ppo and grpo: `reward` (weighted sum), `reward/<component>` of each
-reward, `length` (tokens), `finished` (share of completions that end by themselves), `kl` (nats per token towards the
-reference, where there is one).
+dpo: `accuracy` (share of pairs with a positive implicit reward margin, ties a half: 0.5 before training), `margin`
+(mean implicit reward margin, nats times beta), `likelierChosen`. reward: `accuracy` (share of pairs whose chosen
+completion scores higher), `margin` (mean difference of scores). ppo and grpo: `reward` (weighted sum),
+`reward/<component>` of each reward, `length` (tokens), `finished` (share of completions that end by themselves), `kl`
+(nats per token towards the reference, where there is one).
 """
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from alignment_api.job import AlignmentJob
 from alignment_api.manifest import InvalidManifest, Problem, problem_at, read_manifest
+from alignment_api.source_fields import FieldPath, sources_read
 from alignment_api.sources import parse_source
 from alignment_cli.errors import Refused
-from alignment_operator.local.sources import READ, local_job, missing_volumes, sources_of
+from alignment_operator.local.sources import local_job, missing_volumes
 
 _SHOWN_ROWS = 20
-_DATA = (("spec", "data", "source"), ("spec", "data", "evaluation", "source"))
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Manifest:
     text: str
     job: AlignmentJob
 
-    def problem(self, path: tuple[str, ...], message: str) -> Problem:
+    def problem(self, path: FieldPath, message: str) -> Problem:
         """A mistake at that field."""
         return problem_at(self.text, str(self.file), path, message)
 
@@ -69,24 +69,32 @@ def check_volumes(manifest: Manifest, volumes: Mapping[str, Path]) -> None:
 def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
     """What is wrong with the files that the manifest reads on this machine: missing ones, and invalid rows."""
     complaints: list[str] = []
-    for path, text in sources_of(manifest.local_job(volumes)):
+    for path, text in sources_read(manifest.local_job(volumes).spec).items():
         source = parse_source(text)
-        if path not in READ or source.scheme != "file":
+        if source.scheme != "file":
             continue
         place = Path(source.path)
         problem = _missing(path, place)
         if problem is not None:
             complaints.append(str(manifest.problem(path, problem)))
-        elif path in _DATA and manifest.job.spec.data.on_invalid == "refuse":
+        elif _has_pairs(manifest.job, path):
             complaints += _invalid_rows(place)
     return complaints
 
 
-def _missing(path: tuple[str, ...], place: Path) -> str | None:
+def _has_pairs(job: AlignmentJob, path: FieldPath) -> bool:
+    """Whether preferences stand at that field, none of which may be invalid."""
+    reward = next((reward.train for reward in job.spec.algorithm.rewards if reward.train is not None), None)
+    if "preferences" in path and reward is not None:
+        return reward.preferences.on_invalid == "refuse"
+    return path[1] == "data" and job.spec.algorithm.online is None and job.spec.data.on_invalid == "refuse"
+
+
+def _missing(path: FieldPath, place: Path) -> str | None:
     if not place.exists():
         beside = sorted(entry.name for entry in place.parent.iterdir())[:10] if place.parent.is_dir() else []
         return f"{place} does not exist; " + (f"beside it are {', '.join(beside)}" if beside else "check the path")
-    if path == ("spec", "model", "source") and not (place / "config.json").is_file():
+    if path[-2:] == ("model", "source") and not (place / "config.json").is_file():
         return f"{place} has no config.json; write the path of a Hugging Face model folder"
     return None
 

@@ -7,8 +7,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from alignment_api.reward_stage import REWARD_FOLDER
 from alignment_api.status import AlignmentJobStatus, EvaluationReport, Interval
 from alignment_cli.display import duration
+
+_WORDS = {
+    "margin": "reward margin",
+    "likelierChosen": "chosen is likelier",
+    "length": "length (tokens)",
+    "finished": "ends by itself",
+    "kl": "KL to the reference (nats per token)",
+}
+"""A figure's name -> its words; others are their own."""
 
 
 def print_summary(console: Console, name: str, status: AlignmentJobStatus, storage: Path, output: Path) -> None:
@@ -19,23 +29,24 @@ def print_summary(console: Console, name: str, status: AlignmentJobStatus, stora
     if train is not None and train.finished_at is not None:
         took += f" (training {duration((train.finished_at - train.started_at).total_seconds())})"
     console.print(took, highlight=False)
+    for stage in status.stages:
+        if stage.evaluation is not None and stage.name == "reward":
+            console.print(_figures("reward model", stage.evaluation, storage / REWARD_FOLDER))
     if status.evaluation is not None:
-        console.print(_figures(status.evaluation, length_baseline(storage)))
+        console.print(_figures("", status.evaluation, storage))
     console.print(f"model   {output / 'model'}", highlight=False, soft_wrap=True)
     console.print(f"report  {output / 'evaluation.json'}", highlight=False, soft_wrap=True)
 
 
-def _figures(report: EvaluationReport, baseline: float | None) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in (f"{report.after.accuracy.count} held-out pairs", "before", "after"):
+def _figures(title: str, report: EvaluationReport, storage: Path) -> Table:
+    table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
+    counts = sorted({interval.count for interval in report.after.values()})
+    for heading in (f"{' or '.join(map(str, counts))} held out", "before", "after"):
         table.add_column(heading)
-    rows = {
-        "accuracy": "accuracy",
-        "reward margin": "margin",
-        "chosen is likelier": "likelier_chosen",
-    }
-    for words, field in rows.items():
-        table.add_row(words, _interval(getattr(report.before, field)), _interval(getattr(report.after, field)))
+    for name, after in report.after.items():
+        before = report.before.get(name)
+        table.add_row(_WORDS.get(name, name), _interval(before) if before is not None else "", _interval(after))
+    baseline = length_baseline(storage) if "accuracy" in report.after else None
     if baseline is not None:
         table.add_row("accuracy by length alone", f"{baseline:.3f}", "")
     return table

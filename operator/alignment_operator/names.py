@@ -26,6 +26,8 @@ TOKEN_FOLDER = "/etc/alignment-token"
 TOKEN_FILE = "token"
 VOLUMES_FOLDER = "/volumes"
 OUTCOME_FILE = "/dev/termination-log"
+SCRATCH_FOLDER = "/dev/shm"
+"""In memory, and of one pod alone."""
 
 _MAX = 63
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from alignment_api.job import AlignmentJob
+from alignment_api.manifest import field_path
 from alignment_api.platform import Platform
+from alignment_api.source_fields import sources_read
 from alignment_api.sources import Source, parse_source
 from alignment_operator.names import VOLUMES_FOLDER, output_claim, storage_claim
 
@@ -37,15 +39,8 @@ def makes_output(job: AlignmentJob, platform: Platform) -> bool:
 
 
 def read_sources(job: AlignmentJob) -> dict[str, str]:
-    """Field -> source, for everything that the job reads."""
-    spec = job.spec
-    fields = {
-        "spec.model.source": spec.model.source,
-        "spec.data.source": spec.data.source,
-        "spec.data.evaluation.source": spec.data.evaluation.source,
-        "spec.checkpoint.resumeFrom": spec.checkpoint.resume_from,
-    }
-    return {field: source for field, source in fields.items() if source is not None}
+    """Field (spec.model.source) -> source, for everything that the job reads."""
+    return {field_path(path): source for path, source in sources_read(job.spec).items()}
 
 
 def claims(job: AlignmentJob, platform: Platform) -> dict[str, bool]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from dataclasses import dataclass, field
 
 from alignment_api.context import Context
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
+from alignment_api.sizing import replicas_of
 from alignment_api.sources import parse_source
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.places import read_sources
 from alignment_operator.plan.types import Instance
 
 HOST = "127.0.0.1"
+_PORTS = range(20_000, 32_000)
+"""Below those that Linux gives to whoever asks for any (from 32768 on): a role that starts late finds its port free."""
 
 
 class Ports:
@@ -24,7 +28,9 @@ class Ports:
 
     def of(self, server: str, index: int = 0) -> int:
         """The port of the server with that index."""
-        return self._ports.setdefault((server, index), _free_port())
+        if (server, index) not in self._ports:
+            self._ports[server, index] = _free_port(set(self._ports.values()))
+        return self._ports[server, index]
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,25 @@ def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Cont
         outcome_file=str(folder.outcome_file(instance.name)),
         rendezvous=f"{HOST}:{ports.of(f'{instance.role}-gang')}",
         notice_seconds=places.platform.pools.named(instance.pool).notice_seconds,
+        scratch=str(folder.scratch(instance.name)),
     )
 
 
 def _servers(job: AlignmentJob, role: str, ports: Ports) -> tuple[str, ...]:
-    replicas: int = getattr(getattr(job.spec.roles, role), "replicas", 1)
-    return tuple(f"http://{HOST}:{ports.of(role, index)}" for index in range(replicas))
+    return tuple(f"http://{HOST}:{ports.of(role, index)}" for index in range(replicas_of(job.spec, role)))
 
 
-def _free_port() -> int:
+def _free_port(taken: set[int]) -> int:
+    """At random, so that two runs that start at once hardly meet."""
+    candidates = [port for port in _PORTS if port not in taken]
+    return next(port for port in random.sample(candidates, len(candidates)) if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True

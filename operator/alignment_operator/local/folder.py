@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from alignment_api.job import AlignmentJob
 from alignment_api.manifest import read_manifest
 from alignment_api.status import AlignmentJobStatus
 from alignment_api.yaml_text import dump_yaml
+from alignment_operator.names import short_hash
 from alignment_operator.resources.objects import job_as_read
 
 
@@ -37,6 +40,7 @@ class RunFolder:
         self._own = self.path / ".run"
         self.token_file = self._own / "token"
         self._processes_file = self._own / "processes.json"
+        self._scratch = _memory_folder() / f"alignctl-{os.getuid()}-{short_hash(str(self.path))}"
         self._lock: int | None = None
 
     def lock(self) -> None:
@@ -110,6 +114,24 @@ class RunFolder:
         """Where one life of a role instance leaves its Outcome."""
         return self._own / "outcomes" / f"{instance}.json"
 
+    def mark(self, instance: str = "") -> str:
+        """How the processes of one life are known; of the whole run without `instance`."""
+        return f"{self.path}//{instance}"
+
+    def scratch(self, instance: str) -> Path:
+        """A folder in memory for one life of a role instance."""
+        return self._scratch / instance
+
+    def make_scratch(self, instance: str) -> None:
+        """An empty one; only the owner may look into it."""
+        self.remove_scratch(instance)
+        self._scratch.mkdir(mode=0o700, exist_ok=True)
+        self.scratch(instance).mkdir(mode=0o700)
+
+    def remove_scratch(self, instance: str | None = None) -> None:
+        """That of a life that is over; None: those of the whole run."""
+        shutil.rmtree(self._scratch if instance is None else self.scratch(instance), ignore_errors=True)
+
     def read_processes(self) -> dict[int, float]:
         """Process id -> when it started, of everything the last run had running."""
         if not self._processes_file.exists():
@@ -126,6 +148,11 @@ def job_as_json(job: AlignmentJob) -> dict[str, Any]:
     metadata = job.metadata.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     body = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"metadata", "status"})
     return {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": metadata, "spec": body["spec"]}
+
+
+def _memory_folder() -> Path:
+    shared = Path("/dev/shm")
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+LIFE_VARIABLE = "ALIGNMENT_LIFE"
+"""Names the life in its processes' environment, which children inherit: so they are found when their parent is gone."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -75,6 +77,18 @@ def kill(pid: int) -> None:
     """Ends a process and everything below it at once."""
     for victim in (*descendants(pid), pid):
         send(victim, signal.SIGKILL)
+
+
+def kill_life(mark: str) -> None:
+    """Ends at once every process whose life's mark begins so, whoever is its parent by now."""
+    sought = f"{LIFE_VARIABLE}={mark}".encode()
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found = any(entry.startswith(sought) for entry in file.read_bytes().split(b"\0"))
+        except OSError:
+            continue  # another user's, or it ended while we looked
+        if found and int(file.parent.name) != os.getpid():
+            send(int(file.parent.name), signal.SIGKILL)
 
 
 def send(pid: int, number: signal.Signals) -> None:

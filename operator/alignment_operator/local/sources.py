@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignment_api.job import AlignmentJob
+from alignment_api.source_fields import FieldPath, sources_of
 from alignment_api.sources import parse_source
-
-FieldPath = tuple[str, ...]
-
-READ: tuple[FieldPath, ...] = (
-    ("spec", "model", "source"),
-    ("spec", "data", "source"),
-    ("spec", "data", "evaluation", "source"),
-    ("spec", "checkpoint", "resumeFrom"),
-)
-WRITTEN: tuple[FieldPath, ...] = (("spec", "storage", "source"), ("spec", "output", "destination"))
-
-
-def sources_of(job: AlignmentJob) -> Iterator[tuple[FieldPath, str]]:
-    """Every source that the spec names, with its field."""
-    value = job.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for path in (*READ, *WRITTEN):
-        source = _get(value, path)
-        if source is not None:
-            yield path, source
 
 
 def local_job(job: AlignmentJob, beside: Path, volumes: Mapping[str, Path]) -> AlignmentJob:
@@ -36,7 +18,7 @@ def local_job(job: AlignmentJob, beside: Path, volumes: Mapping[str, Path]) -> A
     A pvc:// source of a claim in `volumes` becomes a path in the folder that stands for it.
     """
     value = job.model_dump(mode="json", by_alias=True)
-    for path, text in sources_of(job):
+    for path, text in sources_of(job.spec).items():
         source = parse_source(text)
         if source.scheme != "hf" and (source.claim is None or source.claim in volumes):
             root = beside.absolute() if source.claim is None else volumes[source.claim]
@@ -46,7 +28,7 @@ def local_job(job: AlignmentJob, beside: Path, volumes: Mapping[str, Path]) -> A
 
 def missing_volumes(job: AlignmentJob, volumes: Mapping[str, Path]) -> list[tuple[FieldPath, str]]:
     """Fields whose claim no folder stands for, with what to write."""
-    claims = ((path, text, parse_source(text).claim) for path, text in sources_of(job))
+    claims = ((path, text, parse_source(text).claim) for path, text in sources_of(job.spec).items())
     return [
         (path, f"`{text}` is a volume of a cluster; say which folder stands for it here: --volume {claim}=FOLDER")
         for path, text, claim in claims
@@ -56,7 +38,5 @@ def missing_volumes(job: AlignmentJob, volumes: Mapping[str, Path]) -> list[tupl
 
 def _get(value: Any, path: FieldPath) -> Any:
     for name in path:
-        if value is None:
-            return None
-        value = value.get(name)
+        value = value[name]
     return value

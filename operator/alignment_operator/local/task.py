@@ -34,6 +34,8 @@ class Task:
     """Set when it was asked to go: it is killed then."""
     status: InstanceStatus | None = None
     """Its last word."""
+    tidied: bool = False
+    """What it left (children, scratch) is gone."""
 
     @property
     def running(self) -> bool:

@@ -49,6 +49,8 @@ class LocalWorld:
         now = self.clock()
         for task in self._tasks.values():
             task.kill_when_late(now)
+            if task.ended:
+                self._tidy(task)
         await asyncio.gather(*(self._ask(task) for task in self._tasks.values() if task.running))
         self.views = tuple(task.view(self._places.folder) for task in self._tasks.values())
         self._forget_the_gone()
@@ -99,6 +101,8 @@ class LocalWorld:
         """Kills what still runs and forgets the token."""
         for task in self._tasks.values():
             task.kill()
+            self._tidy(task)
+        self._places.folder.remove_scratch()
         self._places.folder.write_processes({})
         self._places.folder.token_file.unlink(missing_ok=True)
 
@@ -108,14 +112,27 @@ class LocalWorld:
 
     def _forget_the_gone(self) -> None:
         # Shown once after its end, as the API shows a deleted pod once more: its outcome has the last checkpoint.
-        self._tasks = {name: task for name, task in self._tasks.items() if not (task.go_by and not task.running)}
+        gone = [task for task in self._tasks.values() if task.go_by and not task.running]
+        for task in gone:
+            self._forget(task)
+
+    def _forget(self, task: Task) -> None:
+        self._tidy(task)
+        del self._tasks[task.instance.name]
+
+    def _tidy(self, task: Task) -> None:
+        """A process that was killed may leave children (vLLM's engine, ranks) and what it kept in memory."""
+        if task.process is not None and not task.tidied:
+            process.kill_life(self._places.folder.mark(task.instance.name))
+            self._places.folder.remove_scratch(task.instance.name)
+            task.tidied = True
 
     def _remove(self, task: Task, now: datetime, grace: timedelta | None) -> None:
         if task.running:
             notice = self._places.platform.pools.named(task.instance.pool).notice_seconds
             task.ask_to_go(now, timedelta(seconds=notice) if grace is None else grace)
         else:
-            del self._tasks[task.instance.name]
+            self._forget(task)
 
     def _start(self, job: AlignmentJob, task: Task) -> None:
         gpus = self._free_gpus(task.instance)
@@ -125,9 +142,11 @@ class LocalWorld:
         folder = self._places.folder
         folder.write_spec(job, task.instance.attempt)
         context = build_context(job, task.instance, self._places)
-        folder.outcome_file(task.instance.name).unlink(missing_ok=True)
-        environment = {**os.environ, CONTEXT_VARIABLE: context.model_dump_json(by_alias=True)} | _visible(gpus)
-        task.process = process.start(list(COMMAND), environment, folder.log_file(task.instance.name))
+        name = task.instance.name
+        folder.outcome_file(name).unlink(missing_ok=True)
+        folder.make_scratch(name)
+        own = {CONTEXT_VARIABLE: context.model_dump_json(by_alias=True), process.LIFE_VARIABLE: folder.mark(name)}
+        task.process = process.start(list(COMMAND), {**os.environ, **own, **_visible(gpus)}, folder.log_file(name))
 
     def _free_gpus(self, instance: Instance) -> tuple[int, ...] | None:
         taken = {gpu for task in self._tasks.values() if task.running for gpu in task.gpus}
@@ -145,6 +164,8 @@ def end_stale_processes(places: Places) -> list[int]:
     remembered = places.folder.read_processes()
     stale = [pid for pid, started in remembered.items() if process.started_at(pid) == started]
     process.end_all(stale, notice_seconds=NOTICE_SECONDS)
+    process.kill_life(places.folder.mark())
+    places.folder.remove_scratch()
     places.folder.write_processes({})
     return stale
 

@@ -10,6 +10,8 @@ from alignment_api.roles import ROLES
 from alignment_operator.plan.types import PodView
 
 OUT_OF_MEMORY = "OOMKilled"
+HEARSAY = frozenset({"RanksLost", "PeerLost", "TimeoutError", "ConnectionError", "ConnectionResetError"})
+"""Reasons of a Failure whose cause is most likely the end of another process of the gang."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Fate:
     final: bool = False
     """A user's mistake: no other life would fare better."""
 
+    @property
+    def is_hearsay(self) -> bool:
+        """It tells of another process that has gone, whose own word is worth more."""
+        return self.reason in HEARSAY
+
 
 LOST_LATE = Fate("lost", "NodeLost", "a pod of the gang was lost, which its peers noticed first")
 VANISHED = Fate("lost", "Vanished", "its pod is gone from the API")
@@ -33,13 +40,13 @@ def fate_of(pod: PodView) -> Fate | None:
     """How this life ended; None while it goes on.
 
     A pod that is being deleted has ended for the plan: its process is told to go, and nobody wants it back (a
-    DisruptionTarget alone proves nothing yet: an eviction may be given up). An
-    unreachable node ends a server at once; what writes to storage is given until its tolerations run out, since a
-    restart costs more than a hiccup of the network.
+    DisruptionTarget alone proves nothing yet: an eviction may be given up). An unreachable node ends at once what
+    does not write; what writes to storage is given until its tolerations run out, since a restart costs more than a
+    hiccup of the network.
     """
     if pod.ended:
         return _ended(pod)
-    if pod.gone_by is not None or (pod.node_lost and ROLES[pod.role].serves):
+    if pod.gone_by is not None or (pod.node_lost and not ROLES[pod.role].writes):
         return Fate("lost", "NodeLost" if pod.node_lost else "Evicted", _words(pod, "it is being deleted"))
     return None
 

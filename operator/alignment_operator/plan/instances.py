@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from alignment_api.roles import ROLES, PoolName, Stage
+from alignment_api.roles import PoolName, Stage
 from alignment_api.sizing import replicas_of, size_of
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import InstanceRecord
@@ -47,7 +47,6 @@ def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRe
     pool = pool_of(spec, line.role)
     parameters = job.status.model.parameters if job.status.model is not None else None
     size = size_of(spec, line.role, observed.platform.pools.named(pool), parameters)
-    servers = tuple(role for role in stage.helpers if ROLES[role].serves)
     return Instance(
         name=instance_name(job, line.role, line.index, line.life),
         role=line.role,
@@ -61,6 +60,6 @@ def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRe
         gpus=size.gpus,
         cpu=size.cpu,
         memory=size.memory,
-        peers=servers if line.role == stage.lead else (),
+        peers=stage.calls.get(line.role, ()),
         gated=must_wait(stage, line.role, ledger, observed.pods),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from alignment_api.roles import ROLES, Stage
@@ -17,7 +17,7 @@ from alignment_operator.plan.types import PodView
 Place = tuple[str, int]
 """A role and an index."""
 Group = tuple[Place, ...]
-"""Places that live and die together: a gang, or one frozen pod."""
+"""Places that live and die together: the trainable pods of a stage (actor and critic), or one frozen pod."""
 End = Literal["succeeded", "failed", "lost", "removed"]
 
 FIRST_BACKOFF = timedelta(seconds=10)
@@ -52,9 +52,8 @@ class Ledger:
         """
         return self.closed([place for place in places if self.lines[place].uid is not None], "removed")
 
-    def counted(self, group: Group, fate: Fate, now: datetime) -> Ledger:
-        """With one end of this group counted, however many of its pods ended."""
-        role = group[0][0]
+    def counted(self, group: Group, role: str, fate: Fate, now: datetime) -> Ledger:
+        """With one end of this group counted, to the role that caused it, however many of its pods ended."""
         tally = self.roles[role]
         if fate.end == "failed":
             tally = tally.model_copy(update={"failures": tally.failures + 1, "last_failure_at": now})
@@ -63,22 +62,25 @@ class Ledger:
         ledger = replace(self, roles={**self.roles, role: tally}, last_fates={**self.last_fates, role: fate})
         return ledger.closed(group, fate.end)
 
-    def corrected(self, group: Group) -> Ledger:
-        """With the group's counted error made a disruption; still one end."""
-        role = group[0][0]
-        tally = self.roles[role]
-        counts = {"failures": tally.failures - 1, "disruptions": tally.disruptions + 1}
+    def corrected(self, group: Group, lost: str) -> Ledger:
+        """With the group's counted error made a disruption of the role that was lost; still one end."""
+        failed = max(dict(group), key=self._failed_last)
+        roles = dict(self.roles)
+        roles[failed] = roles[failed].model_copy(update={"failures": roles[failed].failures - 1})
+        roles[lost] = roles[lost].model_copy(update={"disruptions": roles[lost].disruptions + 1})
         lines = {place: self.lines[place].model_copy(update={"end": "lost"}) for place in group}
         return replace(
-            self,
-            lines={**self.lines, **lines},
-            roles={**self.roles, role: tally.model_copy(update=counts)},
-            last_fates={**self.last_fates, role: LOST_LATE},
+            self, lines={**self.lines, **lines}, roles=roles, last_fates={**self.last_fates, lost: LOST_LATE}
         )
+
+    def _failed_last(self, role: str) -> float:
+        """When the role's last error was counted, as a number to compare."""
+        moment = self.roles[role].last_failure_at
+        return moment.timestamp() if moment is not None else 0.0
 
     @property
     def attempt(self) -> int:
-        """Lives of the gang so far."""
+        """Lives of the gangs so far: one count for all stages."""
         return max((line.life for line in self.lines.values() if ROLES[line.role].trainable), default=0)
 
 
@@ -96,12 +98,11 @@ def read_ledger(status: AlignmentJobStatus, roles: Mapping[str, RoleStatus], pod
 
 
 def groups_of(spec: AlignmentJobSpec, stage: Stage) -> tuple[Group, ...]:
-    """The stage's places, those of a gang together."""
-    groups: list[Group] = []
-    for role in stage.roles:
-        places = tuple((role, index) for index in range(replicas_of(spec, role)))
-        groups += [places] if ROLES[role].trainable else [(place,) for place in places]
-    return tuple(groups)
+    """The stage's places, those of its trainable roles together: one gang, its lead first."""
+    places = [(role, index) for role in stage.roles for index in range(replicas_of(spec, role))]
+    gang = tuple(place for place in places if ROLES[place[0]].trainable)
+    frozen = tuple((place,) for place in places if not ROLES[place[0]].trainable)
+    return (gang, *frozen) if gang else frozen
 
 
 def pod_of(line: InstanceRecord, pods: Iterable[PodView]) -> PodView | None:
@@ -124,11 +125,11 @@ def count_ends(ledger: Ledger, groups: Iterable[Group], pods: tuple[PodView, ...
     """
     for group in groups:
         lines = [ledger.lines[place] for place in group if place in ledger.lines]
-        fate = _group_fate(lines, pods)
-        if fate is not None:
-            ledger = ledger.counted(group, fate, now)
-        elif lines and all(line.end == "failed" for line in lines) and _shows_loss(lines, pods):
-            ledger = ledger.corrected(group)
+        cause = _cause(lines, pods)
+        if cause is not None:
+            ledger = ledger.counted(group, *cause, now)
+        elif lines and all(line.end == "failed" for line in lines) and (lost := _lost_role(lines, pods)) is not None:
+            ledger = ledger.corrected(group, lost)
     return ledger
 
 
@@ -140,7 +141,8 @@ def open_lives(ledger: Ledger, groups: Iterable[Group], pods: tuple[PodView, ...
             continue
         before = [lines[place].life for place in group if place in lines]
         seen = [pod.life for pod in pods if (pod.role, pod.index) in group]
-        life = 1 + max(before + seen, default=0)
+        earlier = [ledger.attempt] if ROLES[group[0][0]].trainable else []  # an attempt follows all of every stage
+        life = 1 + max(before + seen + earlier, default=0)
         lines |= {(role, index): InstanceRecord(role=role, index=index, life=life) for role, index in group}
     return replace(ledger, lines=lines)
 
@@ -162,20 +164,18 @@ class Hold:
 
 def hold_on(ledger: Ledger, group: Group, pods: tuple[PodView, ...], now: datetime) -> Hold | None:
     """What keeps the group's next life waiting: a back-off after an error, or an older life that may still write."""
-    role = group[0][0]
-    tally = ledger.roles[role]
+    lead = group[0][0]
     failed = any(place in ledger.lines and ledger.lines[place].end == "failed" for place in group)
-    if failed and tally.last_failure_at is not None:
-        until = tally.last_failure_at + backoff(tally.failures)
-        if now < until:
-            return Hold("BackingOff", f"{role} tries again at {until:%H:%M:%S} UTC after an error", until)
-    if ROLES[role].serves:
-        return None  # a server writes nothing: its successor has another name and need not wait
-    alive = [pod for pod in pods if pod.role == role and (role, pod.index) in group and is_alive(pod, now)]
+    until = max((_tries_again(ledger.roles[role]) for role in dict(group)), default=None) if failed else None
+    if until is not None and now < until:
+        return Hold("BackingOff", f"{lead} tries again at {until:%H:%M:%S} UTC after an error", until)
+    if not ROLES[lead].writes:
+        return None  # its successor has another name and need not wait
+    alive = [pod for pod in pods if (pod.role, pod.index) in group and is_alive(pod, now)]
     if not alive:
         return None
     ends = [pod.gone_by for pod in alive if pod.gone_by is not None and pod.gone_by > now]
-    message = f"{role} waits for {', '.join(sorted(pod.name for pod in alive))} to end"
+    message = f"{lead} waits for {', '.join(sorted(pod.name for pod in alive))} to end"
     return Hold("Fencing", message, max(ends, default=None))
 
 
@@ -185,22 +185,32 @@ def backoff(failures: int) -> timedelta:
     return min(FIRST_BACKOFF * doublings, LONGEST_BACKOFF)
 
 
-def _group_fate(lines: list[InstanceRecord], pods: tuple[PodView, ...]) -> Fate | None:
+def _tries_again(tally: RoleStatus) -> datetime:
+    if tally.last_failure_at is None:
+        return datetime.min.replace(tzinfo=UTC)
+    return tally.last_failure_at + backoff(tally.failures)
+
+
+def _cause(lines: list[InstanceRecord], pods: tuple[PodView, ...]) -> tuple[str, Fate] | None:
+    """What ended the life of a group, and whose it was; None while it goes on.
+
+    A gang that loses a node also shows errors of the peers: those are no failures. Of several errors the one counts
+    that does not merely tell of another.
+    """
     if not lines or any(line.end is not None for line in lines):
         return None
-    fates = [fate for line in lines if (fate := _line_fate(line, pods)) is not None]
-    for end in ("lost", "failed"):  # a gang that loses a node also shows errors of the peers: those are no failures
-        for fate in fates:
-            if fate.end == end:
-                return fate
+    fates = [(line.role, fate) for line in lines if (fate := _line_fate(line, pods)) is not None]
+    bad = [(role, fate) for role, fate in fates if fate.end != "succeeded"]
+    if bad:
+        return min(bad, key=lambda pair: (pair[1].end != "lost", not pair[1].final, pair[1].is_hearsay))
     if len(fates) == len(lines):
-        return Fate("failed", "EndedEarly", "it ended well although its stage still runs")
+        return lines[0].role, Fate("failed", "EndedEarly", "it ended well although its stage still runs")
     return None
 
 
-def _shows_loss(lines: list[InstanceRecord], pods: tuple[PodView, ...]) -> bool:
+def _lost_role(lines: list[InstanceRecord], pods: tuple[PodView, ...]) -> str | None:
     found = [pod_of(line, pods) for line in lines]
-    return any(pod is not None and not pod.ended and (pod.node_lost or pod.disrupted) for pod in found)
+    return next((pod.role for pod in found if pod and not pod.ended and (pod.node_lost or pod.disrupted)), None)
 
 
 def _line_fate(line: InstanceRecord, pods: tuple[PodView, ...]) -> Fate | None:

@@ -84,11 +84,12 @@ def _tallies(job: AlignmentJob) -> dict[str, RoleStatus]:
 
 
 def _support(job: AlignmentJob, platform: Platform, ledger: Ledger) -> Support:
-    roles = tuple(dict.fromkeys(role for stage in stages_of(job.spec) for role in stage.roles))
+    stages = stages_of(job.spec)
+    roles = tuple(dict.fromkeys(role for stage in stages for role in stage.roles))
     return Support(
         attempt=ledger.attempt,
         makes_storage=makes_storage(job),
         makes_output=makes_output(job, platform),
-        serving_roles=tuple(role for role in roles if ROLES[role].serves),
+        serving_roles=tuple(dict.fromkeys(role for stage in stages for role in stage.called)),
         gang_roles=tuple(role for role in roles if ROLES[role].trainable and replicas_of(job.spec, role) > 1),
     )

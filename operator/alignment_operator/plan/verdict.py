@@ -66,7 +66,7 @@ def _over_budget(observed: Observed, ledger: Ledger, now: datetime) -> Verdict |
     """A gang is judged when all of it has ended: an error may yet turn out to be the loss of a peer's node."""
     budgets = observed.job.spec.budgets
     for role in ledger.roles.values():
-        if ROLES[role.name].trainable and any(is_alive(p, now) for p in observed.pods if p.role == role.name):
+        if ROLES[role.name].trainable and any(is_alive(p, now) for p in observed.pods if ROLES[p.role].trainable):
             continue
         last = _last_word(observed, ledger, role.name)
         if role.failures > budgets.failures:

@@ -38,6 +38,7 @@ def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> 
         outcome_file=names.OUTCOME_FILE,
         rendezvous=_rendezvous(job, instance),
         notice_seconds=platform.pools.named(instance.pool).notice_seconds,
+        scratch=names.SCRATCH_FOLDER,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from alignment_api.context import Failure, InstanceStatus, Outcome
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
-from alignment_api.roles import ROLES
+from alignment_api.roles import stages_of
 from alignment_api.status import AlignmentJobStatus, Condition, DataReport, ModelReport
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Observed, Plan, PodView, VolumeView
@@ -183,6 +183,10 @@ class SmallCluster:
             self.do_well(holding=stage)
         raise AssertionError(f"stage {stage} was not reached: {self.status}")
 
+    def leads(self, pod: PodView) -> bool:
+        """Whether the end of this pod's role ends its stage."""
+        return any((stage.name, stage.lead) == (pod.stage, pod.role) for stage in stages_of(self.job.spec))
+
     def do_well(self, holding: str = "") -> None:
         """One round in which pods start, and leads that were ready (but for those of one stage) end well."""
         for pod in list(self.pods.values()):
@@ -190,6 +194,6 @@ class SmallCluster:
                 continue
             if pod.phase == "Pending" and not pod.gated:
                 self.start(pod.name)
-            elif pod.ready and not ROLES[pod.role].serves and pod.stage != holding:
+            elif pod.ready and self.leads(pod) and pod.stage != holding:
                 self.succeed(pod.name)
         self.wait(30)

@@ -88,7 +88,7 @@ class Histories(RuleBasedStateMachine):
     def assert_fenced(self, instance: Instance) -> None:
         if ROLES[instance.role].trainable:
             assert instance.pool == "onDemand"
-        if ROLES[instance.role].serves:
+        if not ROLES[instance.role].writes:
             return
         for pod in self.cluster.pods.values():
             if pod.role == instance.role and pod.life != instance.life and not pod.ended:
@@ -120,7 +120,7 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_lead_succeeds(self, data: st.DataObject) -> None:
         name = self.choose(data, "Running")
-        if name is not None and not ROLES[self.cluster.pods[name].role].serves:
+        if name is not None and self.cluster.leads(self.cluster.pods[name]):
             self.cluster.succeed(name)
 
     @rule(data=st.data())
