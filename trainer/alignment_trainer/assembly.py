@@ -15,17 +15,18 @@ from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.state import load_weights
-from alignment_trainer.models import LanguageModel, load_model
+from alignment_trainer.kinds import LANGUAGE, Kind
+from alignment_trainer.models import LoadedModel
 from alignment_trainer.run import Data, Observer, Pace, Run
 from alignment_trainer.schedule import WarmupCosine
-from alignment_trainer.scoring import sequence_logprobs
+from alignment_trainer.scoring import score_sequences
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The trainee, where it left off. At position 0 it is the reference."""
+    """The trainee, where it left off."""
 
-    model: LanguageModel
+    model: LoadedModel
     engine: Engine
     position: Position
 
@@ -56,13 +57,15 @@ def sharding_of(spec: AlignmentJobSpec, ranks: int) -> str:
     return sharding
 
 
-def make_policy(spec: AlignmentJobSpec, model_folder: Path, start: Path | None, device: torch.device) -> Policy:
+def make_policy(
+    spec: AlignmentJobSpec, model_folder: Path, start: Path | None, device: torch.device, kind: Kind = LANGUAGE
+) -> Policy:
     """The model of `model_folder`, or as the commit in `start` left it; collective.
 
     Seeds this rank's random numbers. Raises DamagedCommitError where `start` does not verify.
     """
     training, rank = spec.training, distributed.rank()
-    model = load_model(model_folder, training.gradient_checkpointing)
+    model = kind.load(model_folder, spec)
     if start is not None:
         verify_together(start)
         load_weights(model.scorer, start)
@@ -79,10 +82,10 @@ def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
 def score_batches(
     spec: AlignmentJobSpec, engine: Engine, examples: Sequence[PreferenceExample], batches: Sequence[tuple[int, ...]]
 ) -> Tensor:
-    """Summed log-probs of the completions of the rows in `batches`, (rows, completions), by row; collective."""
+    """What the algorithm calls scores, of the rows in `batches`, (rows, completions), by row; collective."""
     algorithm = make_algorithm(spec.algorithm)
     groups = [[algorithm.group(examples[index]) for index in batch] for batch in batches]
-    scored = sequence_logprobs(engine.forward, groups, spec.training.micro_batch_tokens)
+    scored = score_sequences(engine.forward, algorithm.kind.pack, groups, spec.training.micro_batch_tokens)
     by_row = torch.empty_like(scored)
     by_row[[index for batch in batches for index in batch]] = scored
     return by_row

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from alignment_trainer import distributed
 from alignment_trainer.engines.base import Engine
-from alignment_trainer.models import LanguageModel
+from alignment_trainer.models import LoadedModel
 
 READABLE = 0o644
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def export_model(model: LanguageModel, engine: Engine, folder: Path, precision: str) -> None:
-    """Writes weights (safetensors, in the dtype of `precision`), config, generation config and tokenizer; collective.
+def export_model(model: LoadedModel, engine: Engine, folder: Path, precision: str) -> None:
+    """Writes weights (safetensors, in the dtype of `precision`), config and tokenizer; collective.
+
+    A language model comes with its generation config.
 
     Everything is written beside `folder` and renamed at the end, so that a folder of that name is always whole; one
     that was there before is replaced.
@@ -32,11 +34,15 @@ def export_model(model: LanguageModel, engine: Engine, folder: Path, precision: 
     distributed.barrier()
 
 
-def _write(model: LanguageModel, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+def _write(model: LoadedModel, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     save_torch_state_dict(weights, folder)
-    config = model.causal.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
-    type(model.causal.config).from_dict(config).save_pretrained(folder)
-    model.causal.generation_config.save_pretrained(folder)
+    config = model.network.config.to_dict() | {
+        "dtype": str(dtype).removeprefix("torch."),
+        "architectures": [type(model.network).__name__],
+    }
+    type(model.network.config).from_dict(config).save_pretrained(folder)
+    if model.network.can_generate():
+        model.network.generation_config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(READABLE)  # safetensors makes its files for their owner alone, and that is a pod's user

@@ -10,26 +10,35 @@ from typing import Literal
 
 import torch
 
-from alignment_api.context import Outcome
+from alignment_api.context import Failure, Outcome
+from alignment_api.reward_stage import training_field
+from alignment_api.status import Evaluated, EvaluationReport
 from alignment_trainer import distributed
+from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.assembly import Policy, Surroundings, make_policy, make_run, score_batches
 from alignment_trainer.commits import Commits
-from alignment_trainer.data.packing import pair_group
 from alignment_trainer.data.reference import (
-    Float32,
     ReferenceCache,
     Shard,
     evaluation_batches,
     plan_shards,
+    read_reference,
     reference_cache,
 )
 from alignment_trainer.data.store import PreparedData, open_prepared
-from alignment_trainer.evaluate import MODEL_FOLDER, heldout_evaluator
 from alignment_trainer.export import export_model
+from alignment_trainer.heldout import (
+    MODEL_FOLDER,
+    HeldOut,
+    lacks_before,
+    not_above_chance,
+    write_before,
+    write_report,
+)
 from alignment_trainer.instance import Instance
 from alignment_trainer.reporting import Reporter, checkpoint_status
 from alignment_trainer.run import Data, Interrupted, Run
-from alignment_trainer.scoring import sequence_logprobs
+from alignment_trainer.scoring import score_sequences
 from alignment_trainer.sources import resolve_model
 from alignment_trainer.storage import (
     Claim,
@@ -47,8 +56,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Materials:
-    """What every attempt of a job finds: the same rows, the same reference, the same model."""
+    """What every attempt of a job finds: the same algorithm, rows, reference and model."""
 
+    algorithm: OfflineAlgorithm
     prepared: PreparedData
     cache: ReferenceCache
     model: Path
@@ -73,7 +83,8 @@ def _gather_materials(instance: Instance, device: torch.device) -> Materials:
     prepared = open_prepared(instance.storage)
     pinned = prepared.manifest.model.revision
     folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
-    return Materials(prepared, reference_cache(prepared, instance.spec.training), folder, device)
+    cache = reference_cache(prepared, instance.spec.training)
+    return Materials(make_algorithm(instance.spec.algorithm), prepared, cache, folder, device)
 
 
 def _fill_cache(instance: Instance, materials: Materials) -> Policy | None:
@@ -83,12 +94,14 @@ def _fill_cache(instance: Instance, materials: Materials) -> Policy | None:
     Raises Interrupted.
     """
     spec, cache = instance.spec, materials.cache
+    if not materials.algorithm.needs_reference or spec.roles.reference.placement != "withPolicy":
+        return None
     shards = plan_shards(materials.prepared, spec.training)
     missing = distributed.from_first_rank([shard for shard in shards if not cache.holds(shard)])
-    if spec.roles.reference.placement != "withPolicy" or (not missing and cache.is_complete(shards)):
+    if not missing and cache.is_complete(shards):
         return None
     instance.board.update(state="computing the reference")
-    policy = make_policy(spec, materials.model, None, materials.device)
+    policy = _policy(instance, materials, None)
     with instance.metrics.phase("reference"):
         for shard in missing:
             _compute_shard(instance, materials, policy, shard)
@@ -102,10 +115,15 @@ def _compute_shard(instance: Instance, materials: Materials, policy: Policy, sha
     if distributed.any_rank(instance.stop()):
         raise Interrupted
     rows = materials.prepared.split(shard.split)
-    groups = [[pair_group(rows[index]) for index in batch] for batch in shard.batches]
-    logprobs = sequence_logprobs(policy.engine.forward, groups, instance.spec.training.micro_batch_tokens)
+    algorithm, micro_tokens = materials.algorithm, instance.spec.training.micro_batch_tokens
+    groups = [[algorithm.group(rows[index]) for index in batch] for batch in shard.batches]
+    logprobs = score_sequences(policy.engine.forward, algorithm.kind.pack, groups, micro_tokens)
     if distributed.rank() == 0:
         materials.cache.write(shard, logprobs.numpy())
+
+
+def _policy(instance: Instance, materials: Materials, start: Path | None) -> Policy:
+    return make_policy(instance.spec, materials.model, start, materials.device, materials.algorithm.kind)
 
 
 def _train(instance: Instance, materials: Materials, untouched: Policy | None) -> Outcome:
@@ -113,7 +131,7 @@ def _train(instance: Instance, materials: Materials, untouched: Policy | None) -
     claim = _claim(instance)
     start = _start(instance, claim)
     instance.board.update(state="loading the model")
-    policy = untouched if untouched and start is None else make_policy(spec, materials.model, start, materials.device)
+    policy = untouched if untouched and start is None else _policy(instance, materials, start)
     commits = Commits(
         checkpoints_folder(storage),
         claim.epoch,
@@ -121,9 +139,11 @@ def _train(instance: Instance, materials: Materials, untouched: Policy | None) -
         tidy=lambda _folder, keep: tidy_commits(storage, claim.epoch, keep),
     )
     reporter = Reporter(instance)
-    evaluate = _evaluation(instance, materials, policy, reporter)
-    surroundings = Surroundings(commits, reporter, evaluate, instance.stop)
-    loop = make_run(spec, policy, _data(materials), surroundings)
+    held_out = HeldOut.of(spec, materials.prepared)
+    figures = _evaluation(instance, policy, held_out)
+    _keep_before(instance, held_out, figures)
+    surroundings = Surroundings(commits, reporter, lambda step: _report(reporter, step, figures()), instance.stop)
+    loop = make_run(spec, policy, _data(instance, materials), surroundings)
     instance.board.update(state="training")
     try:
         train(loop)
@@ -133,7 +153,7 @@ def _train(instance: Instance, materials: Materials, untouched: Policy | None) -
         return _outcome("interrupted", loop)
     finally:
         reporter.close()
-    return _outcome("succeeded", loop)
+    return _judge(instance, held_out, figures, loop) if instance.makes_reward else _outcome("succeeded", loop)
 
 
 def _claim(instance: Instance) -> Claim:
@@ -156,36 +176,59 @@ def _start(instance: Instance, claim: Claim) -> Path | None:
     return resume_from(Path(instance.context.sources[source]), source).folder
 
 
-def _data(materials: Materials) -> Data:
-    train_rows = materials.prepared.train
-    return Data(train_rows, torch.from_numpy(materials.cache.read("train", len(train_rows))))
+def _data(instance: Instance, materials: Materials) -> Data:
+    prepared, needed = materials.prepared, materials.algorithm.needs_reference
+    return Data(prepared.train, torch.from_numpy(read_reference(prepared, instance.spec.training, "train", needed)))
 
 
-def _evaluation(instance: Instance, materials: Materials, policy: Policy, reporter: Reporter) -> Callable[[int], None]:
-    """Scores the held-out rows by the policy as it is at that step; collective."""
-    rows = materials.prepared.evaluation
-    batches = evaluation_batches(len(rows), instance.spec.training)
-    reference = materials.cache.read("evaluation", len(rows))
+def _evaluation(instance: Instance, policy: Policy, held_out: HeldOut) -> Callable[[], Evaluated]:
+    """Scores the held-out rows by the policy as it is at that moment; collective."""
+    batches = evaluation_batches(len(held_out.examples), instance.spec.training)
 
-    def score() -> Float32:
-        scored: Float32 = score_batches(instance.spec, policy.engine, rows, batches).numpy()
-        return scored
-
-    figures = heldout_evaluator(rows, reference, instance.spec.algorithm, score)
-
-    def evaluate(step: int) -> None:
+    def figures() -> Evaluated:
         with instance.metrics.phase("evaluate"):
-            found = figures()
+            return held_out.figures(score_batches(instance.spec, policy.engine, held_out.examples, batches).numpy())
+
+    return figures
+
+
+def _keep_before(instance: Instance, held_out: HeldOut, figures: Callable[[], Evaluated]) -> None:
+    """Without a reference only the untouched policy itself can say what it was like; collective."""
+    if distributed.from_first_rank(lacks_before(instance.storage, held_out)):
+        instance.board.update(state="evaluating the untouched model")
+        before = figures()
         if distributed.rank() == 0:
-            reporter.evaluated(step, found)
-
-    return evaluate
+            write_before(instance.storage, before)
 
 
-def _outcome(result: Literal["succeeded", "interrupted"], loop: Run) -> Outcome:
+def _report(reporter: Reporter, step: int, figures: Evaluated) -> None:
+    if distributed.rank() == 0:
+        reporter.evaluated(step, figures)
+
+
+def _judge(instance: Instance, held_out: HeldOut, figures: Callable[[], Evaluated], loop: Run) -> Outcome:
+    """The end of stage `reward`, which has no evaluator: is the reward model above chance? Collective."""
+    instance.board.update(state="scoring held-out rows")
+    after = figures()
+    report = EvaluationReport(before=held_out.before(instance.storage), after=after)
+    if distributed.rank() == 0:
+        write_report(instance.output, report)
+    log.info("evaluated", extra=report.model_dump(mode="json"))
+    failure = not_above_chance(report, training_field(instance.job.spec))
+    return _outcome("failed" if failure else "succeeded", loop, report, failure)
+
+
+def _outcome(
+    result: Literal["succeeded", "interrupted", "failed"],
+    loop: Run,
+    evaluation: EvaluationReport | None = None,
+    failure: Failure | None = None,
+) -> Outcome:
     newest = loop.commits.newest
     return Outcome(
         result=result,
+        failure=failure,
         step=loop.position.step,
         checkpoint=checkpoint_status(newest) if newest else None,
+        evaluation=evaluation,
     )

@@ -14,7 +14,7 @@ from alignment_trainer.checkpoint import Commit
 from alignment_trainer.commits import Commits, Position, random_state, set_random_state
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PackedBatch, pack
+from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines.base import Engine
 
@@ -68,7 +68,7 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows with the reference's log-probs of their completions, fp32 (rows, completions)."""
+    """Rows with the reference's log-probs of their completions, fp32 (rows, completions); zeros where there is none."""
 
     examples: Sequence[PreferenceExample]
     reference: Tensor
@@ -122,7 +122,7 @@ class Run:
             for plan in shares[distributed.rank()]:
                 self._leave_if_asked()
                 yield MicroBatch(
-                    packed=pack([groups[place] for place in plan.places]),
+                    packed=self.algorithm.kind.pack([groups[place] for place in plan.places]),
                     reference=self.data.reference[[indices[place] for place in plan.places]].to(self.engine.device),
                     weight=torch.full((len(plan.places),), plan.counts / len(indices), device=self.engine.device),
                 )

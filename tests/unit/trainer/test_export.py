@@ -5,15 +5,15 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from alignment_trainer.export import export_model
-from alignment_trainer.models import LanguageModel, UnsupportedModelError, load_model, scorer
+from alignment_trainer.models import LoadedModel, UnsupportedModelError, load_model, scorer
 
 IDS = torch.tensor([[1, 5, 9, 3, 2]])
 
 
-def language_model(causal) -> LanguageModel:
+def language_model(causal) -> LoadedModel:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", unk_token="w0")
-    return LanguageModel(causal, tokenizer, scorer(causal))
+    return LoadedModel(causal, tokenizer, scorer(causal))
 
 
 def export(causal, folder, precision):

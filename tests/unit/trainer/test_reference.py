@@ -11,11 +11,12 @@ import torch
 from roles import TinyJob, wait_until
 
 from alignment_api.manifest import read_manifest
-from alignment_api.spec import Training
+from alignment_api.spec import AlignmentJobSpec, Training
 from alignment_trainer.data.packing import PromptGroup, pack, pair_group
 from alignment_trainer.data.reference import Float32, Shard, plan_shards, reference_cache
 from alignment_trainer.data.store import Examples, open_prepared
 from alignment_trainer.engines.base import autocast
+from alignment_trainer.kinds import LANGUAGE
 from alignment_trainer.local_scorer import LocalScorer, sum_completions
 from alignment_trainer.models import load_model
 from alignment_trainer.peers import resolved
@@ -67,7 +68,7 @@ def _post(url: str, body: bytes, token: str = "secret") -> httpx.Response:
 
 def _direct(folder: Path, groups: tuple[PromptGroup, ...]) -> list[float]:
     """Log-probs of completion tokens by transformers alone, one sequence at a time."""
-    causal = load_model(folder).causal.eval()
+    causal = load_model(folder).network.eval()
     found: list[float] = []
     for group in groups:
         for completion in group.completions:
@@ -115,22 +116,27 @@ def test_a_request_survives_the_wire() -> None:
 def test_a_shards_sums_are_those_of_a_training_step_to_the_bit(job: TinyJob, precision: str) -> None:
     """What prepare sums up and what a step sums up must agree, or the first loss is not ln 2."""
     model = load_model(job.folder / "model")
-    scorer = LocalScorer(job.folder / "model", gpus=0, precision=precision, micro_tokens=10**6)
+    scorer = LocalScorer(LANGUAGE, job.folder / "model", spec_with(Training(precision=precision)))
     with torch.no_grad(), autocast(torch.device("cpu"), precision):
         packed = pack(GROUPS)
         training = packed.sum_per_sequence(model.scorer(packed)).view(2, 2)
-    served = np.stack([sum_completions(g, v) for g, v in zip(GROUPS, scorer.token_logprobs(GROUPS), strict=True)])
+    served = np.stack([sum_completions(g, v) for g, v in zip(GROUPS, scorer.score(GROUPS), strict=True)])
     scorer.close()
     assert np.array_equal(served, training.numpy())
 
 
+def spec_with(training: Training) -> AlignmentJobSpec:
+    spec = {"model": {"source": "file:///m"}, "data": {"source": "file:///d.jsonl"}, "algorithm": {"dpo": {}}}
+    return AlignmentJobSpec.model_validate(spec | {"training": training})
+
+
 def _logprobs_of(rows: Examples, folder: Path, training: Training, shards: list[Shard]) -> Float32:
     """All rows by the model in this process."""
-    scorer = LocalScorer(folder, 0, training.precision, training.micro_batch_tokens)
+    scorer = LocalScorer(LANGUAGE, folder, spec_with(training))
     sums = np.full((len(rows), 2), np.nan, np.float32)
     for batch in (batch for shard in shards for batch in shard.batches):
         groups = [pair_group(rows[index]) for index in batch]
-        for index, group, values in zip(batch, groups, scorer.token_logprobs(groups), strict=True):
+        for index, group, values in zip(batch, groups, scorer.score(groups), strict=True):
             first = len(group.completions[0])
             sums[index] = values[:first].sum(), values[first:].sum()
     scorer.close()

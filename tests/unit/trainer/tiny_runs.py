@@ -12,12 +12,13 @@ from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.checkpoint import Commit
 from alignment_trainer.commits import Commits
 from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.packing import pack
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.models import scorer
 from alignment_trainer.run import Data, Pace, Run, StepReport
 from alignment_trainer.schedule import WarmupCosine
-from alignment_trainer.scoring import sequence_logprobs
+from alignment_trainer.scoring import score_sequences
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {
@@ -135,7 +136,7 @@ def epoch_reference(engine: Engine, sampler: Sampler, rows: list[PreferenceExamp
     """Reference log-probs of all rows, computed in the batches of the first epoch."""
     order = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
     groups = [[Dpo().group(rows[index]) for index in batch] for batch in order]
-    scored = sequence_logprobs(engine.forward, groups, micro_tokens)
+    scored = score_sequences(engine.forward, pack, groups, micro_tokens)
     reference = torch.empty_like(scored)
     reference[[index for batch in order for index in batch]] = scored
     return reference

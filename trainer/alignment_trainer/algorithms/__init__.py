@@ -6,8 +6,9 @@ from typing import Any
 from alignment_api.algorithms import Algorithm
 from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm
 from alignment_trainer.algorithms.dpo import Dpo
+from alignment_trainer.algorithms.reward import RewardModel
 
-OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {"dpo": Dpo}
+OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {"dpo": Dpo, "reward": RewardModel}
 
 
 def make_algorithm(spec: Algorithm) -> OfflineAlgorithm:

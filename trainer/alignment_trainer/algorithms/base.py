@@ -1,13 +1,21 @@
-"""What an offline algorithm is: what a row sends through the model, a loss and metrics."""
+"""What an offline algorithm is: the kind of model it trains, what a row sends through it, a loss, metrics, figures."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from alignment_api.status import Evaluated
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.kinds import Kind
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,13 @@ class LossAndMetrics:
 
 
 class OfflineAlgorithm(ABC):
-    """Learns from rows that exist before training."""
+    """Learns from rows that exist before training.
 
+    kind: of the model that is trained. Its numbers, summed over each completion, are the scores below: log-probs (nats)
+    of a language model, rewards of a reward model. needs_reference: whether the loss compares with a frozen model.
+    """
+
+    kind: ClassVar[Kind]
     needs_reference: ClassVar[bool]
 
     @abstractmethod
@@ -28,9 +41,26 @@ class OfflineAlgorithm(ABC):
         """The prompt and the completions that go through the model."""
 
     @abstractmethod
-    def loss(self, logprobs: Tensor, reference: Tensor) -> LossAndMetrics:
+    def loss(self, scores: Tensor, reference: Tensor) -> LossAndMetrics:
         """Loss and metrics of each row.
 
-        logprobs: (rows, completions) summed log-probs (nats) by the model being trained.
+        scores: (rows, completions) by the model being trained.
         reference: the same by the frozen reference; zeros where `needs_reference` is False.
         """
+
+    @abstractmethod
+    def evaluated(self, scores: Float32, reference: Float32, prompts: Sequence[Hashable]) -> Evaluated:
+        """Held-out figures of a model, with intervals. Shapes as in `loss`.
+
+        prompts: (rows,) what the rows of one prompt share; intervals allow for it.
+        """
+
+
+def share_positive(margin: Tensor) -> Tensor:
+    """1 where positive, 0 where negative, a half for a tie; the mean is the share."""
+    return (margin.sign() + 1) / 2
+
+
+def positive(values: Float64) -> Float64:
+    """The same of arrays."""
+    return (np.sign(values) + 1) / 2

@@ -1,7 +1,8 @@
 """Tokenised rows, as the data store yields them and packing consumes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 TokenIds = tuple[int, ...]
 
@@ -22,6 +23,18 @@ class PreferenceExample:
     @property
     def completion_tokens(self) -> int:
         return len(self.chosen) + len(self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptExample:
+    """A prompt that completions are sampled for.
+
+    row: as above. prompt: ids up to the assistant's turn. fields: the row as the user wrote it, for reward functions.
+    """
+
+    row: int
+    prompt: TokenIds
+    fields: Mapping[str, Any]
 
 
 PreferenceExamples = Sequence[PreferenceExample]

@@ -2,7 +2,8 @@
 
 A row is [prompt | completion | completion | ...]; rows follow one another without padding. Positions restart after the
 prompt in every branch, and a token attends to its own branch and to the prompt of its row, so each completion is
-computed as if it stood alone behind its prompt. The last token of a completion predicts nothing and is left out.
+computed as if it stood alone behind its prompt. The last token of a completion predicts no token: `pack`, for log-probs
+and values, leaves it out; `pack_whole`, for scores of whole completions, reads its state.
 """
 
 from collections.abc import Sequence
@@ -33,13 +34,15 @@ class PromptGroup:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows ready for a model. `n` counts the completion tokens of all rows, in order of row, completion, token.
+    """Rows ready for a model. `n` counts predictors, in order of row, completion, token.
+
+    `pack` makes one for each completion token, `pack_whole` one for each completion.
 
     input_ids, position_ids: (1, tokens) int64.
     layout: of each row the tokens of its prompt and of each branch; a branch may have none.
-    predictors: (n,) the position whose hidden state predicts the token.
-    targets: (n,) the completion tokens.
-    sequence: (n,) which completion of the batch a token belongs to.
+    predictors: (n,) the position whose hidden state the head reads.
+    targets: (n,) the completion tokens that are predicted; of `pack_whole` the last ones.
+    sequence: (n,) which completion of the batch a predictor belongs to.
     sequences: completions in the batch.
     """
 
@@ -58,7 +61,7 @@ class PackedBatch:
         return PackedBatch(**moved, layout=self.layout, sequences=self.sequences)
 
     def sum_per_sequence(self, token_values: Tensor) -> Tensor:
-        """(n,) values of tokens to (sequences,) sums."""
+        """(n,) values of predictors to (sequences,) sums."""
         return token_values.new_zeros(self.sequences).index_add(0, self.sequence, token_values)
 
     def places(self) -> tuple[Tensor, Tensor]:
@@ -74,7 +77,7 @@ def pair_group(example: PreferenceExample) -> PromptGroup:
 
 
 def pack(groups: Sequence[PromptGroup]) -> PackedBatch:
-    """One row for each group, in the order given."""
+    """One row for each group, in the order given; a predictor for each completion token, the state before it."""
     tokens: list[int] = []
     positions: list[int] = []
     predictors: list[int] = []
@@ -96,5 +99,31 @@ def pack(groups: Sequence[PromptGroup]) -> PackedBatch:
         predictors=torch.tensor(predictors),
         targets=torch.tensor([token for completion in completions for token in completion]),
         sequence=torch.repeat_interleave(torch.tensor([len(completion) for completion in completions])),
+        sequences=len(completions),
+    )
+
+
+def pack_whole(groups: Sequence[PromptGroup]) -> PackedBatch:
+    """One row for each group with its last tokens, too; a predictor for each completion, the state of its last token.
+
+    What a reward model reads: the score of a completion is a number of its end.
+    """
+    completions = [completion for group in groups for completion in group.completions]
+    layout = tuple((len(group.prompt), *map(len, group.completions)) for group in groups)
+    positions = [
+        place
+        for prompt, *branches in layout
+        for start, length in ((0, prompt), *((prompt, branch) for branch in branches))
+        for place in range(start, start + length)
+    ]
+    lengths = torch.tensor([length for row in layout for length in row])
+    is_branch = torch.tensor([number > 0 for row in layout for number in range(len(row))])
+    return PackedBatch(
+        input_ids=torch.tensor([[t for group in groups for part in (group.prompt, *group.completions) for t in part]]),
+        position_ids=torch.tensor([positions]),
+        layout=layout,
+        predictors=(lengths.cumsum(0) - 1)[is_branch],
+        targets=torch.tensor([completion[-1] for completion in completions]),
+        sequence=torch.arange(len(completions)),
         sequences=len(completions),
     )

@@ -178,6 +178,12 @@ class ReferenceCache:
         return self.folder / f"{name}.safetensors"
 
 
+def read_reference(prepared: PreparedData, training: Training, split: str, needed: bool) -> Float32:
+    """The reference's log-probs of a split, (rows, 2); zeros where the algorithm needs none."""
+    rows = len(prepared.split(split))
+    return reference_cache(prepared, training).read(split, rows) if needed else np.zeros((rows, 2), np.float32)
+
+
 def reference_cache(prepared: PreparedData, training: Training) -> ReferenceCache:
     """The cache of a job's prepared rows."""
     return ReferenceCache(prepared.folder / "reference", reference_key(prepared, training))

@@ -6,13 +6,13 @@ import torch
 
 from alignment_trainer.engines.base import Engine, OptimizerOptions
 from alignment_trainer.engines.plain import PlainEngine
-from alignment_trainer.models import CompletionScorer
+from alignment_trainer.models import PackedModel
 
-EngineMaker = Callable[[CompletionScorer, OptimizerOptions, str, torch.device], Engine]
+EngineMaker = Callable[[PackedModel, OptimizerOptions, str, torch.device], Engine]
 
 
 def _deepspeed(stage: int) -> EngineMaker:
-    def make(scorer: CompletionScorer, options: OptimizerOptions, precision: str, device: torch.device) -> Engine:
+    def make(scorer: PackedModel, options: OptimizerOptions, precision: str, device: torch.device) -> Engine:
         from alignment_trainer.engines.deepspeed import DeepSpeedEngine  # a laptop runs without it
 
         return DeepSpeedEngine(scorer, options, precision, device, stage)

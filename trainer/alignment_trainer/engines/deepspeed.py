@@ -26,7 +26,7 @@ from alignment_trainer.engines.base import (
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
-from alignment_trainer.models import CompletionScorer
+from alignment_trainer.models import PackedModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -36,7 +36,7 @@ class DeepSpeedEngine(Engine):
 
     def __init__(
         self,
-        scorer: CompletionScorer,
+        scorer: PackedModel,
         options: OptimizerOptions,
         precision: str,
         device: torch.device,
@@ -122,7 +122,7 @@ class DeepSpeedEngine(Engine):
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def _initialize(scorer: CompletionScorer, options: OptimizerOptions, precision: str, stage: int) -> Any:
+def _initialize(scorer: PackedModel, options: OptimizerOptions, precision: str, stage: int) -> Any:
     """DeepSpeed's engine around the scorer, its weights as they are now."""
     cpu = next(scorer.parameters()).device.type == "cpu"
     if cpu:

@@ -17,15 +17,13 @@ from alignment_trainer.engines.base import (
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, to_cpu
-from alignment_trainer.models import CompletionScorer
+from alignment_trainer.models import PackedModel
 
 
 class PlainEngine(Engine):
     """AdamW on fp32 weights, forward under autocast where the precision is bf16."""
 
-    def __init__(
-        self, scorer: CompletionScorer, options: OptimizerOptions, precision: str, device: torch.device
-    ) -> None:
+    def __init__(self, scorer: PackedModel, options: OptimizerOptions, precision: str, device: torch.device) -> None:
         self.device = device
         self._scorer = scorer.to(device).train()
         self._precision, self._options = precision, options

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignment_trainer import distributed
 from alignment_trainer.engines.base import Engine, ParameterState
-from alignment_trainer.models import CompletionScorer
+from alignment_trainer.models import PackedModel
 
 KINDS = tuple(field.name for field in fields(ParameterState))
 
@@ -62,7 +62,7 @@ class SavedState:
         return tensor
 
 
-def load_weights(scorer: CompletionScorer, folder: Path) -> None:
+def load_weights(scorer: PackedModel, folder: Path) -> None:
     """Copies the saved weights into the model. Call it before an engine takes the model over."""
     saved = SavedState(folder)
     with torch.no_grad():

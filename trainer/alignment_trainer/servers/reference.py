@@ -15,6 +15,7 @@ from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.store import read_manifest
 from alignment_trainer.errors import UserError
 from alignment_trainer.instance import Instance
+from alignment_trainer.kinds import LANGUAGE
 from alignment_trainer.local_scorer import LocalScorer
 from alignment_trainer.metrics import Metrics
 from alignment_trainer.pinned_model import model_fingerprint
@@ -39,7 +40,7 @@ def run(instance: Instance) -> Outcome:
     scorer, fingerprint = _load(instance)
     try:
         instance.board.update(state="probing the model")
-        scorer.token_logprobs([_PROBE])
+        scorer.score([_PROBE])
         service.open(scorer, fingerprint)
         instance.board.update(state="serving", ready=True)
         while not instance.stop():
@@ -52,7 +53,7 @@ def run(instance: Instance) -> Outcome:
 
 
 def _load(instance: Instance) -> tuple[LocalScorer, str]:
-    manifest, training = read_manifest(instance.storage), instance.spec.training
+    manifest = read_manifest(instance.storage)
     pinned = manifest.model.revision if manifest else None
     folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
     fingerprint = model_fingerprint(folder)
@@ -60,8 +61,7 @@ def _load(instance: Instance) -> tuple[LocalScorer, str]:
         raise UserError(
             "ModelChanged", f"spec.model.source: {folder} is not the model that `prepare` pinned; restore it"
         )
-    scorer = LocalScorer(folder, instance.context.gpus, training.precision, training.micro_batch_tokens)
-    return scorer, fingerprint
+    return LocalScorer(LANGUAGE, folder, instance.spec, instance.context.gpus), fingerprint
 
 
 class LogprobsService:
@@ -105,7 +105,7 @@ class LogprobsService:
 
 
 def _score(scorer: LocalScorer, asked: LogprobsRequest) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    return np.concatenate([part for batch in asked.batches for part in scorer.token_logprobs(batch, asked.ranks)])
+    return np.concatenate([part for batch in asked.batches for part in scorer.score(batch, asked.ranks)])
 
 
 async def _read_body(request: Request) -> bytes | None:
