@@ -1,5 +1,6 @@
-"""The loop."""
+"""The loops."""
 
+from alignment_trainer.online.run import OnlineRun
 from alignment_trainer.run import Interrupted, Run
 
 
@@ -10,6 +11,20 @@ def train(run: Run) -> None:
             for micro in batch.micros:
                 run.engine.backward(run.loss(micro))
             run.finish(batch)
+            run.look_after()
+    except Interrupted:
+        run.save()
+        raise
+
+
+def train_online(run: OnlineRun) -> None:
+    """The same for algorithms that learn from what they sample: rollout, score, learn, update, deliver."""
+    try:
+        for prompts in run.batches():
+            experience = run.take_unfinished() or run.learn_from(run.score(run.rollout(prompts)))
+            for minibatch in run.minibatches(experience):
+                run.update(minibatch)
+            run.deliver()
             run.look_after()
     except Interrupted:
         run.save()

@@ -4,7 +4,6 @@ actor's (`placement: withActor`); every method is collective over the ranks that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import save_state
 from alignment_trainer.losses import value_loss
 from alignment_trainer.online.minibatches import UpdateKey
-from alignment_trainer.scoring import token_values
+from alignment_trainer.scoring import completion_spans, token_values
 
 PREFIX = "critic-"
 """Of the critic's parts in a commit that it shares with the actor."""
@@ -59,11 +58,11 @@ class ValueTrainer:
 
     def _step(self, learning_rate: float, batch: ValueBatch) -> dict[str, float]:
         shares = plan_microbatches([g.length for g in batch.groups], distributed.world_size(), self._micro_tokens)
-        spans = _spans(batch.groups)
+        spans = completion_spans(batch.groups)
         device = self._engine.device
         sums = torch.zeros(2, dtype=torch.float64)
         for micro in shares[distributed.rank()]:
-            tokens = torch.cat([torch.arange(*spans[place]) for place in micro.places])
+            tokens = torch.cat([torch.arange(spans[place].start, spans[place].stop) for place in micro.places])
             old, returns, weights = (t[tokens].to(device) for t in (batch.values, batch.returns, batch.weights))
             packed = pack([batch.groups[place] for place in micro.places]).to(device)
             loss, clipped = value_loss(self._engine.forward(packed), old, returns, self._clip)
@@ -96,9 +95,3 @@ class ValueTrainer:
         random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
         if random.is_file():
             set_random_state(load_file(random))
-
-
-def _spans(groups: tuple[PromptGroup, ...]) -> list[tuple[int, int]]:
-    """First and last+1 of each group's completion tokens."""
-    ends = list(accumulate(sum(map(len, group.completions)) for group in groups))
-    return list(zip([0, *ends[:-1]], ends, strict=True))
