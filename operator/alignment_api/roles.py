@@ -27,6 +27,8 @@ class Role:
     """Holds a model; False is a pod without a GPU."""
     writes: bool = False
     """Writes to storage, so that its next life waits for the end of this one. What only serves is replaced at once."""
+    delivers: bool = False
+    """Of ppo and grpo: keeps the newest two versions of the weights in memory (Context.scratch), to give or to take."""
 
 
 ROLES = {
@@ -34,12 +36,12 @@ ROLES = {
     for role in (
         Role("prepare", accelerated=False, writes=True),
         Role("policy", trainable=True, writes=True),
-        Role("actor", trainable=True, writes=True),
+        Role("actor", trainable=True, writes=True, delivers=True),
         Role("critic", trainable=True, writes=True),
         Role("reference"),
         Role("reward"),
-        Role("rollout"),
-        Role("evaluator", writes=True),
+        Role("rollout", delivers=True),
+        Role("evaluator", writes=True, delivers=True),
     )
 }
 

@@ -27,6 +27,10 @@ UNKNOWN_PARAMETERS = {"gpu": 8 * 10**9, "cpu": 10**9}
 """Parameters taken for granted until `prepare` has looked: the common size on GPUs, a small model on CPUs."""
 PROCESS_GIB = 4
 """Host memory of one rank beside its share of the model: Python, torch, activations on CPU or pinned buffers."""
+WEIGHT_VERSIONS = 2
+"""Versions of the weights on their way: the one in use and the next."""
+KV_CACHE_GIB = 1
+"""Keys and values of a rollout server on CPUs, where the spec does not say; on GPUs they take what weights leave."""
 PREPARE_GIB = 4
 """Memory of `prepare`: it streams rows and files, and holds the tokens of one shard."""
 CORES_PER_GPU = 4
@@ -44,6 +48,8 @@ class Size:
     """Kubernetes quantity: cores."""
     memory: str
     """Kubernetes quantity: bytes."""
+    scratch_gib: int = 0
+    """Part of the memory that holds weights on their way (Context.scratch), in whole GiB."""
 
 
 def replicas_of(spec: AlignmentJobSpec, role: str) -> int:
@@ -63,15 +69,30 @@ def size_of(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int | Non
     gpus = _gpus(spec, role, pool, known)
     processes = gpus or wanted.processes or 1
     cores = gpus * CORES_PER_GPU or processes
-    return Size(
-        processes, gpus, wanted.cpu or str(cores), wanted.memory or f"{_host_gib(spec, role, processes, known)}Gi"
-    )
+    scratch = math.ceil(scratch_bytes(spec, role, known) / GIB)
+    cache = math.ceil(_cache_bytes(spec, role, pool) / GIB) if pool.gpu is None else 0
+    memory = _host_gib(spec, role, processes, known) + scratch + cache
+    return Size(processes, gpus, wanted.cpu or str(cores), wanted.memory or f"{memory}Gi", scratch)
+
+
+def copies_of(spec: AlignmentJobSpec, role: str) -> int:
+    """Models in one pod of the role: a reward server has all of them, an actor may have its critic."""
+    if role == "reward":
+        return sum(reward.function is None for reward in spec.algorithm.rewards)
+    return 2 if role == "actor" and spec.algorithm.ppo and spec.roles.critic.placement == "withActor" else 1
 
 
 def state_bytes(spec: AlignmentJobSpec, role: str, parameters: int) -> int:
-    """Bytes of the role's model and optimizer over all its pods, without any head-room."""
+    """Bytes of the role's models and optimizers over all its pods, without any head-room."""
     each = TRAINED_BYTES if ROLES[role].trainable else FROZEN_BYTES[spec.training.precision]
-    return each * parameters
+    return each * parameters * copies_of(spec, role)
+
+
+def scratch_bytes(spec: AlignmentJobSpec, role: str, parameters: int) -> int:
+    """Bytes of the weights on their way that one pod keeps in memory; 0 where none are delivered."""
+    if spec.algorithm.online is None or not ROLES[role].delivers:
+        return 0
+    return WEIGHT_VERSIONS * FROZEN_BYTES[spec.training.precision] * parameters
 
 
 def shortage(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> str | None:
@@ -80,7 +101,8 @@ def shortage(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> 
     Only what can never work is refused: head-room is the planner's advice, not a rule.
     """
     size = size_of(spec, role, pool, parameters)
-    need = state_bytes(spec, role, parameters) / replicas_of(spec, role)
+    need = state_bytes(spec, role, parameters) / _sharers(spec, role) + _cache_bytes(spec, role, pool)
+    need += scratch_bytes(spec, role, parameters) if pool.gpu is None else 0  # a GPU's weights are not in its memory
     found = size.gpus * pool.gpu.memory_gib * GIB if pool.gpu else float(quantity_value(size.memory))
     if need <= found:
         return None
@@ -105,11 +127,26 @@ def _gpus(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> int
         return wanted.gpus
     if ROLES[role].trainable and spec.training.sharding == "none":
         return 1
-    each = pool.gpu.memory_gib * GIB * replicas_of(spec, role)
-    return max(1, math.ceil(state_bytes(spec, role, parameters) * HEADROOM / Fraction(each)))
+    need = state_bytes(spec, role, parameters) * HEADROOM / _sharers(spec, role) + _cache_bytes(spec, role, pool)
+    return max(1, math.ceil(need / Fraction(pool.gpu.memory_gib * GIB)))
 
 
 def _host_gib(spec: AlignmentJobSpec, role: str, processes: int, parameters: int) -> int:
     """On a CPU pool the state lives here; on a GPU pool it passes through, when it is loaded and when it is saved."""
-    pods = replicas_of(spec, role) if ROLES[role].trainable else 1
-    return math.ceil(state_bytes(spec, role, parameters) * HEADROOM / pods / GIB) + PROCESS_GIB * processes
+    shared = state_bytes(spec, role, parameters) * HEADROOM / _sharers(spec, role)
+    return math.ceil(shared / GIB) + PROCESS_GIB * processes
+
+
+def _sharers(spec: AlignmentJobSpec, role: str) -> int:
+    """Pods that share one state: those of a gang. Every server has its own."""
+    return replicas_of(spec, role) if ROLES[role].trainable else 1
+
+
+def _cache_bytes(spec: AlignmentJobSpec, role: str, pool: Pool) -> int:
+    """Keys and values of one rollout server: on GPUs, where the spec does not say, what the weights leave."""
+    if role != "rollout":
+        return 0
+    asked = spec.roles.rollout.kv_cache_memory
+    if asked is not None:
+        return int(quantity_value(asked))
+    return KV_CACHE_GIB * GIB if pool.gpu is None else 0

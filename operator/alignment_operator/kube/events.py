@@ -42,7 +42,7 @@ def transitions(before: AlignmentJobStatus, after: AlignmentJobStatus) -> Iterat
         yield Note("Warning" if bad else "Normal", condition.reason, text)
     if after.stage != before.stage and after.stage is not None:
         yield Note("Normal", "StageStarted", f"stage {after.stage} starts")
-    if after.attempt > before.attempt > 0:
+    if after.attempt > before.attempt > 0 and after.stage == before.stage:
         step = after.checkpoint.step if after.checkpoint else 0
         yield Note("Warning", "AttemptStarted", f"attempt {after.attempt} starts from step {step}")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from alignment_api.reward_stage import spec_of_stage
 from alignment_api.roles import ROLES, Stage, stages_of
 from alignment_api.sizing import replicas_of, shortage, size_of
 from alignment_api.sources import parse_source
+from alignment_api.spec import AlignmentJobSpec
 from alignment_operator.places import makes_output, makes_storage, read_sources
-from alignment_operator.plan.instances import pool_of
+from alignment_operator.plan.instances import parameters_in, pool_of
 from alignment_operator.plan.types import Observed
 
 
@@ -24,14 +26,20 @@ def missing_nodes(observed: Observed) -> tuple[str, ...]:
     return tuple(sorted(pool for pool in used if observed.nodes.get(pool, 1) == 0))
 
 
-def misfit(observed: Observed, stage: Stage, parameters: int) -> str | None:
-    """Why the stage's lead cannot fit now that `prepare` has counted the parameters."""
-    spec, role = observed.job.spec, stage.lead
-    if not ROLES[role].accelerated:
+def misfit(observed: Observed, stage: Stage) -> str | None:
+    """Why a role of the stage cannot fit now that `prepare` has counted the parameters; None before that."""
+    parameters = parameters_in(observed.job, stage)
+    if parameters is None:
         return None
+    found = (_role_misfit(observed, stage, role, parameters) for role in stage.roles if ROLES[role].accelerated)
+    return next((problem for problem in found if problem is not None), None)
+
+
+def _role_misfit(observed: Observed, stage: Stage, role: str, parameters: int) -> str | None:
+    spec = spec_of_stage(observed.job.spec, stage.name)
     pool = observed.platform.pools.named(pool_of(spec, role))
     ranks = size_of(spec, role, pool, parameters).processes * replicas_of(spec, role)
-    return shortage(spec, role, pool, parameters) or _too_many_ranks(observed, role, ranks)
+    return shortage(spec, role, pool, parameters) or _too_many_ranks(observed.job.spec, stage, role, ranks)
 
 
 def _sources(observed: Observed) -> Iterator[str]:
@@ -110,18 +118,17 @@ def _devices(observed: Observed) -> Iterator[str]:
 def _ranks(observed: Observed) -> Iterator[str]:
     """Only what the spec says itself: planned sizes are checked by `misfit`, once the model is known."""
     spec = observed.job.spec
-    for role in _roles(observed):
-        if not ROLES[role].trainable:
-            continue
-        wanted = getattr(spec.roles, role)
-        ranks = (wanted.gpus or wanted.processes or 1) * wanted.replicas
-        problem = _too_many_ranks(observed, role, ranks)
-        if problem is not None:
-            yield problem
+    for stage in stages_of(spec):
+        for role in (role for role in stage.roles if ROLES[role].trainable):
+            wanted = getattr(spec.roles, role)
+            ranks = (wanted.gpus or wanted.processes or 1) * wanted.replicas
+            problem = _too_many_ranks(spec, stage, role, ranks)
+            if problem is not None:
+                yield problem
 
 
-def _too_many_ranks(observed: Observed, role: str, ranks: int) -> str | None:
-    training = observed.job.spec.training
+def _too_many_ranks(spec: AlignmentJobSpec, stage: Stage, role: str, ranks: int) -> str | None:
+    training = spec_of_stage(spec, stage.name).training
     if training.sharding == "none" and ranks > 1:
         return (
             f"spec.training.sharding: `none` takes one rank, and role {role} has {ranks} "
@@ -129,10 +136,18 @@ def _too_many_ranks(observed: Observed, role: str, ranks: int) -> str | None:
         )
     if ROLES[role].trainable and training.batch_size < ranks:
         return (
-            f"spec.training.batchSize: {training.batch_size} sequences a step cannot feed {ranks} ranks of {role}; "
+            f"{_batch_field(spec, stage)}: {training.batch_size} sequences a step cannot feed {ranks} ranks of {role}; "
             f"write at least {ranks}, or ask for fewer ranks"
         )
     return None
+
+
+def _batch_field(spec: AlignmentJobSpec, stage: Stage) -> str:
+    """Where the batch size of the stage's trainee is written."""
+    if stage.name != "reward":
+        return "spec.training.batchSize"
+    place = next(place for place, reward in enumerate(spec.algorithm.rewards) if reward.train is not None)
+    return f"spec.algorithm.{spec.algorithm.name}.rewards[{place}].train.batchSize"
 
 
 def _roles(observed: Observed) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from alignment_api.job import AlignmentJob
-from alignment_api.status import CheckpointStatus, Progress
+from alignment_api.roles import StageName
+from alignment_api.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
 from alignment_operator.plan.types import PodView
 
 Fact = TypeVar("Fact")
@@ -16,13 +17,20 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
     """The job with what its pods have told in its status. What no pod tells any more stays as it was recorded."""
     by_life = sorted(pods, key=lambda pod: pod.life)
     status = job.status
+    current = [pod for pod in by_life if pod.stage == status.stage]  # steps of another stage are other steps
     facts = {
         "data": _last([status.data, *(_told(pod, "data") for pod in by_life)]),
         "model": _last([status.model, *(_told(pod, "model") for pod in by_life)]),
-        "checkpoint": _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in by_life)]),
-        "evaluation": _last([status.evaluation, *(pod.outcome.evaluation for pod in by_life if pod.outcome)]),
+        "checkpoint": _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in current)]),
+        "evaluation": _last([status.evaluation, _evaluated(by_life, "evaluate")]),
+        "stages": tuple(_with_result(stage, by_life) for stage in status.stages),
     }
     return job.model_copy(update={"status": status.model_copy(update=facts)})
+
+
+def begin_training(status: AlignmentJobStatus) -> AlignmentJobStatus:
+    """Steps, figures and commits of an earlier stage's trainee are not those of the next one's."""
+    return status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None})
 
 
 def progress_of(
@@ -49,6 +57,15 @@ def finished(progress: Progress | None) -> Progress | None:
     if progress is None:
         return None
     return progress.model_copy(update={"step": progress.total_steps or progress.step, "eta_seconds": 0})
+
+
+def _with_result(stage: StageStatus, pods: list[PodView]) -> StageStatus:
+    evaluation = _last([stage.evaluation, _evaluated(pods, stage.name)])
+    return stage.model_copy(update={"evaluation": evaluation})
+
+
+def _evaluated(pods: list[PodView], stage: StageName) -> EvaluationReport | None:
+    return _last([pod.outcome.evaluation for pod in pods if pod.stage == stage and pod.outcome is not None])
 
 
 def _told(pod: PodView, fact: str) -> object:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from alignment_api.roles import PoolName, Stage
+from alignment_api.job import AlignmentJob
+from alignment_api.reward_stage import spec_of_stage
+from alignment_api.roles import ROLES, PoolName, Stage
 from alignment_api.sizing import replicas_of, size_of
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import InstanceRecord
@@ -19,6 +21,17 @@ def pool_of(spec: AlignmentJobSpec, role: str) -> PoolName:
     """Where the role's pods go: what its placement says; a role without a model needs no paid node."""
     placement: PoolName = getattr(getattr(spec.roles, role), "placement", "cpu")
     return placement
+
+
+def parameters_in(job: AlignmentJob, stage: Stage) -> int | None:
+    """Parameters of the model of a stage; None where nobody has counted them: `prepare` looks at spec.model alone."""
+    same = spec_of_stage(job.spec, stage.name).model == job.spec.model
+    return job.status.model.parameters if same and job.status.model is not None else None
+
+
+def gang_size(spec: AlignmentJobSpec, stage: Stage) -> int:
+    """Pods of the stage's gang; 0 where nothing trains."""
+    return sum(replicas_of(spec, role) for role in stage.roles if ROLES[role].trainable)
 
 
 def missing_instances(
@@ -43,10 +56,10 @@ def removals(pods: Iterable[PodView], wanted: Iterable[InstanceRecord], keep_log
 
 
 def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRecord) -> Instance:
-    job, spec = observed.job, observed.job.spec
+    job, spec = observed.job, spec_of_stage(observed.job.spec, stage.name)
     pool = pool_of(spec, line.role)
-    parameters = job.status.model.parameters if job.status.model is not None else None
-    size = size_of(spec, line.role, observed.platform.pools.named(pool), parameters)
+    size = size_of(spec, line.role, observed.platform.pools.named(pool), parameters_in(job, stage))
+    gang = gang_size(spec, stage) if ROLES[line.role].trainable else 1
     return Instance(
         name=instance_name(job, line.role, line.index, line.life),
         role=line.role,
@@ -60,6 +73,8 @@ def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRe
         gpus=size.gpus,
         cpu=size.cpu,
         memory=size.memory,
+        scratch_gib=size.scratch_gib,
+        gang=gang,
         peers=stage.calls.get(line.role, ()),
         gated=must_wait(stage, line.role, ledger, observed.pods),
     )

@@ -13,7 +13,7 @@ from alignment_api.status import RoleStatus
 from alignment_operator.places import makes_output, makes_storage
 from alignment_operator.plan.admission import refusals
 from alignment_operator.plan.deadlines import ADMISSION, next_look
-from alignment_operator.plan.facts import learn
+from alignment_operator.plan.facts import begin_training, learn
 from alignment_operator.plan.gates import gates_to_open
 from alignment_operator.plan.instances import missing_instances, pool_of, removals
 from alignment_operator.plan.ledger import (
@@ -46,6 +46,9 @@ def make_plan(observed: Observed, now: datetime) -> Plan:
 def _plan_pass(observed: Observed, now: datetime) -> Plan:
     job, pods = observed.job, observed.pods
     course, ledger = follow(job, read_ledger(job.status, _tallies(job), pods), pods, now)
+    if course.has_begun and course.current is not None and ROLES[course.current.lead].trainable:
+        job = job.model_copy(update={"status": begin_training(job.status)})
+        observed = replace(observed, job=job)
     groups = groups_of(job.spec, course.current) if course.current is not None else ()
     ledger = count_ends(ledger, groups, pods, now)
     verdict = judge(observed, course, ledger, now)

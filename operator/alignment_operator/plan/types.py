@@ -102,6 +102,10 @@ class Instance:
     """Kubernetes quantity: cores."""
     memory: str
     """Kubernetes quantity: bytes."""
+    scratch_gib: int = 0
+    """Part of the memory that holds weights on their way."""
+    gang: int = 1
+    """Pods that are scheduled and restarted together with it, itself included."""
     peers: tuple[str, ...] = ()
     """Roles whose servers it calls."""
     gated: bool = False
@@ -131,6 +135,8 @@ class Support:
     """Roles that have a headless Service of ready pods."""
     gang_roles: tuple[str, ...]
     """Roles whose pods find each other by name, ready or not."""
+    gang: int = 0
+    """Pods of the stage's gang; 0 where nothing trains."""
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,14 @@ def _mistake(observed: Observed, ledger: Ledger) -> Verdict | None:
 
 
 def _misfit(observed: Observed, course: Course, ledger: Ledger) -> Verdict | None:
-    model, stage = observed.job.status.model, course.current
-    if model is None or stage is None or any(line.role == stage.lead for line in ledger.lines.values()):
+    stage = course.current
+    if (
+        stage is None
+        or not ROLES[stage.lead].accelerated
+        or any(line.role == stage.lead for line in ledger.lines.values())
+    ):
         return None
-    problem = misfit(observed, stage, model.parameters)
+    problem = misfit(observed, stage)
     return Verdict("Failed", "DoesNotFit", f"does not fit: {problem}") if problem is not None else None
 
 

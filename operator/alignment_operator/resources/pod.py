@@ -26,7 +26,7 @@ TRAINABLE_TOLERATION_SECONDS = 60
 SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT), "prometheus.io/path": "/metrics"}
 """What the usual scrape configuration of Prometheus looks for."""
 SHARED_MEMORY_PART = 4
-"""/dev/shm may take a quarter of the pod's memory; it counts against the pod's limit."""
+"""/dev/shm may take a quarter of the pod's memory, besides weights on their way; it counts against the pod's limit."""
 
 
 def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Manifest:
@@ -132,7 +132,9 @@ def _mounts(job: AlignmentJob, platform: Platform) -> list[Manifest]:
 
 
 def _volumes(job: AlignmentJob, instance: Instance, platform: Platform) -> list[Manifest]:
-    shared = quantity_value(instance.memory) / SHARED_MEMORY_PART / Decimal(1024**2)
+    memory = quantity_value(instance.memory)
+    wanted = memory / SHARED_MEMORY_PART + instance.scratch_gib * 1024**3
+    shared = min(wanted, memory) / Decimal(1024**2)
     return [
         {"name": "job", "configMap": {"name": names.config_name(job, instance.attempt)}},
         {"name": "token", "secret": {"secretName": names.token_name(job), "defaultMode": 0o440}},
