@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_runs import Setting, tiny_engine, tiny_llama, tiny_run
+from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_run, trained_values
 
 from alignment_trainer.commits import restore, verify_together
 from alignment_trainer.engines.state import load_weights
@@ -37,6 +37,15 @@ def resumed(folder: str, commit: str, reference: str, **setting: Any) -> dict[st
     run.position = restore(Path(commit), engine)
     train(run)
     return _figures(run, recorder)
+
+
+def value_models(shardings: list[str]) -> dict[str, dict[str, float]]:
+    """Sums of a trained value model's weights, by sharding; on rank 0."""
+    found = {}
+    for sharding in shardings:
+        weights = trained_values(tiny_classifier(), sharding).full_weights()
+        found[sharding] = {name: tensor.sum().item() for name, tensor in weights if tensor is not None}
+    return found
 
 
 def _load(path: str | None) -> torch.Tensor | None:

@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
+)
 
+from alignment_trainer import distributed
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.checkpoint import Commit
 from alignment_trainer.commits import Commits
 from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.packing import pack
+from alignment_trainer.data.packing import PromptGroup, pack, pack_whole, pair_group
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
-from alignment_trainer.models import scorer
+from alignment_trainer.models import scorer, value_scorer
 from alignment_trainer.run import Data, Pace, Run, StepReport
 from alignment_trainer.schedule import WarmupCosine
 from alignment_trainer.scoring import score_sequences
@@ -55,6 +62,29 @@ def pairs(count: int, seed: int = 0) -> list[PreferenceExample]:
         return tuple(torch.randint(VOCABULARY, (length,), generator=generator).tolist())
 
     return [PreferenceExample(row, tokens(), tokens(), tokens()) for row in range(1, count + 1)]
+
+
+VALUE_GROUPS = [*(pair_group(pair) for pair in pairs(4)), PromptGroup((1, 2), ((3,), (4, 5), (6, 7, 8)))]
+
+
+def tiny_classifier(family: str = "llama", labels: int = 1) -> Any:
+    """A random sequence classifier."""
+    config, network = {
+        "llama": (LlamaConfig, LlamaForSequenceClassification),
+        "qwen2": (Qwen2Config, Qwen2ForSequenceClassification),
+    }[family]
+    torch.manual_seed(5)
+    return network(config(**SHAPE, num_labels=labels, pad_token_id=None))
+
+
+def trained_values(classifier: Any, sharding: str = "none") -> Engine:
+    """After three steps towards the scores 0, 1, 2, ...; every rank computes its part of the same loss."""
+    engine = ENGINES[sharding](value_scorer(classifier), OptimizerOptions(0.01, 1.0), "fp32", torch.device("cpu"))
+    for _ in range(3):
+        scores = engine.forward(pack_whole(VALUE_GROUPS))
+        engine.backward((scores - torch.arange(len(scores))).square().mean() / distributed.world_size())
+        engine.step(1e-3)
+    return engine
 
 
 @dataclass
