@@ -1,4 +1,4 @@
-"""The role `actor`: the trainee of PPO and GRPO. Claims an epoch, takes up where the lineage left off, trains, exports."""
+"""The role `actor`: the trainee of PPO and GRPO. It claims an epoch, begins with its critic, trains, exports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from alignment_trainer import distributed
 from alignment_trainer.algorithms import make_online
 from alignment_trainer.assembly import Policy, make_policy
 from alignment_trainer.attempt import claim_attempt, make_commits, start_folder
-from alignment_trainer.critic import make_value_trainer
 from alignment_trainer.commits import Commits
+from alignment_trainer.critic import make_value_trainer
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.store import PreparedPrompts, open_prompts
-from alignment_trainer.evaluate import MODEL_FOLDER
 from alignment_trainer.export import DTYPES, export_model
+from alignment_trainer.heldout import MODEL_FOLDER
 from alignment_trainer.instance import Instance
 from alignment_trainer.online.critic import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
 from alignment_trainer.online.experience import EXPERIENCE_FILE, Experience, load_experience
@@ -67,9 +67,7 @@ def run(instance: Instance) -> Outcome:
             return _train(instance, device, publisher, functions)
 
 
-def _train(
-    instance: Instance, device: torch.device, publisher: WeightPublisher, functions: FunctionScorer
-) -> Outcome:
+def _train(instance: Instance, device: torch.device, publisher: WeightPublisher, functions: FunctionScorer) -> Outcome:
     claim = claim_attempt(instance)
     begun = _begin(instance, device, start_folder(instance, claim))
     tokenizer = load_tokenizer(instance.spec.model.source, begun.model)
@@ -189,6 +187,4 @@ def _make_run(
 
 def _outcome(result: Literal["succeeded", "interrupted"], loop: OnlineRun) -> Outcome:
     newest = loop.commits.newest
-    return Outcome(
-        result=result, step=loop.position.step, checkpoint=checkpoint_status(newest) if newest else None
-    )
+    return Outcome(result=result, step=loop.position.step, checkpoint=checkpoint_status(newest) if newest else None)

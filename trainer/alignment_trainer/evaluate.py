@@ -1,4 +1,4 @@
-"""The role `evaluator` of the offline algorithms: the exported model on the held-out rows."""
+"""The role `evaluator`: the exported model on the held-out rows."""
 
 from __future__ import annotations
 
@@ -15,28 +15,35 @@ from alignment_trainer.data.store import open_prepared
 from alignment_trainer.heldout import MODEL_FOLDER, HeldOut, write_report
 from alignment_trainer.instance import Instance
 from alignment_trainer.local_scorer import LocalScorer, sum_completions
+from alignment_trainer.online.evaluator import evaluate_online
 
 log = logging.getLogger(__name__)
 
 
 def run(instance: Instance) -> Outcome:
-    """Scores the exported model on the held-out rows and writes evaluation.json beside it."""
+    """Scores the model as it came and the exported one, and writes evaluation.json beside that."""
+    evaluate = evaluate_offline if instance.spec.algorithm.online is None else evaluate_online
+    with instance.metrics.phase("evaluate"):
+        report = evaluate(instance, _exported_model(instance))
+    if report is None:
+        return Outcome(result="interrupted")
+    write_report(instance.output, report)
+    instance.board.update(state="evaluated", metrics={f"heldout_{name}": i.value for name, i in report.after.items()})
+    log.info("evaluated", extra=report.model_dump(mode="json"))
+    return Outcome(result="succeeded", evaluation=report)
+
+
+def evaluate_offline(instance: Instance, exported: Path) -> EvaluationReport | None:
+    """By the exported model's scores of the held-out rows; None where this process was asked to go."""
     held_out = HeldOut.of(instance.spec, open_prepared(instance.storage))
     before = held_out.before(instance.storage)
     instance.board.update(state="loading the exported model", ready=True)
-    scorer = LocalScorer(held_out.algorithm.kind, _exported_model(instance), instance.spec, instance.context.gpus)
+    scorer = LocalScorer(held_out.algorithm.kind, exported, instance.spec, instance.context.gpus)
     try:
-        with instance.metrics.phase("evaluate"):
-            scores = _score(instance, scorer, held_out)
+        scores = _score(instance, scorer, held_out)
     finally:
         scorer.close()
-    if scores is None:
-        return Outcome(result="interrupted")
-    report = EvaluationReport(before=before, after=held_out.figures(scores))
-    write_report(instance.output, report)
-    instance.board.update(state="evaluated", metrics={"heldout_accuracy": report.after["accuracy"].value})
-    log.info("evaluated", extra=report.model_dump(mode="json"))
-    return Outcome(result="succeeded", evaluation=report)
+    return None if scores is None else EvaluationReport(before=before, after=held_out.figures(scores))
 
 
 def _exported_model(instance: Instance) -> Path:

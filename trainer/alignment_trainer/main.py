@@ -32,6 +32,10 @@ ROLES = {
     "prepare": "alignment_trainer.prepare",
     "reference": "alignment_trainer.servers.reference",
     "policy": "alignment_trainer.policy",
+    "actor": "alignment_trainer.actor",
+    "critic": "alignment_trainer.critic",
+    "reward": "alignment_trainer.servers.reward",
+    "rollout": "alignment_trainer.servers.rollout",
     "evaluator": "alignment_trainer.evaluate",
 }
 """Role -> module with its `run(instance) -> Outcome`. By name: the server answers while torch is being loaded."""

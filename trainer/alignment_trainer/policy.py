@@ -16,7 +16,7 @@ from alignment_api.status import Evaluated, EvaluationReport
 from alignment_trainer import distributed
 from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.assembly import Policy, Surroundings, make_policy, make_run, score_batches
-from alignment_trainer.commits import Commits
+from alignment_trainer.attempt import claim_attempt, make_commits, start_folder
 from alignment_trainer.data.reference import (
     ReferenceCache,
     Shard,
@@ -40,15 +40,7 @@ from alignment_trainer.reporting import Reporter, checkpoint_status
 from alignment_trainer.run import Data, Interrupted, Run
 from alignment_trainer.scoring import score_sequences
 from alignment_trainer.sources import resolve_model
-from alignment_trainer.storage import (
-    Claim,
-    check_owner,
-    checkpoints_folder,
-    claim_epoch,
-    resume_from,
-    start_of,
-    tidy_commits,
-)
+from alignment_trainer.storage import check_owner
 from alignment_trainer.train import train
 
 log = logging.getLogger(__name__)
@@ -127,17 +119,12 @@ def _policy(instance: Instance, materials: Materials, start: Path | None) -> Pol
 
 
 def _train(instance: Instance, materials: Materials, untouched: Policy | None) -> Outcome:
-    spec, storage = instance.spec, instance.storage
-    claim = _claim(instance)
-    start = _start(instance, claim)
+    spec = instance.spec
+    claim = claim_attempt(instance)
+    start = start_folder(instance, claim)
     instance.board.update(state="loading the model")
     policy = untouched if untouched and start is None else _policy(instance, materials, start)
-    commits = Commits(
-        checkpoints_folder(storage),
-        claim.epoch,
-        spec.checkpoint.keep,
-        tidy=lambda _folder, keep: tidy_commits(storage, claim.epoch, keep),
-    )
+    commits = make_commits(instance, claim)
     reporter = Reporter(instance)
     held_out = HeldOut.of(spec, materials.prepared)
     figures = _evaluation(instance, policy, held_out)
@@ -154,26 +141,6 @@ def _train(instance: Instance, materials: Materials, untouched: Policy | None) -
     finally:
         reporter.close()
     return _judge(instance, held_out, figures, loop) if instance.makes_reward else _outcome("succeeded", loop)
-
-
-def _claim(instance: Instance) -> Claim:
-    """Rank 0's claim, on every rank."""
-    claim: Claim | None = None
-    if distributed.rank() == 0:
-        claim = claim_epoch(instance.storage, instance.context.uid, instance.context.life)
-        log.info("claimed epoch %d", claim.epoch, extra={"start": claim.start.model_dump() if claim.start else None})
-    agreed = distributed.from_first_rank(claim)
-    if agreed is None:
-        raise RuntimeError("rank 0 made no claim")
-    return agreed
-
-
-def _start(instance: Instance, claim: Claim) -> Path | None:
-    """The commit to start from: the claim's, else on a job's very first attempt that of another job's storage."""
-    source = instance.spec.checkpoint.resume_from
-    if claim.start is not None or source is None:
-        return start_of(instance.storage, claim)
-    return resume_from(Path(instance.context.sources[source]), source).folder
 
 
 def _data(instance: Instance, materials: Materials) -> Data:

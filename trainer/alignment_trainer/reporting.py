@@ -26,8 +26,13 @@ HELD_OUT = {
     "accuracy": "heldout_accuracy",
     "margin": "heldout_margin",
     "likelierChosen": "heldout_likelier_chosen",
+    "reward": "heldout_reward",
 }
 """Held-out figure -> its gauge."""
+COMPONENT = "reward/"
+"""Begins the name of the mean of one of a job's rewards."""
+_COUNTED = frozenset({"prompts_trained", "dropped_prompts"})
+"""Of a step each; their gauges hold the sum so far."""
 
 
 class Reporter:
@@ -75,7 +80,8 @@ class Reporter:
         """The held-out rows were scored by the model after `step` steps."""
         values = {HELD_OUT[name]: interval.value for name, interval in figures.items() if name in HELD_OUT}
         self._publish(step, values)
-        log.info("held-out figures at step %d", step, extra={"step": step, **values})
+        told = {f"heldout_{name}": interval.value for name, interval in figures.items()}
+        log.info("held-out figures at step %d", step, extra={"step": step, **told})
 
     def close(self) -> None:
         """Writes out what is buffered."""
@@ -84,11 +90,17 @@ class Reporter:
 
     def _publish(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._metrics.set(name, value)
+            self._show(name, value)
             if self._curves is not None:
                 self._curves.add_scalar(name, value, step, walltime=time.time())
         self._latest |= values
         self._board.update(metrics=dict(self._latest))
+
+    def _show(self, name: str, value: float) -> None:
+        if name.startswith(COMPONENT):
+            self._metrics.set_component(name.removeprefix(COMPONENT), value)
+        else:
+            (self._metrics.add if name in _COUNTED else self._metrics.set)(name, value)
 
 
 def checkpoint_status(commit: Commit) -> CheckpointStatus:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignment_trainer import distributed
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PackedBatch, PromptGroup
+from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack
 from alignment_trainer.kinds import Pack
 
 Forward = Callable[[PackedBatch], Tensor]

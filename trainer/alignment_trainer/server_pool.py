@@ -202,7 +202,8 @@ class ServerPool(Generic[Item]):
         self._tries[item] += not self._leaving
         self.reissued += not self._leaving
         if self.options.tries is not None and self._tries[item] >= self.options.tries:
-            self.dropped[item] = f"{self._tries[item]} servers were lost over it; the last: {error or type(error).__name__}"
+            last = str(error) or type(error).__name__
+            self.dropped[item] = f"{self._tries[item]} servers were lost over it; the last: {last}"
             self._left -= 1
             log.warning("%s is dropped: %s", self.task.name(item), self.dropped[item])
         else:

@@ -1,4 +1,4 @@
-"""The offline algorithms, by their key in the spec."""
+"""The algorithms, by their key in the spec."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,13 @@ from typing import Any
 from alignment_api.algorithms import Algorithm
 from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm
 from alignment_trainer.algorithms.dpo import Dpo
+from alignment_trainer.algorithms.grpo import Grpo
+from alignment_trainer.algorithms.online import OnlineAlgorithm
+from alignment_trainer.algorithms.ppo import Ppo
 from alignment_trainer.algorithms.reward import RewardModel
 
 OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {"dpo": Dpo, "reward": RewardModel}
+ONLINE: dict[str, Callable[..., OnlineAlgorithm]] = {"ppo": Ppo, "grpo": Grpo}
 
 
 def make_algorithm(spec: Algorithm) -> OfflineAlgorithm:
@@ -17,4 +21,17 @@ def make_algorithm(spec: Algorithm) -> OfflineAlgorithm:
     return OFFLINE[spec.name](**dict(options))
 
 
-__all__ = ["OFFLINE", "LossAndMetrics", "OfflineAlgorithm", "make_algorithm"]
+def make_online(spec: Algorithm) -> OnlineAlgorithm:
+    """The algorithm that the spec names, for one that samples while it trains."""
+    return ONLINE[spec.name](spec.online)
+
+
+__all__ = [
+    "OFFLINE",
+    "ONLINE",
+    "LossAndMetrics",
+    "OfflineAlgorithm",
+    "OnlineAlgorithm",
+    "make_algorithm",
+    "make_online",
+]

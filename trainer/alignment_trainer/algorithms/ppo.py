@@ -42,6 +42,4 @@ class Ppo(OnlineAlgorithm):
         return adapt_kl_coef(kl_coef, kl, self._ppo.target_kl, completions, self._ppo.kl_horizon)
 
     def surrogate(self, logprobs: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        return policy_loss(
-            logprobs, batch.policy_logprobs, batch.advantages, self._ppo.clip_ratio, self._ppo.dual_clip
-        )
+        return policy_loss(logprobs, batch.policy_logprobs, batch.advantages, self._ppo.clip_ratio, self._ppo.dual_clip)

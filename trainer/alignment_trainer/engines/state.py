@@ -62,9 +62,9 @@ class SavedState:
         return tensor
 
 
-def load_weights(scorer: PackedModel, folder: Path) -> None:
+def load_weights(scorer: PackedModel, folder: Path, prefix: str = "") -> None:
     """Copies the saved weights into the model. Call it before an engine takes the model over."""
-    saved = SavedState(folder)
+    saved = SavedState(folder, prefix)
     with torch.no_grad():
         for name, parameter in scorer.named_parameters():
             parameter.copy_(saved.get("weight", scorer.hub_names[name]))

@@ -1,4 +1,4 @@
-"""What the actor sends a critic: prompt groups with what their tokens are worth, as safetensors; small things as JSON."""
+"""What the actor sends a critic: prompt groups and what their tokens are worth, as safetensors; the rest as JSON."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from alignment_api.context import Outcome
 from alignment_api.status import Evaluated, EvaluationReport, Progress
 from alignment_trainer.data.store import PreparedPrompts, open_prompts
 from alignment_trainer.export import DTYPES
@@ -21,8 +19,6 @@ from alignment_trainer.pinned_model import load_tokenizer
 from alignment_trainer.rewards import FunctionScorer
 from alignment_trainer.sources import resolve_model
 from alignment_trainer.weights.publisher import WeightPublisher
-
-log = logging.getLogger(__name__)
 
 
 def evaluate_online(instance: Instance, exported: Path) -> EvaluationReport | None:
@@ -60,8 +56,7 @@ def _evaluate(
     publisher.publish(version, folder_tensors(folder, DTYPES[instance.spec.training.precision]))
     which = ("the model as it came", "the exported model")[version]
     instance.board.update(state=f"sampling from {which}", progress=Progress(step=version, total_steps=2))
-    with instance.metrics.phase("evaluate"):
-        return judge_held_out(prepared.evaluation, judges, version, with_kl=True)
+    return judge_held_out(prepared.evaluation, judges, version, with_kl=True)
 
 
 def folder_tensors(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -70,11 +65,3 @@ def folder_tensors(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tens
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 yield name, file.get_tensor(name).to(dtype)
-
-
-def outcome_of(report: EvaluationReport | None) -> Outcome:
-    """How the evaluator ends."""
-    if report is None:
-        return Outcome(result="interrupted")
-    log.info("evaluated", extra=report.model_dump(mode="json"))
-    return Outcome(result="succeeded", evaluation=report)

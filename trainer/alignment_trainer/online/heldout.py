@@ -14,8 +14,7 @@ from alignment_trainer.commits import Position
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.online.experience import Rollout, padded
 from alignment_trainer.online.judges import Judges
-from alignment_trainer.online.measures import COMPONENT
-from alignment_trainer.reporting import Reporter
+from alignment_trainer.reporting import COMPONENT, Reporter
 from alignment_trainer.run import Interrupted
 from alignment_trainer.statistics import mean_interval, share_interval
 
@@ -52,9 +51,7 @@ def evaluated(
     return found | {"finished": share_interval(rollout.finished.numpy().astype(np.float64), prompts)}
 
 
-def heldout_evaluator(
-    rows: Sequence[PromptExample], judges: Judges, reporter: Reporter
-) -> Callable[[Position], None]:
+def heldout_evaluator(rows: Sequence[PromptExample], judges: Judges, reporter: Reporter) -> Callable[[Position], None]:
     """What the loop calls at a checkpoint; collective. Raises Interrupted."""
 
     def evaluate(position: Position) -> None:

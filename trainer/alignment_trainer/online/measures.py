@@ -9,9 +9,8 @@ from alignment_trainer.advantages import explained_variance, importance_weights
 from alignment_trainer.algorithms.online import Targets
 from alignment_trainer.commits import Position
 from alignment_trainer.online.experience import Scored
+from alignment_trainer.reporting import COMPONENT
 
-COMPONENT = "reward/"
-"""Begins the name of a reward's own mean."""
 _UNCAPPED = float("inf")
 
 
@@ -19,10 +18,12 @@ def measures(scored: Scored, targets: Targets, position: Position) -> dict[str, 
     """By short name; nats are per token, means over tokens but for rewards and lengths, which are over completions.
 
     mismatch: mean of |log pi - log rollout|, by the trainer and by vLLM, of the very tokens that were sampled.
-    entropy: of the policy, estimated as the mean of -log pi of what it sampled.
+    entropy: of the policy, estimated as the mean of -log pi of what it sampled. advantage_std: before whitening.
     """
     rollout, mask = scored.rollout, scored.rollout.mask
     difference = (scored.policy_logprobs - rollout.logprobs).abs()
+    has_critic = bool(scored.values.any())
+    advantages = targets.returns - scored.values if has_critic else targets.advantages
     importance = importance_weights(scored.policy_logprobs, rollout.logprobs, _UNCAPPED)
     found = {
         "reward": scored.scores.mean(),
@@ -33,12 +34,12 @@ def measures(scored: Scored, targets: Targets, position: Position) -> dict[str, 
         "mismatch": _over_tokens(difference, mask),
         "importance_weight": _over_tokens(importance, mask),
         "staleness": (position.version - rollout.versions.float()).mean(),
-        "advantage_std": targets.advantages[mask.bool()].std(unbiased=False),
+        "advantage_std": advantages[mask.bool()].std(unbiased=False),
         "prompts_trained": torch.tensor(len(rollout.rows)),
         "dropped_prompts": torch.tensor(len(rollout.dropped)),
     }
     found |= {f"{COMPONENT}{name}": values.mean() for name, values in scored.components.items()}
-    if scored.values.any():
+    if has_critic:
         found["explained_variance"] = explained_variance(scored.values, targets.returns, mask)
     return {name: float(value) for name, value in found.items()}
 

@@ -114,7 +114,8 @@ class Rollouts:
         known = self.known()
         broken = [server for server in known if server.error is not None]
         if known and len(broken) == len(known):
-            raise RuntimeError(f"no rollout server takes weights {plan.versions[1]}: {broken[0].url}: {broken[0].error}")
+            first = broken[0]
+            raise RuntimeError(f"no rollout server takes weights {plan.versions[1]}: {first.url}: {first.error}")
         oldest, newest = plan.versions
         return (s for s in known if s.attempt == self.attempt and oldest <= s.version <= newest)
 

@@ -71,9 +71,9 @@ class Minibatch:
 class OnlineRun:
     """One attempt's training. The same on every rank.
 
-    publish: hands the weights to the rollout servers as a version; collective. evaluate: scores held-out
-    prompts at a position; collective. phase, working: tell the metrics what time goes into. unfinished: what a commit held of the updates
-    of the step that comes next.
+    publish: hands the weights to the rollout servers as a version; collective. evaluate: scores held-out prompts at a
+    position; collective. phase, working: tell the metrics what time goes into. unfinished: what a commit held of the
+    updates of the step that comes next. critic_steps: optimizer steps of the critic so far.
     """
 
     engine: Engine
