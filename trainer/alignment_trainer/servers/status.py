@@ -68,9 +68,9 @@ class StatusServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="status-server", daemon=True)
 
-    def add_route(self, path: str, handler: Handler) -> None:
-        """Serves `path` by POST, behind the token. A plain function runs in a thread, so that /healthz goes on."""
-        self._app.router.routes.append(Route(path, handler, methods=["POST"]))
+    def add_route(self, path: str, handler: Handler, method: str = "POST") -> None:
+        """Serves `path`, behind the token. A plain function runs in a thread, so that /healthz goes on."""
+        self._app.router.routes.append(Route(path, handler, methods=[method]))
 
     def __enter__(self) -> StatusServer:
         family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET

@@ -1,0 +1,153 @@
+"""What a trainee publishes, and what it knows of the servers that poll it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from roles import TinyJob
+from safetensors.torch import load
+
+from alignment_api.manifest import read_manifest
+from alignment_trainer.instance import Instance
+from alignment_trainer.interruption import Interruption
+from alignment_trainer.metrics import Metrics
+from alignment_trainer.servers.board import StatusBoard
+from alignment_trainer.servers.status import StatusServer
+from alignment_trainer.weights import publisher as module
+from alignment_trainer.weights.manifest import WeightManifest
+from alignment_trainer.weights.publisher import WeightPublisher
+
+POLL = {"name": "rollout-0", "port": "8000", "attempt": "0", "version": "0"}
+Served = tuple[WeightPublisher, httpx.Client]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
+    return TinyJob(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture
+def served(job: TinyJob) -> Iterator[Served]:
+    """A publisher of attempt 3, and a client with the token."""
+    context = job.context("policy", life=3)
+    board, metrics = StatusBoard(), Metrics("tiny", "actor")
+    with StatusServer(("127.0.0.1", 0), "secret", board, metrics.registry) as server:
+        spec = read_manifest((job.folder / "job.yaml").read_text(), "job.yaml")
+        instance = Instance(context, spec, board, metrics, Interruption(), server)
+        headers = {"Authorization": "Bearer secret"}
+        with (
+            WeightPublisher(instance) as publisher,
+            httpx.Client(base_url=f"http://127.0.0.1:{server.port}", headers=headers) as client,
+        ):
+            yield publisher, client
+
+
+def _weights(fill: float) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((2, 3), fill), "b": torch.full((4,), fill, dtype=torch.bfloat16)}
+
+
+def _manifest(client: httpx.Client) -> WeightManifest:
+    return WeightManifest.model_validate_json(client.get("/v1/weights", params=POLL).text)
+
+
+def test_a_poll_before_the_first_version_registers_and_gets_nothing(served: Served) -> None:
+    publisher, client = served
+    assert client.get("/v1/weights", params=POLL).status_code == 204
+    assert [(s.name, s.url, s.attempt, s.version, s.error) for s in publisher.servers()] == [
+        ("rollout-0", "http://127.0.0.1:8000", 0, 0, None)
+    ]
+
+
+def test_parts_hold_what_was_published_under_their_checksums(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher, client = served
+    monkeypatch.setattr(module, "PART_BYTES", 24)  # `a` alone fills one
+    publisher.publish(0, _weights(1.5).items())
+    manifest = _manifest(client)
+    assert (manifest.attempt, manifest.version) == (3, 0)
+    assert manifest.tensors == {"a": ("float32", (2, 3)), "b": ("bfloat16", (4,))}
+    bodies = [client.get(part.sources[0]).content for part in manifest.parts]
+    assert [hashlib.sha256(body).hexdigest() for body in bodies] == [part.sha256 for part in manifest.parts]
+    assert [len(body) for body in bodies] == [part.bytes for part in manifest.parts]
+    found = [load(body) for body in bodies]
+    assert [list(each) for each in found] == [["a"], ["b"]]
+    assert found[0]["a"].equal(_weights(1.5)["a"])
+    assert found[1]["b"].equal(_weights(1.5)["b"])
+
+
+def test_a_range_of_a_part_is_that_range(served: Served) -> None:
+    publisher, client = served
+    publisher.publish(0, _weights(1.5).items())
+    source = _manifest(client).parts[0].sources[0]
+    rest = client.get(source, headers={"Range": "bytes=100-"})
+    assert rest.status_code == 206
+    assert rest.content == client.get(source).content[100:]
+
+
+def test_weights_are_behind_the_token(served: Served) -> None:
+    publisher, client = served
+    publisher.publish(0, _weights(1.5).items())
+    source = _manifest(client).parts[0].sources[0]
+    for path in ("/v1/weights", source):
+        assert httpx.get(f"{client.base_url}{path}").status_code == 401
+
+
+def test_the_last_two_versions_are_kept(served: Served, job: TinyJob) -> None:
+    publisher, client = served
+    sources = []
+    for version in (4, 5, 6):
+        publisher.publish(version, _weights(version).items())
+        sources.append(_manifest(client).parts[0].sources[0])
+    assert [client.get(source).status_code for source in sources] == [404, 200, 200]
+    assert sorted(path.name for path in (job.folder / "scratch").iterdir()) == ["weights-3-5", "weights-3-6"]
+
+
+def test_a_version_is_never_published_twice(served: Served) -> None:
+    publisher, _ = served
+    publisher.publish(5, _weights(1.0).items())
+    with pytest.raises(ValueError, match="weights 5 come after 5"):
+        publisher.publish(5, _weights(2.0).items())
+
+
+def test_what_was_published_goes_with_the_publisher(job: TinyJob, served: Served) -> None:
+    publisher, client = served
+    publisher.publish(0, _weights(1.0).items())
+    publisher.__exit__(None, None, None)
+    assert list((job.folder / "scratch").iterdir()) == []
+    assert client.get("/v1/weights", params=POLL).status_code == 204
+
+
+def test_a_server_tells_its_version_and_its_error_and_is_forgotten_when_silent(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher, client = served
+    client.get("/v1/weights", params=POLL)
+    client.get("/v1/weights", params=POLL | {"name": "rollout-1", "version": "7", "error": "no tensor `c`"})
+    assert [(s.name, s.version, s.error) for s in publisher.servers()] == [
+        ("rollout-0", 0, None),
+        ("rollout-1", 7, "no tensor `c`"),
+    ]
+    monkeypatch.setattr(module, "HEARD_WITHIN", 0.0)
+    assert publisher.servers() == ()
+
+
+@pytest.mark.parametrize("wrong", [{"name": "rollout-0"}, POLL | {"port": "http"}])
+def test_a_poll_that_is_none_is_refused_with_an_example(served: Served, wrong: dict[str, str]) -> None:
+    answer = served[1].get("/v1/weights", params=wrong)
+    assert answer.status_code == 400
+    assert "send ?name=rollout-0&port=8000" in answer.json()["error"]
+
+
+def test_without_room_in_memory_it_says_whose_memory(
+    served: Served, job: TinyJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(module.ScratchFull, match="give the actor more memory"):
+        served[0].publish(0, _weights(1.0).items())
