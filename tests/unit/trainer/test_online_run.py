@@ -1,0 +1,130 @@
+"""The online loop in one process: what it learns, that it resumes anywhere, that micro-batches change nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from online_runs import OnlineSetting, online_run
+
+from alignment_trainer.checkpoint import list_commits, verify
+from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.online.experience import Experience, load_experience, save_experience, subgroups
+from alignment_trainer.online.minibatches import minibatches, plan_micros
+from alignment_trainer.run import Interrupted
+from alignment_trainer.train import train_online
+
+GROUPS = (PromptGroup((1, 2), ((3, 4), (5,))), PromptGroup((6,), ((7, 8, 9), (10,))))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_before_its_first_update_the_policy_is_its_sampler_and_its_reference(tmp_path: Path, algorithm: str) -> None:
+    run, recorder = online_run(tmp_path, OnlineSetting(algorithm, steps=1, epochs=1, batch_size=16))
+    train_online(run)
+    metrics = recorder.reports[0].metrics
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["update_kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["mismatch"] == pytest.approx(0, abs=1e-5)
+    assert metrics["importance_weight"] == pytest.approx(1, abs=1e-5)
+    assert metrics["clip_ratio"] == 0
+    assert metrics["staleness"] == 0
+    assert metrics["prompts_trained"] == 4
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_the_policy_learns_what_is_rewarded(tmp_path: Path, algorithm: str) -> None:
+    """Even tokens are half of a random model's; 25 steps make them most of what it says."""
+    run, recorder = online_run(tmp_path, OnlineSetting(algorithm, steps=25, learning_rate=3e-3))
+    train_online(run)
+    rewards = [report.metrics["reward"] for report in recorder.reports]
+    assert np.mean(rewards[:3]) < 0.65
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.15
+    assert recorder.reports[-1].metrics["kl"] > 0
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_micro_batches_change_no_update(tmp_path: Path, algorithm: str) -> None:
+    """All completions at once against one group at a time: the same norms and losses, to fp32 accuracy."""
+    found = []
+    for tokens in (10**6, 1):
+        run, recorder = online_run(tmp_path / str(tokens), OnlineSetting(algorithm, steps=2, micro_tokens=tokens))
+        train_online(run)
+        found.append(recorder.reports)
+    for whole, single in zip(*found, strict=True):
+        assert single.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+        assert single.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("asked_after", [0, 1, 3, 4, 6, 9])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_run_that_was_asked_to_go_goes_on_bit_for_bit(tmp_path: Path, algorithm: str, asked_after: int) -> None:
+    """Between any two updates: actor and critic from one commit, the experience not sampled again."""
+    setting = OnlineSetting(algorithm, steps=3)
+    whole, expected = online_run(tmp_path / "whole", setting)
+    train_online(whole)
+
+    answers = iter([False] * asked_after)
+    first, before = online_run(tmp_path / "cut", setting, stop=lambda: next(answers, True))
+    with pytest.raises(Interrupted):
+        train_online(first)
+    newest = list_commits(tmp_path / "cut" / "0001")[0]
+    assert (verify(newest).step, verify(newest).updates) == divmod(asked_after, 4)
+    second, after = online_run(tmp_path / "cut", setting, start=newest)
+    train_online(second)
+
+    seen = [(r.step, r.grad_norm, r.metrics["loss"]) for r in before.reports + after.reports]
+    wanted = [(r.step, r.grad_norm, r.metrics["loss"]) for r in expected.reports]
+    cut = asked_after // 4
+    assert seen[:cut] + seen[cut + 1 :] == wanted[:cut] + wanted[cut + 1 :]  # of the cut step a part is reported
+    for (name, a), (_, b) in zip(second.engine.full_weights(), whole.engine.full_weights(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_critic_alone_learns_until_it_is_warm(tmp_path: Path) -> None:
+    run, recorder = online_run(tmp_path, OnlineSetting(steps=2, warmup=4))
+    before = {name: tensor.clone() for name, tensor in run.engine.full_weights()}
+    versions = []
+    run.publish = versions.append
+    train_online(run)
+    first, second = recorder.reports
+    assert "loss" not in first.metrics
+    assert first.metrics["value_loss"] > 0
+    assert "loss" in second.metrics
+    assert versions == [2]
+    assert any(not torch.equal(before[name], tensor) for name, tensor in run.engine.full_weights())
+
+
+def test_updates_end_where_the_policy_has_gone_far_enough(tmp_path: Path) -> None:
+    far = OnlineSetting("grpo", steps=1, epochs=4, learning_rate=3e-2, max_update_kl=1e-3)
+    run, _ = online_run(tmp_path, far)
+    train_online(run)
+    assert 1 < run.engine.steps < 8
+
+
+def test_every_completion_is_in_one_minibatch_of_an_epoch() -> None:
+    parts = minibatches(GROUPS, 3, (0, 1, 2))
+    assert Counter(index for part in parts for index in part) == Counter(range(4))
+    assert minibatches(GROUPS, 3, (0, 1, 2)) == parts
+    assert len(minibatches(GROUPS, 1, (0, 0, 0))) == 4
+    assert len(minibatches(GROUPS, 100, (0, 0, 0))) == 1
+
+
+def test_completions_of_a_prompt_share_it_where_they_meet() -> None:
+    cut = subgroups(GROUPS, (1, 0, 2, 3))
+    assert cut == [(PromptGroup((1, 2), ((5,), (3, 4))), (1, 0)), (PromptGroup((6,), ((7, 8, 9), (10,))), (2, 3))]
+    shares = plan_micros(GROUPS, (1, 2), ranks=2, micro_tokens=100)
+    assert sorted(index for share in shares for micro in share if micro.counts for index in micro.indices) == [1, 2]
+
+
+def test_an_experience_survives_its_file(tmp_path: Path) -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).float()
+    fields = ("rollout_logprobs", "policy_logprobs", "ref_logprobs", "values", "advantages", "returns")
+    experience = Experience(GROUPS, mask, **{name: torch.randn(4, 3) * mask for name in fields})
+    save_experience(experience, tmp_path)
+    back = load_experience(tmp_path)
+    assert back.groups == GROUPS
+    assert all(torch.equal(getattr(back, name), getattr(experience, name)) for name in ("mask", *fields))
+    assert experience.flat("values", (2, 1)).tolist() == [*experience.values[2].tolist(), experience.values[1, 0].item()]
