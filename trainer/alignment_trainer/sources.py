@@ -23,24 +23,27 @@ class Resolved:
     revision: str | None = None
 
 
-def resolve_model(model: Model, sources: Mapping[str, str], pinned: str | None = None) -> Resolved:
+def resolve_model(
+    model: Model, sources: Mapping[str, str], pinned: str | None = None, field: str = "spec.model"
+) -> Resolved:
     """The model's folder; of an hf:// model the commit `pinned`, else what `revision` names now.
 
-    Raises UserError where there is none.
+    field: where the manifest says it. Raises UserError where there is none.
     """
     if parse_source(model.source).scheme == "hf":
-        return _download_model(parse_source(model.source).path, pinned or model.revision)
-    return Resolved(_local_path(model.source, sources, "spec.model.source", "ModelNotFound"))
+        return _download_model(parse_source(model.source).path, pinned or model.revision, field)
+    return Resolved(local_path(model.source, sources, f"{field}.source", "ModelNotFound"))
 
 
 def resolve_data(source: str, sources: Mapping[str, str], split: str, revision: str, field: str) -> Resolved:
     """The file or folder of a data source; of an hf:// one the files of the split. Raises UserError."""
     if parse_source(source).scheme == "hf":
         return _download_data(parse_source(source).path, split, revision, field)
-    return Resolved(_local_path(source, sources, field, "DataNotFound"))
+    return Resolved(local_path(source, sources, field, "DataNotFound"))
 
 
-def _local_path(source: str, sources: Mapping[str, str], field: str, reason: str) -> Path:
+def local_path(source: str, sources: Mapping[str, str], field: str, reason: str) -> Path:
+    """Where a pvc:// or file:// source is here. Raises UserError where nothing is mounted, or nothing there."""
     if source not in sources:
         raise UserError(reason, f"{field}: the runtime gave no path for `{source}`; it knows {sorted(sources)}")
     path = Path(sources[source])
@@ -51,17 +54,17 @@ def _local_path(source: str, sources: Mapping[str, str], field: str, reason: str
     return path
 
 
-def _download_model(repository: str, revision: str) -> Resolved:
+def _download_model(repository: str, revision: str, field: str) -> Resolved:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         folder = snapshot_download(repository, revision=revision, allow_patterns=list(MODEL_FILES))
     except GatedRepoError as error:
-        message = f"spec.model.source: `hf://{repository}` is gated; name a Secret with HF_TOKEN in spec.credentials"
+        message = f"{field}.source: `hf://{repository}` is gated; name a Secret with HF_TOKEN in spec.credentials"
         raise UserError("ModelNotAllowed", message) from error
     except RevisionNotFoundError as error:
-        message = f"spec.model.revision: `hf://{repository}` has no `{revision}`; write a branch, tag or commit"
+        message = f"{field}.revision: `hf://{repository}` has no `{revision}`; write a branch, tag or commit"
         raise UserError("ModelNotFound", message) from error
     except RepositoryNotFoundError as error:
         message = f"spec.model.source: the hub shows no `hf://{repository}`; check the name, or spec.credentials"

@@ -1,0 +1,170 @@
+"""The functions themselves. They are made and called in the worker; nothing here limits their time."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from alignment_api.rewards import JsonSchema, Length, NumericAnswer, PythonFunction, Regex, RewardFunction
+from alignment_trainer.rewards.answer import Answer
+
+Score = Callable[[Answer], Any]
+"""What an answer is worth; what is no finite number is its author's mistake."""
+_SIGNATURE = "def {name}(completion: str, row: dict) -> float"
+
+
+class BadFunction(Exception):
+    """It cannot be made. field: below `function`, in camelCase. message: what was found and what to write instead."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class BadRow(Exception):
+    """The row lacks what a function asks of it. message: what was found and what to write instead."""
+
+
+def make_score(function: RewardFunction, path: Path | None) -> Score:
+    """The function that the spec describes; `path` is where its module is, where it has one. Raises BadFunction."""
+    return _MAKERS[function.name](getattr(function, function.name), path)
+
+
+def _numeric_answer(options: NumericAnswer, path: Path | None) -> Score:
+    from math_verify import parse, verify  # type: ignore[import-untyped]  # a second, for sympy
+
+    # Its own time limits are alarms, and so is ours: without them it warns once for each thing it parses.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+    @lru_cache(maxsize=4096)
+    def expected(answer: str) -> list[Any]:
+        found: list[Any] = parse(answer, parsing_timeout=None)
+        if not found:
+            raise BadRow(
+                f"`{options.answer_field}` is {answer!r}, in which no number is found; write `42`, `3/4` or "
+                "`$\\sqrt{2}$`, or name another field as answerField"
+            )
+        return found
+
+    def score(answer: Answer) -> float:
+        if options.answer_field not in answer.row:
+            raise BadRow(
+                f"it has no field `{options.answer_field}`, only {', '.join(sorted(answer.row))}; add the answer to "
+                "every row, or name the field that has it as answerField"
+            )
+        gold = expected(str(answer.row[options.answer_field]))
+        return float(verify(gold, parse(answer.text, parsing_timeout=None), timeout_seconds=None))
+
+    return score
+
+
+def _regex(options: Regex, path: Path | None) -> Score:
+    try:
+        pattern = re.compile(options.pattern)
+    except re.error as error:
+        message = f"`{options.pattern}` is no Python regular expression ({error}); write for example `\\d+\\s*\\Z`"
+        raise BadFunction("regex.pattern", message) from error
+    return lambda answer: float(pattern.search(answer.text) is not None)
+
+
+def _length(options: Length, path: Path | None) -> Score:
+    """DAPO (Yu et al. 2025), eq. 13."""
+
+    def score(answer: Answer) -> float:
+        return -min(1.0, max(0, answer.tokens - options.max_tokens) / options.tolerance_tokens)
+
+    return score
+
+
+def _json_schema(options: JsonSchema, path: Path | None) -> Score:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+    from referencing import Registry
+
+    try:
+        Draft202012Validator.check_schema(options.definition)
+    except SchemaError as error:
+        at = "/".join(map(str, error.absolute_path)) or "its root"
+        message = f"no JSON Schema of draft 2020-12: at {at}, {error.message}; write for example `{{type: object}}`"
+        raise BadFunction("jsonSchema.definition", message) from error
+    validator = Draft202012Validator(options.definition, registry=Registry())  # an empty one: nothing is fetched
+
+    def score(answer: Answer) -> float:
+        try:
+            found = json.loads(answer.text)
+        except (ValueError, RecursionError):  # the latter for a thousand open brackets
+            return 0.0
+        return float(validator.is_valid(found))
+
+    return score
+
+
+def _python(options: PythonFunction, path: Path | None) -> Score:
+    module_name, _, name = options.entrypoint.partition(":")
+    function = _attribute(_import(module_name, path), name, module_name)
+    wanted = f"write `{_SIGNATURE.format(name=name)}`"
+    if not callable(function):
+        raise BadFunction("python.entrypoint", f"`{name}` is {type(function).__name__}, not a function; {wanted}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some written in C
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind("", {})
+        except TypeError as error:
+            message = f"`{name}{signature}` cannot be called with a completion and its row ({error}); {wanted}"
+            raise BadFunction("python.entrypoint", message) from error
+    return lambda answer: function(answer.text, dict(answer.row))
+
+
+def _import(name: str, path: Path | None) -> Any:
+    if path is not None:
+        sys.path.insert(0, str(path))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            message = f"module `{name}` imports `{error.name}`, which is not here; add it to the image, or do without"
+        else:
+            message = f"there is no module `{error.name}` {_place(path)}; write module:function"
+        raise BadFunction("python.entrypoint", message) from error
+    except (Exception, SystemExit) as error:
+        message = f"importing `{name}` raised {type(error).__name__}: {error}; it must import where the job runs"
+        raise BadFunction("python.entrypoint", message) from error
+
+
+def _place(path: Path | None) -> str:
+    if path is None:
+        return "among the image's packages, and no `path` is given"
+    there = sorted(entry.stem for entry in path.iterdir() if entry.suffix == ".py" or entry.is_dir())
+    return f"in {path}, where there are {', '.join(there[:10]) or 'none'}"
+
+
+def _attribute(module: Any, name: str, module_name: str) -> Any:
+    if hasattr(module, name):
+        return getattr(module, name)
+    known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = (
+        f"did you mean `{module_name}:{near[0]}`?" if near else f"its functions: {', '.join(sorted(known)) or 'none'}"
+    )
+    raise BadFunction("python.entrypoint", f"module `{module_name}` has no `{name}`; {hint}")
+
+
+_MAKERS: Mapping[str, Callable[[Any, Path | None], Score]] = {
+    "numeric_answer": _numeric_answer,
+    "regex": _regex,
+    "length": _length,
+    "json_schema": _json_schema,
+    "python": _python,
+}
