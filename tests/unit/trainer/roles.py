@@ -20,9 +20,10 @@ from alignment_api.context import CONTEXT_VARIABLE, Context, Outcome
 from alignment_trainer.main import main
 
 ROOT = Path(__file__).parents[3]
-STAGES = {"prepare": "prepare", "reference": "prepare", "policy": "train", "evaluator": "evaluate"}
+STAGES = {"prepare": "prepare", "evaluator": "evaluate"}
+"""Role -> its stage in these tests, where that is not `train`; a reference serves any stage alike."""
 forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["alignment_trainer.policy", "alignment_trainer.prepare"])
+forkserver.set_forkserver_preload(["alignment_trainer.actor", "alignment_trainer.policy", "alignment_trainer.prepare"])
 
 
 def free_port() -> int:
@@ -71,7 +72,7 @@ class TinyJob:
             "checkpoint": {"everySteps": 2},
         }
         for key, value in self.spec.items():
-            spec[key] = spec[key] | value if key in spec else value
+            spec[key] = spec[key] | value if key in spec and key != "algorithm" else value
         job = {
             "apiVersion": "alignment.run/v1alpha1",
             "kind": "AlignmentJob",
@@ -95,12 +96,12 @@ class TinyJob:
             {
                 "job": "tiny",
                 "uid": "uid-1",
-                "stage": STAGES[role],
+                "stage": STAGES.get(role, "train"),
                 "role": role,
                 "index": 0,
                 "life": life,
                 "replicas": 1,
-                "processes": self.processes if role == "policy" else 1,
+                "processes": self.processes if role in ("policy", "actor", "critic") else 1,
                 "gpus": gpus,
                 "job_file": str(self.folder / "job.yaml"),
                 "storage": str(self.folder / "run"),

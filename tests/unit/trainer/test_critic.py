@@ -1,0 +1,110 @@
+"""The role `critic` behind HTTP says and does what a critic in the actor's process does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from roles import TinyJob, wait_until
+
+from alignment_api.manifest import read_manifest
+from alignment_trainer.checkpoint import commit_folder, start_commit, verify, write_commit
+from alignment_trainer.critic import make_value_trainer
+from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.online.critic import CriticAddress, LocalCritic, RemoteCritic
+from alignment_trainer.online.critic_wire import ATTEMPT_HEADER, VALUES_PATH, encode_groups
+from alignment_trainer.online.minibatches import UpdateKey
+from alignment_trainer.online.values import ValueBatch
+from alignment_trainer.storage import checkpoints_folder
+
+PPO = {"ppo": {"rewards": [{"function": {"regex": {"pattern": "kind"}}}]}}
+GROUPS = (PromptGroup((5, 6, 7), ((8, 9), (10,))), PromptGroup((11, 12), ((13, 14, 15),)))
+RATE = 1e-2
+
+
+def batch(values: torch.Tensor) -> ValueBatch:
+    return ValueBatch(GROUPS, values, torch.linspace(-1, 1, 6), torch.full((6,), 1 / 6))
+
+
+def key(step: int) -> UpdateKey:
+    return UpdateKey(attempt=1, step=step, epoch=0, minibatch=0)
+
+
+@pytest.fixture
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> TinyJob:
+    return TinyJob(tmp_path, rows=8, spec={"algorithm": PPO}, processes=getattr(request, "param", 1))
+
+
+@pytest.fixture
+def remote(job: TinyJob) -> Iterator[RemoteCritic]:
+    process = job.fork("critic")
+    wait_until(lambda: is_ready(job))
+    critic = RemoteCritic(CriticAddress(job.url("critic"), "secret", attempt=1, storage=job.folder / "run"))
+    yield critic
+    process.terminate()
+    critic.close()
+    process.join(30)
+    assert process.exitcode == 143
+
+
+def is_ready(job: TinyJob) -> bool:
+    try:
+        return httpx.get(f"{job.url('critic')}/healthz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def local(job: TinyJob) -> LocalCritic:
+    spec = read_manifest((job.folder / "job.yaml").read_text()).spec
+    return LocalCritic(lambda start: make_value_trainer(spec, job.folder / "model", start, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("job", [1, 2], ids=["one rank", "two ranks"], indirect=True)
+def test_it_values_updates_and_commits_as_one_in_this_process(job: TinyJob, remote: RemoteCritic) -> None:
+    here = local(job)
+    assert remote.begin(None) == here.begin(None) == 0
+    assert remote.values(GROUPS).tolist() == [0.0] * 6
+    for step in range(2):
+        told = []
+        for critic in (remote, here):
+            critic.start_update(key(step), RATE, batch(critic.values(GROUPS)))
+            told.append(critic.finish_update())
+        assert told[0] == pytest.approx(told[1], rel=1e-4)
+    assert torch.allclose(remote.values(GROUPS), here.values(GROUPS), atol=1e-5)
+    assert not torch.allclose(remote.values(GROUPS), torch.zeros(6))
+
+    folder = commit_folder(checkpoints_folder(job.folder / "run"), epoch=1, step=2)
+    start_commit(folder)
+    write_commit(folder, 1, 2, remote.write(folder))
+    assert {part.name.partition("-")[0] for part in verify(folder).parts} == {"critic"}
+    resumed = local(job)
+    assert resumed.begin(folder) == 2
+    assert torch.allclose(resumed.values(GROUPS), remote.values(GROUPS), atol=1e-5)
+
+
+def test_a_repeated_update_changes_nothing(job: TinyJob, remote: RemoteCritic) -> None:
+    remote.begin(None)
+    zeros = torch.zeros(6)
+    remote.start_update(key(0), RATE, batch(zeros))
+    first = remote.finish_update()
+    after = remote.values(GROUPS)
+    remote.start_update(key(0), RATE, batch(zeros))
+    assert remote.finish_update() == first
+    assert torch.equal(remote.values(GROUPS), after)
+
+
+def test_it_answers_its_own_attempt_alone(job: TinyJob, remote: RemoteCritic) -> None:
+    def ask(attempt: str, token: str = "secret", body: bytes = b"") -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}", ATTEMPT_HEADER: attempt}
+        return httpx.post(f"{job.url('critic')}{VALUES_PATH}", content=body or encode_groups(GROUPS), headers=headers)
+
+    assert ask("1", token="wrong").status_code == 401
+    assert ask("2").status_code == 409
+    assert "of attempt 1, not 2" in ask("2").json()["error"]
+    assert "not begun" in ask("1").json()["error"]
+    remote.begin(None)
+    assert ask("1", body=b"nonsense").status_code == 400
+    assert ask("1").status_code == 200
