@@ -26,7 +26,8 @@ from alignment_trainer.instance import Instance
 from alignment_trainer.online.critic import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
 from alignment_trainer.online.experience import EXPERIENCE_FILE, Experience, load_experience
 from alignment_trainer.online.heldout import heldout_evaluator
-from alignment_trainer.online.judges import Judged, Judges, make_judges
+from alignment_trainer.online.judges import Judged, Judges, make_functions, make_judges
+from alignment_trainer.online.record import keep_rollouts
 from alignment_trainer.online.run import Learning, OnlineRun
 from alignment_trainer.pinned_model import load_tokenizer
 from alignment_trainer.reporting import Reporter, checkpoint_status
@@ -61,8 +62,7 @@ def run(instance: Instance) -> Outcome:
         instance.board.update(state="reading prepared prompts")
         check_owner(instance.storage, instance.context.uid)
         publisher = WeightPublisher(instance)
-        rewards = instance.spec.algorithm.rewards
-        with publisher, FunctionScorer(rewards, instance.context.sources) as functions:
+        with publisher, make_functions(instance) as functions:
             instance.board.update(ready=True)  # servers may register from here on
             return _train(instance, device, publisher, functions)
 
@@ -174,6 +174,7 @@ def _make_run(
         ),
         commits=commits,
         observer=reporter,
+        keep=keep_rollouts(instance.storage, instance.context.life, judges.reward_sum.tokenizer),
         publish=publish,
         evaluate=heldout_evaluator(begun.prepared.evaluation, judges, reporter),
         phase=metrics.phase,

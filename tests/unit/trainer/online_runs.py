@@ -168,6 +168,7 @@ def online_run(
         learning=Learning(setting.batch_size, setting.epochs, setting.max_update_kl, rate, setting.warmup, 3, 1),
         commits=Commits(folder, epoch=1, keep=9),
         observer=recorder,
+        keep=lambda step, scored: None,
         publish=lambda version: None,
         evaluate=lambda at: None,
         phase=lambda name: nullcontext(),
@@ -178,4 +179,3 @@ def online_run(
         critic_steps=chosen.begin(start),
     )
     return run, recorder
-

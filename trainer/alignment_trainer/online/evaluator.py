@@ -14,9 +14,8 @@ from alignment_trainer.data.store import PreparedPrompts, open_prompts
 from alignment_trainer.export import DTYPES
 from alignment_trainer.instance import Instance
 from alignment_trainer.online.heldout import judge_held_out
-from alignment_trainer.online.judges import Judged, Judges, make_judges
+from alignment_trainer.online.judges import Judged, Judges, make_functions, make_judges
 from alignment_trainer.pinned_model import load_tokenizer
-from alignment_trainer.rewards import FunctionScorer
 from alignment_trainer.sources import resolve_model
 from alignment_trainer.weights.publisher import WeightPublisher
 
@@ -28,10 +27,7 @@ def evaluate_online(instance: Instance, exported: Path) -> EvaluationReport | No
     """
     prepared = open_prompts(instance.storage)
     base = resolve_model(instance.spec.model, instance.context.sources, prepared.manifest.model.revision).path
-    with (
-        WeightPublisher(instance) as publisher,
-        FunctionScorer(instance.spec.algorithm.rewards, instance.context.sources) as functions,
-    ):
+    with WeightPublisher(instance) as publisher, make_functions(instance) as functions:
         instance.board.update(state="waiting for rollout servers", ready=True)
         tokenizer = load_tokenizer(instance.spec.model.source, base)
         judged = Judged(prepared.manifest.model.fingerprint, base, tokenizer)

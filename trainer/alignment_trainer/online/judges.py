@@ -81,6 +81,12 @@ class Judged:
     tokenizer: Any
 
 
+def make_functions(instance: Instance) -> FunctionScorer:
+    """The job's reward functions; close it at the end."""
+    algorithm = instance.spec.algorithm
+    return FunctionScorer(algorithm.rewards, instance.context.sources, f"spec.algorithm.{algorithm.name}")
+
+
 def make_judges(instance: Instance, publisher: WeightPublisher, functions: FunctionScorer, model: Judged) -> Judges:
     """The servers of this instance's peers; roles that the job does not have are left out."""
     options, metrics = instance.spec.algorithm.online, instance.metrics

@@ -71,9 +71,10 @@ class Minibatch:
 class OnlineRun:
     """One attempt's training. The same on every rank.
 
-    publish: hands the weights to the rollout servers as a version; collective. evaluate: scores held-out prompts at a
-    position; collective. phase, working: tell the metrics what time goes into. unfinished: what a commit held of the
-    updates of the step that comes next. critic_steps: optimizer steps of the critic so far.
+    keep: keeps what a step has sampled, on rank 0. publish: hands the weights to the rollout servers as a version;
+    collective. evaluate: scores held-out prompts at a position; collective. phase, working: tell the metrics what time
+    goes into. unfinished: what a commit held of the updates of the step that comes next. critic_steps: optimizer steps
+    of the critic so far.
     """
 
     engine: Engine
@@ -86,6 +87,7 @@ class OnlineRun:
     learning: Learning
     commits: Commits
     observer: Observer
+    keep: Callable[[int, Scored], None]
     publish: Callable[[int], None]
     evaluate: Callable[[Position], None]
     phase: Callable[[str], AbstractContextManager[None]]
@@ -138,6 +140,8 @@ class OnlineRun:
         """Advantages and returns, and everything else that the updates need."""
         kl_coef = self.position.kl_coef
         targets = self.algorithm.targets(scored, kl_coef)
+        if distributed.rank() == 0:
+            self.keep(self.position.step + 1, scored)
         rollout, mask = scored.rollout, scored.rollout.mask
         kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, "k3")
         mean_kl = ((kl * mask).sum() / mask.sum()).item()
