@@ -20,6 +20,7 @@ OPERATOR_NAMESPACE = "alignment-system"
 LABELS = "alignment.run"
 STEPS = 600  # a tiny step takes some 20 ms, and tests look at a job a few times while it trains
 CHECKPOINT_EVERY = 50
+PPO_STEPS, PROMPTS_PER_ROLLOUT = 40, 8
 SIZES = {"cpu": "100m", "memory": "3Gi"}
 """Three trainers fit the machine of the tests; each import of torch takes half a gigabyte."""
 
@@ -168,6 +169,31 @@ def dpo_job(name: str, **spec: Any) -> dict[str, Any]:
         }
         | spec,
     }
+
+
+def ppo_job(name: str, **spec: Any) -> dict[str, Any]:
+    """A small PPO job of three stages and five roles over the same claims; `spec` replaces whole keys."""
+    job = dpo_job(name)
+    preferences = {"source": "pvc://data/pairs.jsonl", "evaluation": {"fraction": 0.5}}
+    job["spec"] |= {
+        "data": {"source": "pvc://data/pairs.jsonl", "evaluation": {"fraction": 0.05}},
+        "algorithm": {
+            "ppo": {
+                "promptsPerRollout": PROMPTS_PER_ROLLOUT,
+                "completionsPerPrompt": 2,
+                "maxNewTokens": 16,
+                "epochsPerRollout": 2,
+                "critic": {"learningRate": 1e-3, "warmupSteps": 4},
+                "rewards": [{"train": {"preferences": preferences, "learningRate": 1e-3, "batchSize": 16}}],
+            }
+        },
+        "training": job["spec"]["training"] | {"maxSteps": PPO_STEPS, "learningRate": 1e-4, "maxLength": 128},
+        "roles": dict.fromkeys(("prepare", "policy", "actor", "critic", "reference", "reward", "evaluator"), SIZES)
+        | {"rollout": SIZES | {"replicas": 2, "kvCacheMemory": "64Mi"}},
+        "checkpoint": {"everySteps": 2},
+    }
+    job["spec"] |= spec
+    return job
 
 
 def make_claims(rig: Rig, rows: int) -> Path:

@@ -1,4 +1,4 @@
-"""What each step sampled, kept in storage: which prompts, by which weights, and some completions for a person to read."""
+"""What each step sampled, kept in storage: prompts, versions of weights, and some completions for a person to read."""
 
 from __future__ import annotations
 
