@@ -1,5 +1,7 @@
 """The base of every type in the contract."""
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
@@ -20,3 +22,11 @@ class Contract(BaseModel):
         serialize_by_alias=True,
         allow_inf_nan=False,
     )
+
+
+class WrongField(ValueError):
+    """Raised by a rule over several fields: `below` is the one that is wrong, from where the rule stands."""
+
+    def __init__(self, below: Iterable[str], message: str) -> None:
+        super().__init__(message)
+        self.below = tuple(below)

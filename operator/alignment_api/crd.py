@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel
-
-from alignment_api.algorithms import Algorithm
-from alignment_api.job import GROUP, KIND, MAX_NAME, PLURAL, VERSION, AlignmentJob
-from alignment_api.mutability import MUTABLE
-from alignment_api.role_spec import ReferenceRole, Roles
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.crd_rules import ITEM, Schema, cel_rules, make_rule
+from alignment_api.job import GROUP, KIND, PLURAL, VERSION, AlignmentJob
 from alignment_api.yaml_text import dump_yaml
-
-Schema = dict[str, Any]
 
 COLUMNS = (
     ("Algorithm", "string", ".status.algorithm"),
@@ -32,8 +25,6 @@ COLUMNS = (
     ("Age", "date", ".metadata.creationTimestamp"),
 )
 
-_FIX = "delete the job and apply it anew; a new name with checkpoint.resumeFrom goes on from its checkpoints"
-
 
 def custom_resource_definition() -> Schema:
     """The CRD as an object. Same types, same object."""
@@ -44,7 +35,7 @@ def custom_resource_definition() -> Schema:
     schema["properties"]["apiVersion"] = {"type": "string"}
     schema["properties"]["kind"] = {"type": "string"}
     schema["required"] = ["spec"]
-    for path, rules in _rules().items():
+    for path, rules in cel_rules().items():
         _at(schema, path).setdefault("x-kubernetes-validations", []).extend(rules)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -138,7 +129,7 @@ def _bounds(schema: Schema) -> None:
             schema |= {keyword.replace("exclusiveM", "m"): bound, **flag}
         elif bound is not None:
             rules = schema.setdefault("x-kubernetes-validations", [])
-            rules.append(_rule(f"self {operator} {bound}", f"must be {words} {bound}"))
+            rules.append(make_rule(f"self {operator} {bound}", f"must be {words} {bound}"))
 
 
 def _minimal(default: Any, schema: Schema) -> Any:
@@ -179,83 +170,8 @@ def _everywhere(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
 
 def _at(schema: Schema, path: tuple[str, ...]) -> Schema:
     for name in path:
-        schema = schema["properties"][name]
+        schema = schema["items"] if name == ITEM else schema["properties"][name]
     return schema
-
-
-def _rules() -> Mapping[tuple[str, ...], list[Schema]]:
-    """Path -> CEL rules there."""
-    rules: dict[tuple[str, ...], list[Schema]] = {
-        (): _name_rules(),
-        ("spec",): _immutable(AlignmentJobSpec, (), apart=("roles",)),
-        ("spec", "algorithm"): [_exactly_one_algorithm()],
-        ("spec", "data", "evaluation"): [
-            _rule("!(has(self.fraction) && has(self.source))", "fraction and source exclude each other; keep one")
-        ],
-        ("spec", "roles"): _immutable(Roles, ("roles",), apart=("reference",)),
-    }
-    for role, field in Roles.model_fields.items():
-        sizes = _aliases(_model_of(field.annotation))
-        here = ("spec", "roles", str(field.alias or role))
-        rules[here] = []
-        if {"gpus", "processes"} <= set(sizes):
-            advice = "gpus and processes exclude each other; processes is for pools without GPUs"
-            rules[here].append(_rule("!(has(self.gpus) && has(self.processes))", advice))
-        for size in ("cpu", "memory"):
-            rules[(*here, size)] = [_above_zero(size)]
-    rules["spec", "roles", "reference"] += _immutable(ReferenceRole, ("roles", "reference"))
-    return rules
-
-
-def _name_rules() -> list[Schema]:
-    return [
-        _rule(
-            f"size(self.metadata.name) <= {MAX_NAME}",
-            f"metadata.name has more than {MAX_NAME} characters; shorten it: pods and Services are named after it",
-        ),
-        _rule(
-            "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-            "metadata.name must be lower case letters, digits and dashes; remove the dots",
-        ),
-    ]
-
-
-def _exactly_one_algorithm() -> Schema:
-    given = ", ".join(f"has(self.{name})" for name in _aliases(Algorithm))
-    return _rule(
-        f"[{given}].filter(one, one).size() == 1",
-        "exactly one algorithm must be given; write for example `dpo: {beta: 0.1}`",
-    )
-
-
-def _above_zero(size: str) -> Schema:
-    number = "type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))"
-    return _rule(number, f"{size} must be above zero; write cores as 4 or 500m, memory as 16Gi")
-
-
-def _immutable(model: type[BaseModel], path: tuple[str, ...], apart: tuple[str, ...] = ()) -> list[Schema]:
-    """A rule for each field of `model`, which stands at `path` below spec, but those that may change or stand apart."""
-    names = [name for name in _aliases(model) if name not in apart and (*path, name) not in MUTABLE]
-    return [_unchanged(name, ".".join(("spec", *path, name))) for name in names]
-
-
-def _unchanged(field: str, path: str) -> Schema:
-    same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
-    return _rule(same, f"{path} is immutable: {_FIX}") | {"fieldPath": f".{field}", "reason": "FieldValueForbidden"}
-
-
-def _rule(rule: str, message: str) -> Schema:
-    return {"rule": rule, "message": message}
-
-
-def _aliases(model: type[BaseModel]) -> list[str]:
-    return [str(field.alias) for field in model.model_fields.values()]
-
-
-def _model_of(annotation: Any) -> type[BaseModel]:
-    assert isinstance(annotation, type)
-    assert issubclass(annotation, BaseModel), annotation
-    return annotation
 
 
 if __name__ == "__main__":

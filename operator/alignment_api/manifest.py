@@ -106,7 +106,20 @@ def _validated(model: type[ContractType], root: Node, value: Any, problems: list
 
 def _mistakes(model: type[Contract], error: ValidationError) -> list[tuple[Path, str]]:
     details: list[ErrorDetails] = error.errors(include_url=False)
-    return [(detail["loc"], explain(model, detail)) for detail in details]
+    return [(_place(detail), explain(model, detail)) for detail in details if not _follows(detail, details)]
+
+
+def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    """A list is said to be too short also when its items were refused: those mistakes are told already."""
+    depth = len(detail["loc"])
+    below = (other for other in details if len(other["loc"]) > depth and other["loc"][:depth] == detail["loc"])
+    return detail["type"] == "too_short" and any(below)
+
+
+def _place(detail: ErrorDetails) -> Path:
+    """A rule over several fields may say itself which of them is wrong."""
+    below: Path = getattr(detail.get("ctx", {}).get("error"), "below", ())
+    return (*detail["loc"], *below)
 
 
 def _unknown_metadata(root: Node, value: dict[str, Any], file: str) -> list[Problem]:

@@ -121,8 +121,20 @@ _ONLINE = (
         calls={"evaluator": _FROZEN, "rollout": ("evaluator",)},
     ),
 )
-STAGES: dict[str, tuple[Stage, ...]] = {"dpo": _WITH_REFERENCE, "reward": _FROM_PAIRS, "ppo": _ONLINE, "grpo": _ONLINE}
+_WITHOUT_CRITIC = tuple(stage.among(tuple(role for role in ROLES if role != "critic")) for stage in _ONLINE)
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "dpo": _WITH_REFERENCE,
+    "reward": _FROM_PAIRS,
+    "ppo": _ONLINE,
+    "grpo": _WITHOUT_CRITIC,
+}
 """Algorithm -> its stages, in order."""
+
+
+def roles_of(algorithm: str, trains_reward: bool) -> tuple[str, ...]:
+    """Every role that a job of the algorithm may give, in the order of ROLES. Stage `reward` has roles of its own."""
+    stages = [stage for stage in STAGES[algorithm] if stage.name != "reward" or trains_reward]
+    return tuple(role for role in ROLES if any(role in stage.roles for stage in stages))
 
 
 def stages_of(spec: AlignmentJobSpec) -> tuple[Stage, ...]:
@@ -140,7 +152,6 @@ def trains_reward(spec: AlignmentJobSpec) -> bool:
 def _has_pods(spec: AlignmentJobSpec, role: str) -> bool:
     """A role placed with another has none, nor has one that this job's options make needless."""
     needless = {
-        "critic": spec.algorithm.grpo is not None,
         "reward": all(reward.function is not None for reward in spec.algorithm.rewards),
         "reference": spec.algorithm.grpo is not None and spec.algorithm.grpo.kl_coef == 0,
     }

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alignment_api.algorithms import Algorithm
 from alignment_api.base import Contract
 from alignment_api.inputs import Data, Model
 from alignment_api.numbers import Fraction, Positive
+from alignment_api.role_rules import check_roles
 from alignment_api.role_spec import Roles
 from alignment_api.sources import WritableSource
 
@@ -129,3 +130,8 @@ class AlignmentJobSpec(Contract):
     """True saves a checkpoint, removes every pod and waits; false goes on from there."""
     active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
     """Seconds from the start of the job after which it fails, suspended time not counted. Default: no limit."""
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> AlignmentJobSpec:
+        check_roles(self)
+        return self

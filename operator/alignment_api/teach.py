@@ -45,6 +45,8 @@ _BOUNDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "less_than": lambda c: f"a number below {c['lt']:g}",
     "less_than_equal": lambda c: f"a number of at most {c['le']:g}",
     "literal_error": lambda c: str(c["expected"]).replace("'", "`"),
+    "too_short": lambda c: f"at least {c['min_length']} item(s)",
+    "too_long": lambda c: f"at most {c['max_length']} items",
     "string_too_short": lambda c: f"a text of at least {c['min_length']} character(s)",
     "string_too_long": lambda c: f"a text of at most {c['max_length']} characters",
     "finite_number": lambda c: "a finite number",
@@ -82,7 +84,7 @@ def unknown_field(model: type[Contract], path: Path) -> str:
         return f"unknown field. Did you mean `{known}`{_meaning(siblings[known])}?"
     elsewhere = [".".join(place) for place, _ in all_fields(model) if place[-1] == name and place[0] != "status"]
     if elsewhere:
-        return f"unknown field here. Did you mean `{elsewhere[0]}`?"
+        return f"unknown field here. Did you mean `{min(elsewhere, key=lambda place: place.count('.'))}`?"
     return f"unknown field. Known here: {', '.join(f'`{known}`' for known in siblings) or 'none'}"
 
 

@@ -62,6 +62,11 @@ def gang_name(job: AlignmentJob, role: str) -> str:
     return _name(job, f"{role}-gang")
 
 
+def pod_group_name(job: AlignmentJob, attempt: int) -> str:
+    """The PodGroup in which an attempt's pods are scheduled together."""
+    return _name(job, f"gang-{attempt}")
+
+
 def storage_claim(job: AlignmentJob) -> str:
     """The volume made for a job that names no storage."""
     return _name(job, "storage")

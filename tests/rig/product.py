@@ -58,7 +58,7 @@ def platform_values() -> dict[str, Any]:
     repository, tag = OPERATOR_IMAGE
     return {
         "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
-        "platform": {"image": BASE, "imagePullPolicy": "Never", "pools": pools},
+        "platform": {"image": BASE, "imagePullPolicy": "Never", "gang": "podGroup", "pools": pools},
     }
 
 

@@ -21,7 +21,11 @@ from alignment_operator.resources import build_objects, build_pod, build_token
 SUPPORT_SECONDS = 300.0
 """What was made this long ago is made sure of again: somebody may have deleted a Service."""
 ENDED_KINDS = ("ConfigMap", "Service", "NetworkPolicy")
-"""What goes with the end of a job, besides its token. Volumes are not among them."""
+"""What goes with the end of a job, besides its token and its PodGroups. Volumes are not among them."""
+NOT_SERVED = (
+    "the apiserver serves no PodGroup of scheduling.k8s.io/v1beta1, which the platform's `gang: podGroup` asks for; "
+    "turn it on (Kubernetes 1.37, feature gate GenericWorkload, runtime-config), or write `gang: none`"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Applier:
         if fresh and made is not None and made.support == plan.support and not plan.create:
             return
         if plan.support is None:
-            await self._clear(job)
+            await self._clear(job, platform)
         else:
             await self._create(key.namespace, build_token(job, secrets.token_urlsafe(32)))
             for manifest in build_objects(job, plan.support, platform):
@@ -83,6 +87,8 @@ class Applier:
         try:
             await self._client.create(collection(manifest["kind"], namespace), manifest)
         except ApiError as error:
+            if error.status == 404 and manifest["kind"] == "PodGroup":
+                raise ApiError(error.status, error.reason, NOT_SERVED, "POST PodGroup") from error
             if error.reason != "AlreadyExists":
                 raise
 
@@ -117,11 +123,11 @@ class Applier:
         if live["metadata"]["uid"] == removal.uid and live["status"].get("phase") in ("Succeeded", "Failed"):
             raise Conflict(f"pod {removal.name} ended before it was deleted")
 
-    async def _clear(self, job: AlignmentJob) -> None:
+    async def _clear(self, job: AlignmentJob, platform: Platform) -> None:
         """The job has ended: what its pods leant on goes, its volumes stay."""
         namespace = _namespace(job)
         selector = {"labelSelector": f"{names.UID_LABEL}={job.metadata.uid}"}
-        for kind in ENDED_KINDS:
+        for kind in (*ENDED_KINDS, *(["PodGroup"] if platform.gang == "podGroup" else [])):
             answer = await self._client.get(collection(kind, namespace), selector)
             await self._delete_all(named(kind, namespace, item["metadata"]["name"]) for item in answer["items"])
         # By name, for the operator may not list Secrets.

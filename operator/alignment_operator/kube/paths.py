@@ -14,6 +14,7 @@ _COLLECTIONS = {
     "Event": ("api/v1", "events"),
     "Node": ("api/v1", "nodes"),
     "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
+    "PodGroup": ("apis/scheduling.k8s.io/v1beta1", "podgroups"),
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
 }
 

@@ -26,7 +26,8 @@ from alignment_operator.places import claims
 from alignment_operator.plan.types import JobKey, Observed, Plan, PodView, VolumeView
 from alignment_operator.reconcile import Conflict
 
-REFUSALS = (403, 422)
+REFUSALS = (403, 404, 422)
+"""Of creates; 404 is a kind that is not served, or a namespace that has gone."""
 Pods = Reflector[SeenPod, JobKey]
 Nodes = Reflector[NodeView, str]
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from alignment_api.job import AlignmentJob
+from alignment_api.platform import Platform
 from alignment_api.roles import ROLES
 from alignment_api.status import AlignmentJobStatus, Condition, ConditionType
 from alignment_operator.plan.ledger import Hold
@@ -80,6 +81,21 @@ def claim_training(pods: tuple[PodView, ...]) -> Claim:
     if trainees:
         return Claim("Training", "False", "Starting", f"attempt {trainees[0].life} is not ready")
     return Claim("Training", "False", "NotRunning")
+
+
+def claim_gang(platform: Platform, pods: int) -> tuple[Claim, ...]:
+    """Whether the pods of the stage's gang are scheduled all or none; nothing is said of a gang of one."""
+    if pods < 2:
+        return ()
+    if platform.gang == "podGroup":
+        return (
+            Claim("GangScheduling", "True", "PodGroup", f"the gang's {pods} pods are scheduled together or not at all"),
+        )
+    message = (
+        f"the gang's {pods} pods are scheduled one by one: where room is short, some may hold nodes and wait for the "
+        "others; the platform's `gang: podGroup` schedules them together"
+    )
+    return (Claim("GangScheduling", "False", "NotConfigured", message),)
 
 
 def claim_checkpoint(status: AlignmentJobStatus) -> tuple[Claim, ...]:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
-from alignment_api.roles import ROLES, stages_of
+from alignment_api.roles import ROLES, Stage, stages_of
 from alignment_api.sizing import replicas_of
 from alignment_api.status import RoleStatus
 from alignment_operator.places import makes_output, makes_storage
@@ -15,7 +15,7 @@ from alignment_operator.plan.admission import refusals
 from alignment_operator.plan.deadlines import ADMISSION, next_look
 from alignment_operator.plan.facts import begin_training, learn
 from alignment_operator.plan.gates import gates_to_open
-from alignment_operator.plan.instances import missing_instances, pool_of, removals
+from alignment_operator.plan.instances import gang_size, missing_instances, pool_of, removals
 from alignment_operator.plan.ledger import (
     Ledger,
     count_ends,
@@ -63,7 +63,7 @@ def _plan_pass(observed: Observed, now: datetime) -> Plan:
     current = course.current
     plan = Plan(
         status=derive_status(observed, Findings(course, ledger, verdict, holds, now)),
-        support=_support(job, observed.platform, ledger) if verdict is None else None,
+        support=_support(job, observed.platform, ledger, current) if verdict is None else None,
         create=missing_instances(observed, current, ledger, wanted) if current is not None else (),
         delete=removals(pods, wanted, keep_logs=verdict is None or verdict.type == "Failed"),
         release=gates_to_open(current, ledger, pods) if current is not None else (),
@@ -86,7 +86,7 @@ def _tallies(job: AlignmentJob) -> dict[str, RoleStatus]:
     return {name: RoleStatus(name=name, pool=pool_of(job.spec, name)) for name in names}
 
 
-def _support(job: AlignmentJob, platform: Platform, ledger: Ledger) -> Support:
+def _support(job: AlignmentJob, platform: Platform, ledger: Ledger, current: Stage | None) -> Support:
     stages = stages_of(job.spec)
     roles = tuple(dict.fromkeys(role for stage in stages for role in stage.roles))
     return Support(
@@ -95,4 +95,5 @@ def _support(job: AlignmentJob, platform: Platform, ledger: Ledger) -> Support:
         makes_output=makes_output(job, platform),
         serving_roles=tuple(dict.fromkeys(role for stage in stages for role in stage.called)),
         gang_roles=tuple(role for role in roles if ROLES[role].trainable and replicas_of(job.spec, role) > 1),
+        gang=gang_size(job.spec, current) if current is not None and ledger.attempt else 0,
     )

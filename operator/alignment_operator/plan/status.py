@@ -15,6 +15,7 @@ from alignment_operator.plan.conditions import (
     Claim,
     claim_checkpoint,
     claim_data,
+    claim_gang,
     claim_roles,
     claim_suspended,
     claim_training,
@@ -22,6 +23,7 @@ from alignment_operator.plan.conditions import (
 )
 from alignment_operator.plan.facts import finished, progress_of
 from alignment_operator.plan.fates import is_alive
+from alignment_operator.plan.instances import gang_size
 from alignment_operator.plan.ledger import Hold, Ledger, pod_of
 from alignment_operator.plan.stages import Course
 from alignment_operator.plan.types import Observed, PodView
@@ -135,6 +137,8 @@ def _claims(
             Claim(verdict.type, "True", verdict.reason, verdict.message),
         ]
         return claims
+    if found.course.current is not None and not observed.own_files:
+        claims += claim_gang(observed.platform, gang_size(job.spec, found.course.current))
     alive = sum(is_alive(pod, found.now) for pod in observed.pods)
     claims += claim_suspended(job, alive)
     desired = sum(role.desired for role in roles)

@@ -18,7 +18,23 @@ def build_objects(job: AlignmentJob, support: Support, platform: Platform) -> tu
         *(build_service(job, role) for role in support.serving_roles),
         *(build_gang_service(job, role) for role in support.gang_roles),
         build_network_policy(job, platform),
+        *([build_pod_group(job, support.attempt, support.gang)] if is_grouped(platform, support.gang) else []),
     )
+
+
+def is_grouped(platform: Platform, gang: int) -> bool:
+    """Whether a gang of so many pods is a PodGroup: one pod is scheduled as a whole by itself."""
+    return platform.gang == "podGroup" and gang > 1
+
+
+def build_pod_group(job: AlignmentJob, attempt: int, pods: int) -> Manifest:
+    """The gang of one attempt: all of its pods are scheduled or none is, and all are preempted or none is."""
+    return {
+        "apiVersion": "scheduling.k8s.io/v1beta1",
+        "kind": "PodGroup",
+        "metadata": build_metadata(job, names.pod_group_name(job, attempt)),
+        "spec": {"schedulingPolicy": {"gang": {"minCount": pods}}, "disruptionMode": {"all": {}}},
+    }
 
 
 def build_config(job: AlignmentJob, attempt: int) -> Manifest:

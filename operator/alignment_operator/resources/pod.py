@@ -15,6 +15,7 @@ from alignment_operator.places import claims
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources.context import build_context
 from alignment_operator.resources.metadata import Manifest, build_metadata
+from alignment_operator.resources.objects import is_grouped
 from alignment_operator.resources.patch import merge
 
 USER = 65532
@@ -68,6 +69,8 @@ def _spec(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool)
     }
     if instance.gated:
         spec["schedulingGates"] = [{"name": names.READY_GATE}]
+    if is_grouped(platform, instance.gang):
+        spec["schedulingGroup"] = {"podGroupName": names.pod_group_name(job, instance.life)}
     if instance.replicas > 1 and ROLES[instance.role].trainable:
         spec |= {"hostname": instance.name, "subdomain": names.gang_name(job, instance.role)}
     return spec
@@ -163,9 +166,9 @@ def _node_tolerations(role: str) -> list[Manifest]:
 def _seal(patched: Manifest, built: Manifest) -> Manifest:
     """`patched`, with what no podTemplate may change as it was built.
 
-    That is the pod's identity (kind, name, our labels, owner, host, gate), the pool it belongs to (the pool's node
-    selector; a named node would go round the scheduler and the gate), that it is never restarted in place, and how
-    its process learns who it is and tells how it ended.
+    That is the pod's identity (kind, name, our labels, owner, host, gate, gang), the pool it belongs to (the pool's
+    node selector; a named node would go round the scheduler and the gate), that it is never restarted in place, and
+    how its process learns who it is and tells how it ended.
     """
     spec = {key: value for key, value in patched["spec"].items() if key not in ("nodeName", *_SEALED)}
     spec |= {key: built["spec"][key] for key in _SEALED if key in built["spec"]}
@@ -177,7 +180,7 @@ def _seal(patched: Manifest, built: Manifest) -> Manifest:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-_SEALED = ("restartPolicy", "schedulingGates", "hostname", "subdomain")
+_SEALED = ("restartPolicy", "schedulingGates", "schedulingGroup", "hostname", "subdomain")
 
 
 def _seal_container(container: Manifest, built: Manifest) -> Manifest:

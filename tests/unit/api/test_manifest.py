@@ -64,7 +64,7 @@ def test_every_mistake_is_told_at_once_with_its_line() -> None:
         "job.yaml:9: spec.training.batchsize: unknown field. Did you mean `batchSize` (sequences (pairs for pair "
         "losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches)?",
         "job.yaml:10: spec.training.epochs: found `0` (a whole number); write a number of at least 1 "
-        "(passes over the training rows)",
+        "(passes over the training rows or prompts)",
         "job.yaml:13: spec.credentials[1].secret: unknown field. Did you mean `secretName` (its keys become "
         "environment variables (HF_TOKEN, ...) of the pods that read models and data)?",
         "job.yaml:13: spec.credentials[1].secretName: is missing (its keys become environment variables "
