@@ -64,9 +64,8 @@ class Instance:
     @property
     def model_field(self) -> str:
         """Where the manifest says what `spec.model` of this stage is."""
-        field = training_field(self.job.spec)
         own = self.makes_reward and self.spec.model != self.job.spec.model
-        return f"{field}.model" if own else "spec.model"
+        return f"{training_field(self.job.spec)}.model" if own else "spec.model"
 
     @property
     def token(self) -> str:

@@ -1,91 +1,180 @@
-"""The role `prepare`: pins and checks the model, reads, checks and tokenizes the data, then drives the reference."""
+"""The role `prepare`: pins and checks models, reads, checks and tokenizes data, then drives the reference of DPO."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from alignment_api.context import Outcome
+from alignment_api.inputs import Data, Model
+from alignment_api.reward_stage import LEAST_HELD_OUT
+from alignment_api.roles import trains_reward
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import ModelReport, Progress
+from alignment_trainer.algorithms import make_algorithm
+from alignment_trainer.data.finding import DataSources, find_data
 from alignment_trainer.data.packing import pair_group
-from alignment_trainer.data.preferences import find_data, prepare_rows
+from alignment_trainer.data.preparation import PreparedRows, Request, preferences, prepare_rows, prompts
 from alignment_trainer.data.reference import Float32, ReferenceCache, Shard, plan_shards, policy_ranks, reference_cache
-from alignment_trainer.data.store import Manifest, PreparedData, digest, open_prepared, read_manifest, write_prepared
+from alignment_trainer.data.store import (
+    Manifest,
+    PreparedData,
+    check_prepared,
+    digest,
+    open_prepared,
+    read_manifest,
+    write_prepared,
+)
 from alignment_trainer.instance import Instance
+from alignment_trainer.online_checks import check_online, check_rows
 from alignment_trainer.peers import resolved
-from alignment_trainer.pinned_model import check_model, load_tokenizer
+from alignment_trainer.pinned_model import (
+    Check,
+    Named,
+    Pinned,
+    check_model,
+    language_model,
+    load_tokenizer,
+    value_model,
+)
 from alignment_trainer.reference_client import shard_task
+from alignment_trainer.reward_models import named_models
 from alignment_trainer.server_pool import PoolOptions, ServerPool
 from alignment_trainer.servers.wire import LogprobsRequest
-from alignment_trainer.sources import Resolved, resolve_model
+from alignment_trainer.sources import resolve_model
 from alignment_trainer.storage import check_room, check_writable, needed_bytes
 
 log = logging.getLogger(__name__)
 
+_CHECKS: dict[str, tuple[Check, ...]] = {
+    "dpo": (language_model,),
+    "reward": (value_model,),
+    "ppo": (language_model, value_model),
+    "grpo": (language_model,),
+}
+"""Algorithm -> what is made of its model."""
+
 
 def run(instance: Instance) -> Outcome:
-    """Ready once the data is good; ends once the reference's log-probs are complete, at once where they are."""
+    """Ready once data and models are good; ends once the reference's log-probs are complete, where any are needed."""
     board, spec = instance.board, instance.spec
     board.update(state="checking storage")
     check_writable(instance.storage)
-    resolved, model = _pin_model(instance)
+    stages = [instance, instance.at_stage("reward")] if trains_reward(spec) else [instance]
+    pinned = [_pin_model(stage) for stage in stages]
+    model = pinned[0].report
     board.update(model=model, state="checking room")
-    check_room(instance.storage, instance.output, needed_bytes(model.parameters, spec))
-    prepared = _prepare_data(instance, resolved, model)
-    data = prepared.manifest.data
+    _check_room(instance, pinned)
+    reward_models = check_online(instance, pinned[0].resolved.path, pinned[1:]) if spec.algorithm.online else {}
+    for stage, of_stage in reversed(list(zip(stages, pinned, strict=True))):
+        _prepare_data(stage, of_stage, reward_models if stage is instance else {})
+    if spec.algorithm.online:
+        check_rows(instance)
+    manifest = read_manifest(instance.storage)
+    data = manifest.data if manifest else None
     board.update(data=data, ready=True, state="data ready")
-    if spec.roles.reference.placement != "withPolicy" and not _fill_reference(instance, prepared):
+    if _asks_reference(instance) and not _fill_reference(instance, open_prepared(instance.storage)):
         return Outcome(result="interrupted", data=data, model=model)
     return Outcome(result="succeeded", data=data, model=model)
 
 
-def _pin_model(instance: Instance) -> tuple[Resolved, ModelReport]:
-    """The model at the commit that an earlier life pinned, if any."""
-    instance.board.update(state="checking the model")
-    former, model = _former(instance, "model"), instance.spec.model
-    with instance.metrics.phase("check_model"):
-        resolved = resolve_model(model, instance.context.sources, former.model.revision if former else None)
-        return resolved, check_model(model.source, resolved)
+def _asks_reference(instance: Instance) -> bool:
+    """Online algorithms ask the reference while they train."""
+    spec = instance.spec
+    if spec.algorithm.online or spec.roles.reference.placement == "withPolicy":
+        return False
+    return make_algorithm(spec.algorithm).needs_reference
 
 
-def _prepare_data(instance: Instance, resolved: Resolved, model: ModelReport) -> PreparedData:
-    """What stands in storage if it was made for this very request, else made anew."""
-    spec, board = instance.spec, instance.board
+def _pin_model(stage: Instance) -> Pinned:
+    """The model of a stage at the commit that an earlier life pinned, if any."""
+    stage.board.update(state="checking the model")
+    former, named = _former(stage, "model"), Named(stage.spec.model, stage.model_field)
+    with stage.metrics.phase("check_model"):
+        revision = former.model.revision if former else None
+        resolved = resolve_model(named.model, stage.context.sources, revision, named.field)
+        return Pinned(named, resolved, check_model(named, resolved, _CHECKS[stage.spec.algorithm.name]))
+
+
+def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
+    """For the job's own checkpoints and model, and for those that stage `reward` leaves in storage."""
+    reward = sum(sum(needed_bytes(other.report.parameters, instance.at_stage("reward").spec)) for other in pinned[1:])
+    check_room(instance.storage, instance.output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
+
+
+def _prepare_data(stage: Instance, pinned: Pinned, reward_models: dict[str, ModelReport]) -> None:
+    """Leaves what stands in storage if it was made for this very request, else makes it anew."""
+    spec, board = stage.spec, stage.board
     board.update(state="reading data")
-    former = _former(instance, "data")
-    sources = find_data(spec, instance.context.sources, former.data.revision if former else None)
-    request = digest({"data": sources.identity, "model": model.fingerprint, "rows": _row_options(spec)})
+    former = _former(stage, "data")
+    pinned_revision = former.data.revision if former else None
+    sources = find_data(spec.data, stage.data_field, stage.context.sources, pinned_revision)
+    request = digest(
+        {
+            "data": sources.identity,
+            "model": pinned.report.fingerprint,
+            "rows": _row_options(stage),
+            "rewards": {name: report.fingerprint for name, report in reward_models.items()},
+        }
+    )
     if former is not None and former.request == request:
         log.info("the data is prepared already", extra={"fingerprint": former.data.fingerprint})
-        return open_prepared(instance.storage)
+        check_prepared(stage.storage)
+        return
     board.update(state="tokenizing data")
-    with instance.metrics.phase("tokenize"):
-        tokenizer = load_tokenizer(spec.model.source, resolved.path)
-        rows = prepare_rows(spec, sources, tokenizer, instance.metrics)
-    manifest = Manifest(request=request, origins=_origins(spec), data=rows.report, model=model, parts={})
-    return write_prepared(instance.storage, manifest, rows.arrays, rows.invalid)
+    with stage.metrics.phase("tokenize"):
+        rows = _read(stage, sources, load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field))
+    manifest = Manifest(
+        request=request,
+        origins=_origins(spec),
+        data=rows.report,
+        model=pinned.report,
+        reward_models=reward_models,
+        parts={},
+    )
+    write_prepared(stage.storage, manifest, rows.arrays, rows.invalid, rows.fields)
 
 
-def _former(instance: Instance, origin: str) -> Manifest | None:
+def _read(stage: Instance, sources: DataSources, tokenizer: Any) -> PreparedRows:
+    spec, online = stage.spec, stage.spec.algorithm.online
+    request = Request(
+        data=spec.data,
+        field=stage.data_field,
+        seed=spec.training.seed,
+        per_step=online.prompts_per_rollout if online else spec.training.batch_size,
+        least_held_out=LEAST_HELD_OUT if stage.makes_reward else 1,
+    )
+    if online:
+        return prepare_rows(request, prompts(spec, tokenizer), sources, stage.metrics)
+    return prepare_rows(request, preferences(spec, tokenizer), sources, stage.metrics)
+
+
+def _former(stage: Instance, origin: str) -> Manifest | None:
     """What an earlier life left, if it was of the same `model` or `data`."""
-    manifest = read_manifest(instance.storage)
-    return manifest if manifest and manifest.origins.get(origin) == _origins(instance.spec)[origin] else None
+    manifest = read_manifest(stage.storage)
+    return manifest if manifest and manifest.origins.get(origin) == _origins(stage.spec)[origin] else None
 
 
 def _origins(spec: AlignmentJobSpec) -> dict[str, str]:
-    return {
-        "model": f"{spec.model.source}@{spec.model.revision}",
-        "data": f"{spec.data.source}@{spec.data.revision}",
-    }
+    sources: dict[str, Model | Data] = {"model": spec.model, "data": spec.data}
+    sources |= {f"rewards/{component}": named.model for component, named in named_models(spec)}
+    return {name: f"{origin.source}@{origin.revision}" for name, origin in sources.items()}
 
 
-def _row_options(spec: AlignmentJobSpec) -> dict[str, object]:
+def _row_options(stage: Instance) -> dict[str, object]:
     """What of the spec decides the rows, sources apart."""
+    spec, online = stage.spec, stage.spec.algorithm.online
     data = spec.data.model_dump(mode="json", include={"format", "on_invalid", "evaluation"})
     data["evaluation"].pop("every_steps", None)
-    return {"data": data, "max_length": spec.training.max_length, "seed": spec.training.seed}
+    return {
+        "data": data,
+        "max_length": spec.training.max_length,
+        "max_new_tokens": online.max_new_tokens if online else None,
+        "seed": spec.training.seed,
+        "stage": stage.context.stage if stage.makes_reward else None,
+    }
 
 
 def _fill_reference(instance: Instance, prepared: PreparedData) -> bool:

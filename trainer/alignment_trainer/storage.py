@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from alignment_api.base import Contract
+from alignment_api.reward_stage import REWARD_FOLDER
 from alignment_api.spec import AlignmentJobSpec
 from alignment_trainer.checkpoint import (
     MANIFEST,
@@ -207,10 +208,14 @@ def resume_from(storage: Path, source: str) -> Commit:
     return commit
 
 
-def needed_bytes(parameters: int, spec: AlignmentJobSpec) -> tuple[int, int]:
-    """Bytes that checkpoints (those kept and the one being written) and the exported model take."""
-    checkpoints = (spec.checkpoint.keep + 1) * CHECKPOINT_BYTES * parameters
-    return checkpoints, EXPORT_BYTES[spec.training.precision] * parameters
+def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -> tuple[int, int]:
+    """Bytes that checkpoints (those kept and the one being written) and the exported model take.
+
+    A critic's state is part of a checkpoint. in_storage: bytes that other stages leave beside the checkpoints.
+    """
+    trainees = 2 if spec.algorithm.ppo else 1
+    checkpoints = (spec.checkpoint.keep + 1) * CHECKPOINT_BYTES * parameters * trainees
+    return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * parameters
 
 
 def check_writable(storage: Path) -> None:
@@ -230,7 +235,8 @@ def check_room(storage: Path, output: Path, needed: tuple[int, int]) -> None:
     """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free."""
     checkpoints, export = needed
     output.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(storage).free + _size(checkpoints_folder(storage))
+    written = (checkpoints_folder(storage), storage / REWARD_FOLDER)
+    free = shutil.disk_usage(storage).free + sum(map(_size, written))
     if storage.stat().st_dev == output.stat().st_dev:
         _require("spec.storage.source", storage, checkpoints + export, free)
     else:

@@ -18,6 +18,7 @@ from alignment_trainer.data.reference import (
 from alignment_trainer.data.rows import Problem
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.store import (
+    PREFERENCE_PARTS,
     DamagedDataError,
     Manifest,
     PreparedData,
@@ -33,11 +34,12 @@ ROWS = [PreferenceExample(3, (1, 2), (3,), (4, 5, 6)), PreferenceExample(8, (7,)
 def prepare(
     storage: Path, train: list[PreferenceExample] = ROWS, evaluation: list[PreferenceExample] = ROWS
 ) -> PreparedData:
-    splits = {"train": flatten(train), "evaluation": flatten(evaluation)}
+    splits = {"train": flatten(train, PREFERENCE_PARTS), "evaluation": flatten(evaluation, PREFERENCE_PARTS)}
     data = DataReport(format="preferences", rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits))
     model = ModelReport(parameters=1, fingerprint="m")
     manifest = Manifest(request="r", origins={}, data=data, model=model, parts={})
-    return write_prepared(storage, manifest, splits, [Problem(4, "a.jsonl:4", "empty")])
+    write_prepared(storage, manifest, splits, [Problem(4, "a.jsonl:4", "empty")])
+    return open_prepared(storage)
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_the_fingerprint_follows_every_token_and_border() -> None:
     def of(*rows: PreferenceExample) -> str:
-        return fingerprint_of({"train": flatten(rows)})
+        return fingerprint_of({"train": flatten(rows, PREFERENCE_PARTS)})
 
     moved = PreferenceExample(3, (1,), (2, 3), (4, 5, 6))
     assert of(*ROWS) == of(*ROWS)

@@ -75,7 +75,7 @@ def test_a_template_that_drops_the_answer_makes_the_row_invalid() -> None:
 
 def test_a_template_that_raises_names_the_roles() -> None:
     template = "{{ raise_exception('system role not supported') }}"
-    with pytest.raises(InvalidRow, match=r"refuses a prompt of roles user: system role not supported"):
+    with pytest.raises(InvalidRow, match=r"refuses turns of roles user: system role not supported"):
         PairTokenizer(tiny_tokenizer(template), 100).encode(preference())
 
 

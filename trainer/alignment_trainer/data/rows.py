@@ -1,4 +1,4 @@
-"""Rows of preference data: read, looked at, and every mistake in them told by file and line."""
+"""Rows of preferences and of prompts: read, looked at, and every mistake in them told by file and line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from alignment_trainer.errors import UserError
 from alignment_trainer.sources import DATA_SUFFIXES
@@ -72,6 +73,17 @@ class PreferenceRow:
     is_chat: bool
 
 
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt as turns. fields: the whole row as the user wrote it. is_chat: as above, of the prompt."""
+
+    number: int
+    place: str
+    prompt: tuple[Message, ...]
+    fields: Mapping[str, Any]
+    is_chat: bool
+
+
 def read_rows(path: Path) -> Iterator[RawRow]:
     """The rows of a .jsonl or .parquet file or of a folder of them, numbered from 1 over all files.
 
@@ -125,7 +137,7 @@ _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 def check_format(rows: Iterable[RawRow], source: str) -> str:
     """The format that the first rows show. Raises UserError where it is known and is not preferences."""
-    keys = [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
+    keys = _keys(rows)
     if any({"chosen", "rejected"} <= found for found in keys):
         return "preferences"
     for marks, name in _OTHER_FORMATS.items():
@@ -137,18 +149,58 @@ def check_format(rows: Iterable[RawRow], source: str) -> str:
     return "preferences"
 
 
-def parse_row(row: RawRow) -> PreferenceRow:
-    """The preference that a row states. Raises InvalidRow."""
+def check_prompts(rows: Iterable[RawRow], source: str) -> str:
+    """The same for prompts; preferences have prompts, too."""
+    keys = _keys(rows)
+    if keys and not any(found & {"prompt", "chosen"} for found in keys):
+        shown = ", ".join(f"`{key}`" for key in sorted(keys[0])) or "nothing"
+        raise UserError(
+            "UnsupportedFormat",
+            f"{source}: these rows have no `prompt`, found {shown}; this algorithm samples completions of prompts: "
+            "write `prompt` (a string or a list of messages) and whatever reward functions read",
+        )
+    return "prompts"
+
+
+def _keys(rows: Iterable[RawRow]) -> list[frozenset[str]]:
+    return [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
+
+
+def parse_prompt(row: RawRow) -> PromptRow:
+    """The prompt of a row; of a preference without one what its two conversations share. Raises InvalidRow."""
+    value = _mapping(row, '{"prompt": ...}')
+    if value.get("prompt") is None and {"chosen", "rejected"} <= value.keys():
+        preference = parse_row(row)
+        return PromptRow(row.number, row.place, preference.prompt, value, preference.is_chat)
+    prompt = value.get("prompt")
+    if isinstance(prompt, list):
+        return PromptRow(row.number, row.place, _asking(_messages(prompt, "prompt")), value, is_chat=True)
+    return PromptRow(row.number, row.place, (Message("user", _text(prompt, "prompt")),), value, is_chat=False)
+
+
+def _asking(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if messages[-1].role == "assistant":
+        raise InvalidRow("`prompt` ends with role `assistant`; its last message must be one that the model answers")
+    return messages
+
+
+def _mapping(row: RawRow, example: str) -> Mapping[str, Any]:
     if row.broken is not None:
         raise InvalidRow(row.broken)
     if not isinstance(row.value, Mapping):
-        raise InvalidRow(f'{_kind(row.value)}, not an object; write {{"prompt": ..., "chosen": ..., "rejected": ...}}')
+        raise InvalidRow(f"{_kind(row.value)}, not an object; write {example}")
+    return row.value
+
+
+def parse_row(row: RawRow) -> PreferenceRow:
+    """The preference that a row states. Raises InvalidRow."""
+    value = _mapping(row, '{"prompt": ..., "chosen": ..., "rejected": ...}')
     for field in ("chosen", "rejected"):
-        if row.value.get(field) is None:
-            found = ", ".join(f"`{key}`" for key in row.value) or "nothing"
+        if value.get(field) is None:
+            found = ", ".join(f"`{key}`" for key in value) or "nothing"
             raise InvalidRow(f"`{field}` is missing; found {found}. A preference needs a prompt and two completions")
-    is_chat = isinstance(row.value["chosen"], Sequence) and not isinstance(row.value["chosen"], str)
-    prompt, chosen, rejected = _parse_chat(row.value) if is_chat else _parse_text(row.value)
+    is_chat = isinstance(value["chosen"], Sequence) and not isinstance(value["chosen"], str)
+    prompt, chosen, rejected = _parse_chat(value) if is_chat else _parse_text(value)
     if chosen == rejected:
         raise InvalidRow("`chosen` and `rejected` are the same; a preference needs two different completions")
     return PreferenceRow(row.number, row.place, prompt, chosen, rejected, is_chat)
@@ -200,7 +252,7 @@ def _messages(value: object, field: str) -> tuple[Message, ...]:
 
 def _text(value: object, field: str) -> str:
     if value is None:
-        raise InvalidRow(f"`{field}` is missing; write the text that the two completions answer")
+        raise InvalidRow(f"`{field}` is missing; write the text that completions answer")
     if not isinstance(value, str):
         raise InvalidRow(f"`{field}` is {_kind(value)}; write a string")
     if not value.strip():
@@ -213,10 +265,10 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def complain(problems: Sequence[Problem], rows: int, source: str) -> UserError:
+def complain(problems: Sequence[Problem], rows: int, source: str, field: str = "spec.data") -> UserError:
     """One error that names the invalid rows of a source: the first ones by file and line, the others by their count."""
     lines = [f"{problem.place}: {problem.problem}" for problem in problems[:_SHOWN]]
     hidden = len(problems) - len(lines)
     rest = [f"... and {hidden} more"] if hidden else []
-    head = f"{source}: {len(problems)} of {rows} rows are invalid; mend them, or write spec.data.onInvalid: drop"
+    head = f"{source}: {len(problems)} of {rows} rows are invalid; mend them, or write {field}.onInvalid: drop"
     return UserError("InvalidData", "\n".join([head, *lines, *rest]))

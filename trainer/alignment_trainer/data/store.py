@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from types import MappingProxyType
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +19,15 @@ from safetensors.numpy import load_file, save_file
 
 from alignment_api.base import Contract
 from alignment_api.status import DataReport, ModelReport
-from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
 from alignment_trainer.data.rows import Problem
 
 Int32 = NDArray[np.int32]
 SPLITS = ("train", "evaluation")
-PARTS = ("prompt", "chosen", "rejected")
+PREFERENCE_PARTS = ("prompt", "chosen", "rejected")
+PROMPT_PARTS = ("prompt",)
+Example = TypeVar("Example", bound=PreferenceExample | PromptExample)
 
 
 class DamagedDataError(ValueError):
@@ -41,58 +45,88 @@ class Manifest(Contract):
     """What was found."""
     model: ModelReport
     """The model, as pinned."""
+    reward_models: dict[str, ModelReport] = {}
+    """Reward models that exist, as pinned, by the reward's name."""
     parts: dict[str, str]
     """File -> SHA-256."""
 
 
-class Examples(Sequence[PreferenceExample]):
-    """Preferences as flat token arrays, made into examples when asked for."""
+class Stored(Sequence[Example]):
+    """Rows as flat token arrays, made into examples when asked for."""
 
-    def __init__(self, arrays: dict[str, Int32]) -> None:
-        self._rows = arrays["row"]
-        self._tokens = {part: arrays[f"{part}_tokens"] for part in PARTS}
-        self._ends = {part: np.cumsum(arrays[f"{part}_lengths"], dtype=np.int64) for part in PARTS}
+    def __init__(self, arrays: dict[str, Int32], parts: tuple[str, ...]) -> None:
+        self._rows, self._parts = arrays["row"], parts
+        self._tokens = {part: arrays[f"{part}_tokens"] for part in parts}
+        self._ends = {part: np.cumsum(arrays[f"{part}_lengths"], dtype=np.int64) for part in parts}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @overload
-    def __getitem__(self, index: int) -> PreferenceExample: ...
+    def __getitem__(self, index: int) -> Example: ...
     @overload
-    def __getitem__(self, index: slice) -> list[PreferenceExample]: ...
-    def __getitem__(self, index: int | slice) -> PreferenceExample | list[PreferenceExample]:
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         place = index % len(self)
-        prompt, chosen, rejected = (self._part(part, place) for part in PARTS)
-        return PreferenceExample(int(self._rows[place]), prompt, chosen, rejected)
+        return self._example(place, [self._part(part, place) for part in self._parts])
 
-    def _part(self, part: str, place: int) -> tuple[int, ...]:
+    @abstractmethod
+    def _example(self, place: int, parts: list[TokenIds]) -> Example:
+        """The row at a place, from its token sequences."""
+
+    def _part(self, part: str, place: int) -> TokenIds:
         ends = self._ends[part]
         start = int(ends[place - 1]) if place else 0
         return tuple(self._tokens[part][start : int(ends[place])].tolist())
 
 
-def flatten(examples: Iterable[PreferenceExample]) -> dict[str, Int32]:
-    """Flat int32 arrays: <part>_tokens, <part>_lengths for prompt, chosen and rejected, and row."""
+class Examples(Stored[PreferenceExample]):
+    """Preferences."""
+
+    def __init__(self, arrays: dict[str, Int32]) -> None:
+        super().__init__(arrays, PREFERENCE_PARTS)
+
+    def _example(self, place: int, parts: list[TokenIds]) -> PreferenceExample:
+        return PreferenceExample(int(self._rows[place]), *parts)
+
+
+class Prompts(Stored[PromptExample]):
+    """Prompts. fields: of each the row as the user wrote it, as JSON."""
+
+    def __init__(self, arrays: dict[str, Int32], fields: Sequence[str]) -> None:
+        super().__init__(arrays, PROMPT_PARTS)
+        self._fields = fields
+
+    def _example(self, place: int, parts: list[TokenIds]) -> PromptExample:
+        return PromptExample(int(self._rows[place]), parts[0], json.loads(self._fields[place]))
+
+
+def flatten(examples: Iterable[PreferenceExample | PromptExample], parts: Sequence[str]) -> dict[str, Int32]:
+    """Flat int32 arrays: <part>_tokens, <part>_lengths for each part (prompt, chosen, rejected), and row."""
     listed = list(examples)
     arrays = {"row": np.array([example.row for example in listed], dtype=np.int32)}
-    for part in PARTS:
+    for part in parts:
         sequences = [getattr(example, part) for example in listed]
         arrays[f"{part}_lengths"] = np.array([len(tokens) for tokens in sequences], dtype=np.int32)
         arrays[f"{part}_tokens"] = np.array([token for tokens in sequences for token in tokens], dtype=np.int32)
     return arrays
 
 
-def fingerprint_of(splits: dict[str, dict[str, Int32]]) -> str:
-    """SHA-256 of tokenized rows: of every array of every split, by name."""
+def fingerprint_of(
+    splits: Mapping[str, dict[str, Int32]], fields: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> str:
+    """SHA-256 of tokenized rows: of every array of every split, by name, and of the fields that are kept."""
     total = hashlib.sha256()
     for split in sorted(splits):
         for name, array in sorted(splits[split].items()):
             total.update(f"{split}/{name}/{len(array)}\0".encode())
             total.update(array.astype("<i4").tobytes())
+        for line in fields.get(split, ()):
+            total.update(f"{line}\n".encode())
     return total.hexdigest()
 
 
@@ -110,13 +144,27 @@ class PreparedData:
         return {"train": self.train, "evaluation": self.evaluation}[name]
 
 
+@dataclass(frozen=True)
+class PreparedPrompts:
+    """Verified prompts of PPO and GRPO. folder: as above."""
+
+    folder: Path
+    manifest: Manifest
+    train: Sequence[PromptExample]
+    evaluation: Sequence[PromptExample]
+
+
 def prepared_folder(storage: Path) -> Path:
     return storage / "prepared"
 
 
 def write_prepared(
-    storage: Path, manifest: Manifest, splits: dict[str, dict[str, Int32]], invalid: Sequence[Problem]
-) -> PreparedData:
+    storage: Path,
+    manifest: Manifest,
+    splits: Mapping[str, dict[str, Int32]],
+    invalid: Sequence[Problem],
+    fields: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
     """Replaces what was prepared: parts first, the manifest, with their checksums, last."""
     folder = prepared_folder(storage)
     (folder / "manifest.json").unlink(missing_ok=True)
@@ -125,11 +173,16 @@ def write_prepared(
         write_atomically(folder / f"{split}.safetensors", lambda path, arrays=splits[split]: save_file(arrays, path))  # type: ignore[misc]
         for split in SPLITS
     ]
-    lines = [json.dumps({"row": p.row, "problem": f"{p.place}: {p.problem}"}) + "\n" for p in invalid]
-    parts.append(write_text_atomically(folder / "invalid.jsonl", "".join(lines)))
+    lines = [json.dumps({"row": p.row, "problem": f"{p.place}: {p.problem}"}) for p in invalid]
+    texts = {"invalid.jsonl": lines} | {_fields_file(split): rows for split, rows in fields.items() if rows}
+    for name, rows in texts.items():
+        parts.append(write_text_atomically(folder / name, "".join(f"{row}\n" for row in rows)))
     manifest = manifest.model_copy(update={"parts": {part.name: sha256(part) for part in parts}})
     write_text_atomically(folder / "manifest.json", manifest.model_dump_json(indent=1))
-    return open_prepared(storage)
+
+
+def _fields_file(split: str) -> str:
+    return f"{split}.fields.jsonl"
 
 
 def read_manifest(storage: Path) -> Manifest | None:
@@ -141,16 +194,38 @@ def read_manifest(storage: Path) -> Manifest | None:
 
 
 def open_prepared(storage: Path) -> PreparedData:
-    """The prepared data, every part checked. Raises DamagedDataError."""
+    """The prepared preferences, every part checked. Raises DamagedDataError."""
+    folder, manifest = _verified(storage, "preferences")
+    train, evaluation = (Examples(load_file(folder / f"{split}.safetensors")) for split in SPLITS)
+    return PreparedData(folder, manifest, train, evaluation)
+
+
+def open_prompts(storage: Path) -> PreparedPrompts:
+    """The prepared prompts, every part checked. Raises DamagedDataError."""
+    folder, manifest = _verified(storage, "prompts")
+    train, evaluation = (
+        Prompts(load_file(folder / f"{split}.safetensors"), (folder / _fields_file(split)).read_text().split("\n"))
+        for split in SPLITS
+    )
+    return PreparedPrompts(folder, manifest, train, evaluation)
+
+
+def check_prepared(storage: Path) -> None:
+    """Raises DamagedDataError where a part is missing or is not what the manifest says."""
+    _verified(storage)
+
+
+def _verified(storage: Path, form: str | None = None) -> tuple[Path, Manifest]:
     folder, manifest = prepared_folder(storage), read_manifest(storage)
     if manifest is None:
         raise DamagedDataError(f"{folder}: no readable manifest.json; stage `prepare` has not finished here")
+    if form not in (None, manifest.data.format):
+        raise DamagedDataError(f"{folder}: holds {manifest.data.format}, not {form}; remove it to prepare anew")
     for name, expected in manifest.parts.items():
         path = folder / name
         if not path.is_file() or sha256(path) != expected:
             raise DamagedDataError(f"{path}: missing, or not what the manifest says; remove {folder} to prepare anew")
-    train, evaluation = (Examples(load_file(folder / f"{split}.safetensors")) for split in SPLITS)
-    return PreparedData(folder, manifest, train, evaluation)
+    return folder, manifest
 
 
 def digest(value: object) -> str:

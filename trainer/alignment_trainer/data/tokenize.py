@@ -1,16 +1,91 @@
-"""Preferences to token ids, by the tokenizer's chat template where it has one, and their split by prompt."""
+"""Preferences and prompts to token ids, by the tokenizer's chat template where it has one; their split by prompt."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from itertools import takewhile
-from typing import Any
+from dataclasses import dataclass
+from itertools import accumulate, takewhile
+from typing import Any, Protocol
 
-from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.rows import InvalidRow, PreferenceRow
+from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
+from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, PromptRow
 
-TokenIds = tuple[int, ...]
+
+class Texts:
+    """What one tokenizer makes of turns and of plain text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.has_template = bool(tokenizer.chat_template)
+
+    def render(self, turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The turns by the chat template. Raises InvalidRow where it refuses them."""
+        listed = [turn.as_dict() for turn in turns]
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                listed, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a template is a program of the model's authors and raises what it likes
+            roles = ", ".join(turn.role for turn in turns)
+            raise InvalidRow(f"the chat template refuses turns of roles {roles}: {error}") from error
+        return text
+
+    def ids(self, text: str) -> TokenIds:
+        """Of a text that holds its special tokens itself."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def plain_ids(self, text: str) -> TokenIds:
+        """Of a text without a template: behind the tokenizer's first token, where it has one."""
+        start = self._tokenizer.bos_token_id
+        return self.ids(text) if start is None else (start, *self.ids(text))
+
+    def plain_prompt(self, row: PreferenceRow | PromptRow) -> str:
+        """The one text that a model without a template continues. Raises InvalidRow for a conversation."""
+        if row.is_chat or len(row.prompt) != 1:
+            raise InvalidRow("a conversation, but the model's tokenizer has no chat template; write plain strings")
+        return row.prompt[0].content
+
+
+@dataclass(frozen=True)
+class Room:
+    """Tokens for a prompt and its completion. max_length: of both together (training.maxLength).
+
+    field: where the manifest says `max_new_tokens`, the completion's share.
+    """
+
+    max_length: int
+    max_new_tokens: int
+    field: str
+
+    def check(self, prompt: int) -> None:
+        """Raises InvalidRow where a prompt of so many tokens leaves too little."""
+        if prompt + self.max_new_tokens > self.max_length:
+            raise InvalidRow(
+                f"`prompt` is {prompt} tokens; with {self.max_new_tokens} of a completion ({self.field}) that is more "
+                f"than {self.max_length} (spec.training.maxLength); shorten the row, lower maxNewTokens or raise "
+                "maxLength"
+            )
+
+
+class PromptTokenizer:
+    """Encodes prompts up to the assistant's turn, with one tokenizer."""
+
+    def __init__(self, tokenizer: Any, room: Room) -> None:
+        self._texts, self._room = Texts(tokenizer), room
+
+    def encode(self, row: PromptRow) -> PromptExample:
+        """Raises InvalidRow for a prompt that cannot be rendered, is empty or leaves no room for its completions."""
+        texts = self._texts
+        if texts.has_template:
+            prompt = texts.ids(texts.render(row.prompt, add_generation_prompt=True))
+        else:
+            prompt = texts.plain_ids(texts.plain_prompt(row))
+        if not prompt:
+            raise InvalidRow("`prompt` has no tokens; write the text that completions answer")
+        self._room.check(len(prompt))
+        return PromptExample(row.number, prompt, row.fields)
 
 
 class PairTokenizer:
@@ -23,12 +98,12 @@ class PairTokenizer:
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self._tokenizer, self._max_length = tokenizer, max_length
-        self._has_template = bool(tokenizer.chat_template)
+        self._texts = Texts(tokenizer)
         self._special = frozenset(tokenizer.all_special_ids)
 
     def encode(self, row: PreferenceRow) -> PreferenceExample:
         """Raises InvalidRow for a row that cannot be rendered, is empty or is too long."""
-        prompt, chosen, rejected = self._render(row) if self._has_template else self._join(row)
+        prompt, chosen, rejected = self._render(row) if self._texts.has_template else self._join(row)
         boundary = _common_start(prompt, chosen, rejected)
         if boundary < 1:
             raise InvalidRow("`prompt` has no tokens; write the text that the two completions answer")
@@ -39,39 +114,24 @@ class PairTokenizer:
         return example
 
     def _render(self, row: PreferenceRow) -> tuple[TokenIds, TokenIds, TokenIds]:
-        turns = [message.as_dict() for message in row.prompt]
-        try:
-            prompt = self._template(turns, add_generation_prompt=True)
-            chosen = self._template([*turns, {"role": "assistant", "content": row.chosen}])
-            rejected = self._template([*turns, {"role": "assistant", "content": row.rejected}])
-        except Exception as error:  # a template is a program of the model's authors and raises what it likes
-            roles = ", ".join(message.role for message in row.prompt)
-            raise InvalidRow(f"the chat template refuses a prompt of roles {roles}: {error}") from error
+        texts = self._texts
+        prompt = texts.render(row.prompt, add_generation_prompt=True)
+        chosen = texts.render([*row.prompt, Message("assistant", row.chosen)])
+        rejected = texts.render([*row.prompt, Message("assistant", row.rejected)])
         for field, text in (("chosen", chosen), ("rejected", rejected)):
             if not text.startswith(prompt):
                 raise InvalidRow(
                     f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`"
                 )
-        return tuple(self._ids(prompt)), tuple(self._ids(chosen)), tuple(self._ids(rejected))
-
-    def _template(self, turns: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return text
+        return texts.ids(prompt), texts.ids(chosen), texts.ids(rejected)
 
     def _join(self, row: PreferenceRow) -> tuple[TokenIds, TokenIds, TokenIds]:
-        if row.is_chat or len(row.prompt) != 1:
-            raise InvalidRow("a conversation, but the model's tokenizer has no chat template; write plain strings")
-        prompt = row.prompt[0].content
-        texts = (prompt, prompt + row.chosen, prompt + row.rejected)
-        start = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
-        ids = [tuple(start + self._ids(text)) for text in texts]
-        return ids[0], ids[1], ids[2]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        texts, prompt = self._texts, self._texts.plain_prompt(row)
+        return (
+            texts.plain_ids(prompt),
+            texts.plain_ids(prompt + row.chosen),
+            texts.plain_ids(prompt + row.rejected),
+        )
 
     def _end(self, completion: TokenIds) -> TokenIds:
         """To its last special token (templates add a line break behind it), else closed by the tokenizer's own."""
@@ -101,19 +161,29 @@ class PairTokenizer:
             )
 
 
+class HasPrompt(Protocol):
+    """An example of either format."""
+
+    @property
+    def prompt(self) -> TokenIds: ...
+
+
 def _common_start(*sequences: TokenIds) -> int:
     """How many first tokens all share: a token that merges prompt and completion belongs to the completion."""
     return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
-def held_out_prompts(examples: Sequence[PreferenceExample], fraction: float, seed: int) -> frozenset[TokenIds]:
+def held_out_prompts(examples: Sequence[HasPrompt], fraction: float, seed: int, least: int = 1) -> frozenset[TokenIds]:
     """The prompts that are held out: `fraction` of the distinct ones, those with the lowest seeded hashes.
 
-    At least one, if there are two. Independent of the order of rows.
+    At least one, if there are two, and as many more as it takes for `least` rows. Independent of the order of rows.
     """
-    prompts = {example.prompt for example in examples}
-    count = max(1, round(fraction * len(prompts)))
-    return frozenset(sorted(prompts, key=lambda prompt: _hash(prompt, seed))[:count])
+    rows = Counter(example.prompt for example in examples)
+    ordered = sorted(rows, key=lambda prompt: _hash(prompt, seed))
+    count = max(1, round(fraction * len(ordered)))
+    held = accumulate(rows[prompt] for prompt in ordered)
+    enough = next((number for number, total in enumerate(held, start=1) if total >= least), len(ordered))
+    return frozenset(ordered[: max(count, enough)])
 
 
 def _hash(prompt: TokenIds, seed: int) -> bytes:
