@@ -22,6 +22,7 @@ from alignment_trainer.main import main
 ROOT = Path(__file__).parents[3]
 STAGES = {"prepare": "prepare", "evaluator": "evaluate"}
 """Role -> its stage in these tests, where that is not `train`; a reference serves any stage alike."""
+Peers = tuple[str, ...] | dict[str, tuple[str, ...]]
 forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["alignment_trainer.actor", "alignment_trainer.policy", "alignment_trainer.prepare"])
 
@@ -87,10 +88,8 @@ class TinyJob:
     def url(self, server: str) -> str:
         return f"http://127.0.0.1:{self.port(server)}"
 
-    def context(
-        self, role: str, life: int = 1, name: str | None = None, peers: tuple[str, ...] = (), gpus: int = 0
-    ) -> Context:
-        """name: of the server, where a role has several."""
+    def context(self, role: str, life: int = 1, name: str | None = None, peers: Peers = (), gpus: int = 0) -> Context:
+        """name: of the server, where a role has several. peers: URLs by role, or those of references."""
         sources = (f"file://{self.folder}/model", f"file://{self.folder}/pairs.jsonl")
         return Context.model_validate(
             {
@@ -107,7 +106,7 @@ class TinyJob:
                 "storage": str(self.folder / "run"),
                 "output": str(self.folder / "run"),
                 "sources": {source: source.removeprefix("file://") for source in sources},
-                "peers": {"reference": peers} if peers else {},
+                "peers": peers if isinstance(peers, dict) else {"reference": peers} if peers else {},
                 "host": "127.0.0.1",
                 "port": self.port(name or role),
                 "token_file": str(self.folder / "token"),
