@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_api.inputs import Model
-from alignment_api.reward_stage import REWARD_FOLDER
+from alignment_api.reward_stage import REWARD_FOLDER, training_field
 from alignment_api.spec import AlignmentJobSpec
 from alignment_trainer.data.store import Manifest, digest, read_manifest
 from alignment_trainer.errors import UserError
@@ -45,7 +45,7 @@ def find_reward_models(instance: Instance) -> list[RewardModel]:
     found = []
     for reward in instance.spec.algorithm.rewards:
         if reward.train is not None:
-            found.append(_trained(reward.component, instance.storage / REWARD_FOLDER / MODEL_FOLDER))
+            found.append(_trained(instance, reward.component))
         elif reward.model is not None:
             found.append(_pinned(instance, manifest, reward.component, given[reward.component]))
     return found
@@ -56,10 +56,12 @@ def fingerprint_of_models(models: Sequence[RewardModel]) -> str:
     return digest([(model.component, model.fingerprint) for model in models])
 
 
-def _trained(component: str, folder: Path) -> RewardModel:
+def _trained(instance: Instance, component: str) -> RewardModel:
+    folder = instance.storage / REWARD_FOLDER / MODEL_FOLDER
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no reward model; stage `reward` has not finished here")
-    return RewardModel(component, Named(Model(source=f"file://{folder}"), "spec"), folder, model_fingerprint(folder))
+    named = Named(Model(source=f"file://{folder}"), training_field(instance.spec))
+    return RewardModel(component, named, folder, model_fingerprint(folder))
 
 
 def _pinned(instance: Instance, manifest: Manifest, component: str, named: Named) -> RewardModel:

@@ -1,4 +1,4 @@
-"""What `POST /v1/logprobs` carries: safetensors in, safetensors out (docs/architecture.md)."""
+"""What `POST /v1/logprobs` and `POST /v1/scores` carry: safetensors in, safetensors out (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from alignment_trainer.data.packing import PromptGroup
 
-FINGERPRINT, RANKS = "model_fingerprint", "ranks"
+FINGERPRINT, RANKS, COMPONENTS = "model_fingerprint", "ranks", "components"
 _GROUP_LENGTHS = ("prompt_lengths", "completion_lengths", "completions_per_row")
 _GROUP_TENSORS = ("prompt_tokens", "completion_tokens", *_GROUP_LENGTHS)
 _LENGTHS = (*_GROUP_LENGTHS, "batch_lengths")
@@ -89,6 +89,11 @@ def decode_answer(body: bytes, tokens: int) -> NDArray[np.float32]:
         raise WireError(f"an answer without {tokens} float32 `logprobs`; found {sorted(arrays)}")
     result: NDArray[np.float32] = logprobs
     return result
+
+
+def encode_scores(fingerprint: str, components: Sequence[str], scores: NDArray[np.float32]) -> bytes:
+    """scores: (models, completions) in the order of the request. components: the reward's name of each model."""
+    return save({"scores": scores}, metadata={FINGERPRINT: fingerprint, COMPONENTS: json.dumps(list(components))})
 
 
 def groups_of(arrays: Arrays) -> tuple[PromptGroup, ...]:
