@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
 from alignment_api.job import AlignmentJob
+from alignment_operator.plan.gates import PATIENCE
 from alignment_operator.plan.ledger import Hold
 from alignment_operator.plan.types import PodView
 from alignment_operator.plan.verdict import active_time
@@ -37,4 +38,5 @@ def next_look(
 
 def _moments(pods: Iterable[PodView], holds: Iterable[Hold]) -> Iterator[datetime]:
     yield from (hold.until for hold in holds if hold.until is not None)
+    yield from (pod.created_at + PATIENCE for pod in pods if pod.gated)
     yield from (pod.gone_by for pod in pods if pod.gone_by is not None and not pod.ended and pod.node_lost)

@@ -66,7 +66,7 @@ def _plan_pass(observed: Observed, now: datetime) -> Plan:
         support=_support(job, observed.platform, ledger, current) if verdict is None else None,
         create=missing_instances(observed, current, ledger, wanted) if current is not None else (),
         delete=removals(pods, wanted, keep_logs=verdict is None or verdict.type == "Failed"),
-        release=gates_to_open(current, ledger, pods) if current is not None else (),
+        release=gates_to_open(current, ledger, pods, now) if current is not None else (),
     )
     return replace(plan, next_look=next_look(job, pods, holds, verdict is not None, now))
 

@@ -43,6 +43,12 @@ def make_job(spec: Mapping[str, Any] | None = None, name: str = "helpful", uid: 
     )
 
 
+def ppo_spec(**roles: Any) -> dict[str, Any]:
+    """A PPO job that trains its reward model first."""
+    rewards = [{"train": {"preferences": {"source": "pvc://data/judged.jsonl"}}}, {"function": {"numericAnswer": {}}}]
+    return {"algorithm": {"ppo": {"rewards": rewards}}, "roles": roles}
+
+
 @dataclass
 class SmallCluster:
     """Pods, the recorded job and a clock."""
@@ -149,10 +155,10 @@ class SmallCluster:
         spec = self.job.spec.model_copy(update=fields)
         self.job = self.job.model_copy(update={"spec": spec, "metadata": metadata})
 
-    def scale_reference(self, replicas: int) -> None:
+    def scale(self, role: str, replicas: int) -> None:
         roles = self.job.spec.roles
-        reference = roles.reference.model_copy(update={"replicas": replicas})
-        self.respec(roles=roles.model_copy(update={"reference": reference}))
+        scaled = getattr(roles, role).model_copy(update={"replicas": replicas})
+        self.respec(roles=roles.model_copy(update={role: scaled}))
 
     @property
     def status(self) -> AlignmentJobStatus:

@@ -84,13 +84,13 @@ def test_the_deadline_does_not_run_while_suspended() -> None:
 def test_servers_may_be_added_and_taken_away_while_the_job_runs() -> None:
     cluster = SmallCluster()
     cluster.run_until("prepare")
-    cluster.scale_reference(3)
+    cluster.scale("reference", 3)
     plan = cluster.reconcile()
     assert [(i.role, i.index, i.life) for i in plan.create] == [("reference", 1, 1), ("reference", 2, 1)]
-    cluster.scale_reference(1)
+    cluster.scale("reference", 1)
     cluster.reconcile()
     assert cluster.names("reference") == [cluster.pod("reference", 0).name]
-    cluster.scale_reference(2)
+    cluster.scale("reference", 2)
     plan = cluster.reconcile()
     assert [(i.index, i.life) for i in plan.create] == [(1, 2)]
     assert cluster.tally("reference") == (0, 0)
