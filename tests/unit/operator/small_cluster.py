@@ -64,7 +64,7 @@ class SmallCluster:
 
     def observe(self) -> Observed:
         shared = VolumeView(("ReadWriteMany",))
-        volumes = dict.fromkeys(("models", "data", "work", "results"), shared)
+        volumes = dict.fromkeys(("models", "data", "work", "results", "judged", "bases", "judges", "code"), shared)
         seen = tuple(pod for pod in self.pods.values() if pod.name not in self.unseen)
         return Observed(self.job, self.platform, seen, volumes, self.nodes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ def test_the_job_passes_through_as_itself_with_its_defaults_and_pinned_revisions
     assert read.spec.model_copy(update={"model": job.spec.model, "data": job.spec.data}) == job.spec
     assert json.loads(config["data"]["job.yaml"])["spec"]["training"]["batchSize"] == 64
     assert read.status == AlignmentJobStatus()
+
+
+def test_the_gang_of_an_attempt_is_as_reviewed() -> None:
+    platform = PLATFORM.model_copy(update={"gang": "podGroup"})
+    (group,) = by_kind(build_objects(bare_job(), replace(SUPPORT, gang=3), platform), "PodGroup")
+    assert group == YAML(typ="safe").load((GOLDEN / "pod-group.yaml").read_text())
+    for alone in (
+        build_objects(bare_job(), SUPPORT, platform),
+        build_objects(bare_job(), replace(SUPPORT, gang=1), platform),
+    ):
+        assert by_kind(alone, "PodGroup") == []
+    assert by_kind(build_objects(bare_job(), replace(SUPPORT, gang=3), PLATFORM), "PodGroup") == []
 
 
 def test_every_attempt_reads_a_config_map_of_its_own() -> None:

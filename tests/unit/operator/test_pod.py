@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from tests.unit.operator.small_cluster import SmallCluster, make_job
+from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
 from alignment_api.context import Context
 from alignment_api.platform import Gpu, Platform, Pool, Pools
@@ -36,17 +36,16 @@ GANG = {"roles": {"policy": {"replicas": 2, "gpus": 4, "cpu": "16", "memory": "2
 def instance_of(spec: dict[str, Any], role: str, platform: Platform = PLATFORM) -> Instance:
     """The instance that the planner itself makes."""
     cluster = SmallCluster(make_job(spec), platform)
-    stage = {"prepare": "prepare", "reference": "prepare", "policy": "train", "evaluator": "evaluate"}[role]
     for _ in range(10):
         found = [instance for instance in cluster.reconcile().create if instance.role == role]
         if found:
             return found[0]
-        cluster.do_well(holding=stage)
+        cluster.do_well()
     raise AssertionError(f"no {role} was planned")
 
 
-def pod_of(spec: dict[str, Any], role: str) -> dict[str, Any]:
-    return build_pod(make_job(spec), instance_of(spec, role), PLATFORM)
+def pod_of(spec: dict[str, Any], role: str, platform: Platform = PLATFORM) -> dict[str, Any]:
+    return build_pod(make_job(spec), instance_of(spec, role, platform), platform)
 
 
 def context_of(pod: dict[str, Any]) -> Context:
@@ -67,6 +66,48 @@ def test_the_pod_of_a_gang_is_as_reviewed() -> None:
 
 def test_the_pod_of_a_gated_server_is_as_reviewed() -> None:
     assert_golden("pod-reference.yaml", pod_of(SECRET, "reference"))
+
+
+def test_the_pod_of_a_rollout_server_is_as_reviewed() -> None:
+    assert_golden("pod-rollout.yaml", pod_of(ppo_spec(), "rollout"))
+
+
+def test_pods_of_a_gang_join_its_pod_group_where_the_platform_says_so() -> None:
+    grouped = PLATFORM.model_copy(update={"gang": "podGroup"})
+    names = {
+        pod_of(ppo_spec(), role, grouped)["spec"]["schedulingGroup"]["podGroupName"] for role in ("actor", "critic")
+    }
+    assert names == {"helpful-gang-2-jje2z"}  # the attempt after that of the reward model
+    for spec, role, platform in (
+        (ppo_spec(), "actor", PLATFORM),  # not configured
+        (ppo_spec(), "rollout", grouped),  # frozen: each comes and goes by itself
+        ({}, "policy", grouped),  # one pod is a gang by itself
+    ):
+        assert "schedulingGroup" not in pod_of(spec, role, platform)["spec"]
+
+
+def test_memory_holds_two_versions_of_the_weights_on_their_way() -> None:
+    def shared_and_limit(role: str) -> tuple[str, str]:
+        spec = pod_of(ppo_spec() | {"training": {"precision": "fp32"}}, role, Platform())["spec"]
+        (shm,) = [volume["emptyDir"] for volume in spec["volumes"] if volume["name"] == "shm"]
+        return shm["sizeLimit"], spec["containers"][0]["resources"]["limits"]["memory"]
+
+    # 1,000,000 parameters, 4 bytes, twice: 1 GiB when rounded up; state 1, process 4, keys and values 1 (rollout)
+    assert shared_and_limit("actor") == (f"{6 * 1024 // 4 + 1024}Mi", "6Gi")
+    assert shared_and_limit("rollout") == (f"{7 * 1024 // 4 + 1024}Mi", "7Gi")
+    assert shared_and_limit("critic") == (f"{5 * 1024 // 4}Mi", "5Gi")
+
+
+def test_whatever_rewards_read_is_mounted_and_never_written() -> None:
+    rewards = [
+        {"train": {"preferences": {"source": "pvc://judged/pairs.jsonl"}, "model": {"source": "pvc://bases/small"}}},
+        {"model": {"source": "pvc://judges/toxicity"}},
+        {"function": {"python": {"entrypoint": "mine:score", "path": "pvc://code/rewards"}}},
+    ]
+    pod = pod_of({"algorithm": {"grpo": {"rewards": rewards}}}, "rollout")
+    mounts = {m["mountPath"]: m["readOnly"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert {mounts[f"/volumes/{claim}"] for claim in ("judged", "bases", "judges", "code")} == {True}
+    assert context_of(pod).sources["pvc://code/rewards"] == "/volumes/code/rewards"
 
 
 def test_the_same_input_gives_the_same_pod_and_is_not_changed() -> None:
@@ -144,6 +185,7 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
             "nodeSelector": {"pool": "spot", "zone": "b"},
             "restartPolicy": "Always",
             "schedulingGates": [],
+            "schedulingGroup": {"podGroupName": "another"},
             "containers": [
                 {
                     "name": "trainer",
@@ -163,6 +205,7 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
     assert "nodeName" not in patched["spec"]
     assert patched["spec"]["nodeSelector"] == {"pool": "on-demand", "zone": "b"}
     assert patched["spec"]["restartPolicy"] == "Never"
+    assert "schedulingGroup" not in patched["spec"]
     assert patched["spec"]["schedulingGates"] == [{"name": "alignment.run/roles-ready"}]
     container = patched["spec"]["containers"][0]
     assert container["terminationMessagePath"] == "/dev/termination-log"

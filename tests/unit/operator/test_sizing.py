@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.operator.small_cluster import make_job
+from tests.unit.operator.small_cluster import make_job, ppo_spec
 
 from alignment_api.platform import Gpu, Pool
 from alignment_api.sizing import Size, shortage, size_of
@@ -56,6 +56,34 @@ def test_prepare_takes_no_gpu_from_a_pool_that_has_them() -> None:
 
 def test_without_sharding_there_is_one_gpu() -> None:
     assert size("policy", H100, 7 * 10**9, training={"sharding": "none"}).gpus == 1
+
+
+def test_a_rollout_server_holds_weights_keys_and_values_and_two_versions_on_their_way() -> None:
+    # 135e6 x 2 x 1.2 = 0.3 GiB -> 1, and 4 for the process, 1 for keys and values, 135e6 x 2 x 2 = 0.5 GiB -> 1
+    assert size("rollout", CPUS, 135_000_000, **ppo_spec()) == Size(1, 0, "1", "7Gi", 1)
+    asked = ppo_spec(rollout={"kv_cache_memory": "4Gi"})
+    assert size("rollout", CPUS, 135_000_000, **asked).memory == "10Gi"
+    # on GPUs 70e9 x 2 x 1.2 = 156.5 GiB: 2; with 40 GiB of keys and values 196.5 GiB: 3
+    assert size("rollout", H100, 70 * 10**9, **ppo_spec()).gpus == 2
+    assert size("rollout", H100, 70 * 10**9, **ppo_spec(rollout={"kv_cache_memory": "40Gi"})).gpus == 3
+
+
+def test_every_server_has_a_copy_of_its_own_and_a_gang_shares_one() -> None:
+    # reference: 2 x 1.2 bytes, 70B: 1.96 GPUs each; critic: 16 x 1.2 bytes, 70B over 4 pods: 3.91 each
+    spec = ppo_spec(reference={"replicas": 4}, critic={"replicas": 4})
+    assert size("reference", H100, 70 * 10**9, **spec).gpus == 2
+    assert size("critic", H100, 70 * 10**9, **spec).gpus == 4
+    assert shortage(make_job(ppo_spec(reward={"replicas": 0})).spec, "reward", H100, 7 * 10**9) is None
+
+
+def test_a_reward_server_holds_every_reward_model_and_an_actor_may_hold_its_critic() -> None:
+    models = [{"model": {"source": f"pvc://models/{name}"}, "name": name} for name in ("helpful", "harmless")]
+    rewards = [*models, {"function": {"numericAnswer": {}}}]
+    # 13e9 x 2 x 2 x 1.2 = 58.1 GiB: 1 GPU; 32e9: 143 GiB: 2
+    assert size("reward", H100, 13 * 10**9, algorithm={"ppo": {"rewards": rewards}}).gpus == 1
+    assert size("reward", H100, 32 * 10**9, algorithm={"ppo": {"rewards": rewards}}).gpus == 2
+    assert size("actor", H100, 7 * 10**9, **ppo_spec()).gpus == 2
+    assert size("actor", H100, 7 * 10**9, **ppo_spec(critic={"placement": "withActor"})).gpus == 4
 
 
 def test_only_what_can_never_fit_is_refused() -> None:
