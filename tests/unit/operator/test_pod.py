@@ -105,7 +105,7 @@ def test_whatever_rewards_read_is_mounted_and_never_written() -> None:
         {"function": {"python": {"entrypoint": "mine:score", "path": "pvc://code/rewards"}}},
     ]
     pod = pod_of({"algorithm": {"grpo": {"rewards": rewards}}}, "rollout")
-    mounts = {m["mountPath"]: m["readOnly"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
+    mounts = {m["mountPath"]: m.get("readOnly") for m in pod["spec"]["containers"][0]["volumeMounts"]}
     assert {mounts[f"/volumes/{claim}"] for claim in ("judged", "bases", "judges", "code")} == {True}
     assert context_of(pod).sources["pvc://code/rewards"] == "/volumes/code/rewards"
 
