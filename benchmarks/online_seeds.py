@@ -2,7 +2,7 @@
 
 python benchmarks/online_seeds.py examples/grpo.yaml --seeds 0 1 2
 
-The last line is one JSON object: {"example", "seeds": [{"seed", "seconds", "before", "after"}], "gain": {figure: [...]}}.
+The last line is one JSON object: {"example", "seeds": [{"seed", "seconds", "before", "after"}], "gain": {figure: []}}.
 """
 
 from __future__ import annotations

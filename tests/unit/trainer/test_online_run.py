@@ -127,4 +127,7 @@ def test_an_experience_survives_its_file(tmp_path: Path) -> None:
     back = load_experience(tmp_path)
     assert back.groups == GROUPS
     assert all(torch.equal(getattr(back, name), getattr(experience, name)) for name in ("mask", *fields))
-    assert experience.flat("values", (2, 1)).tolist() == [*experience.values[2].tolist(), experience.values[1, 0].item()]
+    assert experience.flat("values", (2, 1)).tolist() == [
+        *experience.values[2].tolist(),
+        experience.values[1, 0].item(),
+    ]
