@@ -131,6 +131,7 @@ class RolloutEngine:
             temperature=asked.temperature,
             max_tokens=min(asked.max_tokens, self.max_length - len(asked.prompt)),
             stop_token_ids=list(asked.stop_token_ids),
+            ignore_eos=True,  # else the config's end of sequence stops it as well
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

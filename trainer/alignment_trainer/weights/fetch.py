@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 _TRIES = 5
 _PAUSE_SECONDS = 0.5
-_CHUNK_BYTES = 2**20
 
 
 class FetchFailed(RuntimeError):
@@ -73,7 +72,7 @@ class _Download:
 
     def go_on(self, client: httpx.Client, source: str, stop: Callable[[], bool]) -> None:
         """Fetches what is missing. Raises FetchFailed, VersionGone, or httpx's and the file system's errors."""
-        headers = {"Range": f"bytes={self._done}-"} if self._done else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={self._done}-"} if self._done else {})
         with client.stream("GET", source, headers=headers) as answer:
             if answer.status_code == httpx.codes.NOT_FOUND:
                 raise VersionGone(f"{source}: 404")
@@ -81,7 +80,7 @@ class _Download:
             if self._done and answer.status_code != httpx.codes.PARTIAL_CONTENT:
                 self._start_over()
             with self._partial.open("ab") as file:
-                for chunk in answer.iter_bytes(_CHUNK_BYTES):
+                for chunk in answer.iter_bytes():
                     if stop():
                         raise FetchFailed("asked to go")
                     file.write(chunk)
