@@ -18,12 +18,18 @@ from alignment_operator.plan.types import PodView
 
 _SECONDS_BETWEEN_LINES = 5.0
 _METRICS = {
+    "reward": "reward",
+    "heldout_reward": "held-out reward",
+    "kl": "KL",
+    "completion_length": "length",
+    "value_loss": "value loss",
+    "weight_version": "version",
     "loss": "loss",
     "reward_margin": "margin",
     "accuracy": "accuracy",
     "heldout_accuracy": "held-out accuracy",
 }
-"""Metric -> its short name here."""
+"""Metric -> its short name here, in this order."""
 
 
 class Display:

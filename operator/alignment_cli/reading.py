@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment_api.inputs import Data
 from alignment_api.job import AlignmentJob
-from alignment_api.manifest import InvalidManifest, Problem, problem_at, read_manifest
+from alignment_api.manifest import InvalidManifest, Problem, field_path, problem_at, read_manifest
 from alignment_api.source_fields import FieldPath, sources_read
 from alignment_api.sources import parse_source
 from alignment_cli.errors import Refused
@@ -77,17 +78,20 @@ def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
         problem = _missing(path, place)
         if problem is not None:
             complaints.append(str(manifest.problem(path, problem)))
-        elif _has_pairs(manifest.job, path):
-            complaints += _invalid_rows(place)
+        elif (data := _data_at(manifest.job, path)) is not None and data.on_invalid == "refuse":
+            prompts = path[1] == "data" and manifest.job.spec.algorithm.online is not None
+            complaints += _invalid_rows(
+                place, prompts, field_path(path).rsplit(".source")[0].removesuffix(".evaluation")
+            )
     return complaints
 
 
-def _has_pairs(job: AlignmentJob, path: FieldPath) -> bool:
-    """Whether preferences stand at that field, none of which may be invalid."""
+def _data_at(job: AlignmentJob, path: FieldPath) -> Data | None:
+    """The data whose rows stand at that field; None where something else does."""
+    if path[1] == "data":
+        return job.spec.data
     reward = next((reward.train for reward in job.spec.algorithm.rewards if reward.train is not None), None)
-    if "preferences" in path and reward is not None:
-        return reward.preferences.on_invalid == "refuse"
-    return path[1] == "data" and job.spec.algorithm.online is None and job.spec.data.on_invalid == "refuse"
+    return reward.preferences if reward is not None and "preferences" in path else None
 
 
 def _missing(path: FieldPath, place: Path) -> str | None:
@@ -99,16 +103,18 @@ def _missing(path: FieldPath, place: Path) -> str | None:
     return None
 
 
-def _invalid_rows(place: Path) -> Iterator[str]:
-    from alignment_trainer.data.rows import InvalidRow, check_format, parse_row, read_rows
+def _invalid_rows(place: Path, prompts: bool, field: str) -> Iterator[str]:
+    """prompts: the rows are those of PPO and GRPO; otherwise preferences. field: of the data."""
+    from alignment_trainer.data.rows import InvalidRow, check_format, check_prompts, parse_prompt, parse_row, read_rows
     from alignment_trainer.errors import UserError
 
+    check, parse = (check_prompts, parse_prompt) if prompts else (check_format, parse_row)
     found = 0
     try:
-        check_format(read_rows(place), place.name)
+        check(read_rows(place), place.name)
         for row in read_rows(place):
             try:
-                parse_row(row)
+                parse(row)
             except InvalidRow as error:
                 found += 1
                 if found <= _SHOWN_ROWS:
@@ -118,4 +124,4 @@ def _invalid_rows(place: Path) -> Iterator[str]:
     if found > _SHOWN_ROWS:
         yield f"{place.name}: ... and {found - _SHOWN_ROWS} more invalid rows"
     if found:
-        yield f"{place.name}: mend these rows, or write spec.data.onInvalid: drop"
+        yield f"{place.name}: mend these rows, or write {field}.onInvalid: drop"

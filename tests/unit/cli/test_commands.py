@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from alignment_api.context import InstanceStatus
 from alignment_api.manifest import read_manifest
 from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import AlignmentJobStatus, Progress
+from alignment_api.status import AlignmentJobStatus, EvaluationReport, Interval, Progress, StageStatus
 from alignment_cli.display import Display, duration
 from alignment_cli.main import app
 from alignment_cli.memory import count_parameters, memory_advice
-from alignment_cli.summary import length_baseline
+from alignment_cli.summary import length_baseline, print_summary
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.plan.types import PodView
 
@@ -58,6 +58,25 @@ def test_render_shows_every_stages_pods_and_what_they_lean_on(manifest: Path) ->
     assert roles == ["prepare", "reference", "reference", "policy", "evaluator"]
     waiting = [o for o in objects if o["kind"] == "Pod" and o["spec"].get("schedulingGates")]
     assert {o["metadata"]["labels"]["alignment.run/role"] for o in waiting} == {"reference"}
+
+
+def test_render_shows_the_stages_of_ppo_with_a_reward_model_to_train(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    rewards = "[{train: {preferences: {source: pvc://data/judged.jsonl}}}]"
+    file.write_text(JOB.replace("{dpo: {}}", f"{{ppo: {{rewards: {rewards}}}}}"))
+    result = alignctl("render", str(file))
+    assert result.exit_code == 0, result.stderr
+    pods = [found for found in YAML(typ="safe", pure=True).load_all(result.stdout) if found["kind"] == "Pod"]
+    labels = [pod["metadata"]["labels"] for pod in pods]
+    stages: dict[str, list[str]] = {}
+    for label in labels:
+        stages.setdefault(label["alignment.run/stage"], []).append(label["alignment.run/role"])
+    assert stages["prepare"] == ["prepare"]
+    assert stages["reward"] == ["policy"]
+    assert stages["train"] == ["actor", "critic", "reference", "reference", "reward", "rollout"]
+    assert sorted(stages["evaluate"]) == ["evaluator", "reference", "reference", "reward", "rollout"]
+    waiting = [pod["metadata"]["labels"]["alignment.run/role"] for pod in pods if pod["spec"].get("schedulingGates")]
+    assert waiting == ["actor", "critic", "evaluator"]
 
 
 def test_render_takes_pools_from_a_platform_file(manifest: Path, tmp_path: Path) -> None:
@@ -152,16 +171,36 @@ def test_memory_that_suffices_is_not_spoken_of() -> None:
 def test_reference_servers_that_do_not_fit_are_proposed_away() -> None:
     """A billion parameters in fp32 are 3.7 GiB, and a process has half a GiB before any: 8.5 GiB for two servers."""
     advice = memory_advice(spec(replicas=2), parameters=10**9, available=8 * 2**30)
-    assert advice is not None
-    assert "2 reference server(s) of 1,000,000,000 parameters need 8.5 GiB, this machine has 8.0 GiB free" in advice
-    assert "{placement: withPolicy}" in advice
+    assert advice == (
+        "stage prepare needs 8.5 GiB with 1,000,000,000 parameters (reference 2 x 4.2 GiB), this machine has 8.0 GiB "
+        "free; write spec.roles.reference: {placement: withPolicy}, which needs no server"
+    )
 
 
 def test_a_policy_that_does_not_fit_is_told_so() -> None:
     """16 bytes a parameter are 14.9 GiB for a billion, and half a GiB for the process."""
     advice = memory_advice(spec(placement="withPolicy"), parameters=10**9, available=8 * 2**30)
     assert advice is not None
-    assert "needs 15.4 GiB" in advice
+    assert "stage train needs 15.4 GiB" in advice
+    assert "take a smaller model" in advice
+
+
+def test_the_roles_that_run_together_are_added_up() -> None:
+    """A billion parameters: trained 14.9 GiB, frozen 3.7, served in bf16 1.9, two versions on their way 3.7."""
+
+    def advice(**roles: Any) -> str | None:
+        rewards = [{"function": {"numericAnswer": {}}}]
+        online = spec().model_dump() | {"algorithm": {"ppo": {"rewards": rewards}}, "roles": roles}
+        return memory_advice(AlignmentJobSpec.model_validate(online), parameters=10**9, available=32 * 2**30)
+
+    assert advice(rollout={"replicas": 2}) == (
+        "stage train needs 55.9 GiB with 1,000,000,000 parameters (actor 19.1 GiB, critic 15.4 GiB, reference 4.2 GiB, "
+        "rollout 2 x 8.6 GiB), this machine has 32.0 GiB free; "
+        "write spec.roles.critic: {placement: withActor}, which saves a process"
+    )
+    less = advice(critic={"placement": "withActor"}, rollout={"replicas": 2})
+    assert less is not None
+    assert less.endswith("write replicas: 1 for rollout")
 
 
 def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:
@@ -221,4 +260,27 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
         "stage train",
         "policy-0: training",
         "train  step 12/80  loss 0.6543  margin 0.12  accuracy 0.61  512 tokens/s  ETA 2m10s  2.0 GiB",
+    ]
+
+
+def test_the_summary_tells_the_reward_model_before_what_was_trained_with_it(tmp_path: Path) -> None:
+    def figures(**values: tuple[float, int]) -> dict[str, Interval]:
+        return {n: Interval(value=v, low=v - 0.1, high=v + 0.1, count=count) for n, (v, count) in values.items()}
+
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    judged = EvaluationReport(before=figures(accuracy=(0.5, 200)), after=figures(accuracy=(0.75, 200)))
+    better = EvaluationReport(before=figures(reward=(0.25, 64)), after=figures(reward=(0.5, 64), kl=(0.125, 64)))
+    stages = (StageStatus(name="reward", started_at=at, finished_at=at, evaluation=judged),)
+    output = StringIO()
+    status = AlignmentJobStatus(phase="Complete", stages=stages, evaluation=better, active_seconds=60)
+    print_summary(Console(file=output, width=100), "tiny", status, tmp_path, tmp_path)
+    assert [line.rstrip() for line in output.getvalue().splitlines()][:8] == [
+        "tiny is complete after 1m00s",
+        "reward model",
+        "200 held out  before                after",
+        "accuracy      0.500 [0.400, 0.600]  0.750 [0.650, 0.850]",
+        "64 held out                           before                after",
+        "reward                                0.250 [0.150, 0.350]  0.500 [0.400, 0.600]",
+        "KL to the reference (nats per token)                        0.125 [0.025, 0.225]",
+        f"model   {tmp_path / 'model'}",
     ]
