@@ -88,14 +88,23 @@ class TinyJob:
     def url(self, server: str) -> str:
         return f"http://127.0.0.1:{self.port(server)}"
 
-    def context(self, role: str, life: int = 1, name: str | None = None, peers: Peers = (), gpus: int = 0) -> Context:
+    def context(
+        self,
+        role: str,
+        life: int = 1,
+        name: str | None = None,
+        peers: Peers = (),
+        gpus: int = 0,
+        stage: str | None = None,
+    ) -> Context:
         """name: of the server, where a role has several. peers: URLs by role, or those of references."""
-        sources = (f"file://{self.folder}/model", f"file://{self.folder}/pairs.jsonl")
+        sources = {f"file://{self.folder}/{name}" for name in ("model", "pairs.jsonl")}
+        sources |= {f"file://{path}" for path in self.folder.iterdir()}
         return Context.model_validate(
             {
                 "job": "tiny",
                 "uid": "uid-1",
-                "stage": STAGES.get(role, "train"),
+                "stage": stage or STAGES.get(role, "train"),
                 "role": role,
                 "index": 0,
                 "life": life,
