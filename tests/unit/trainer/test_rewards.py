@@ -85,9 +85,19 @@ def python(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_a_numeric_answer_is_the_final_number_or_expression() -> None:
-    right = ["7", "The answer is 7.", "3 + 4 = 7", "$\\boxed{7}$", "7.0", "14/2"]
+    right = ["7", "The answer is 7.", "3 + 4 = 7", "$\\boxed{7}$", "7.0", "$x = 7$"]
     wrong = ["8", "", "seven", "7, no wait, it is 8", "5 6 7 8", "-7"]
     assert scores({"numericAnswer": {}}, *((text, SEVEN) for text in right + wrong)) == [1.0] * 6 + [0.0] * 6
+
+
+def test_repeating_the_question_is_no_answer() -> None:
+    texts = ["3 + 4", "The answer is 3 + 4.", "$3 \\times 4 - 5$", "14/2", "$14 - 7$"]
+    assert scores({"numericAnswer": {}}, *((text, SEVEN) for text in texts)) == [0.0] * 5
+
+
+def test_an_answer_that_is_no_integer_may_be_an_expression() -> None:
+    asked = [("$2\\sqrt{2}$", {"answer": "$\\sqrt{8}$"}), ("$x + 1$", {"answer": "$1 + x$"}), ("1/2", {"answer": 0.5})]
+    assert scores({"numericAnswer": {}}, *asked) == [1.0, 1.0, 1.0]
 
 
 def test_answers_are_compared_as_numbers_however_they_are_written() -> None:

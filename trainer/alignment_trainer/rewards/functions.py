@@ -62,9 +62,24 @@ def _numeric_answer(options: NumericAnswer, path: Path | None) -> Score:
                 "every row, or name the field that has it as answerField"
             )
         gold = expected(str(answer.row[options.answer_field]))
-        return float(verify(gold, parse(answer.text, parsing_timeout=None), timeout_seconds=None))
+        found = parse(answer.text, parsing_timeout=None)
+        if _is_integer(gold[0]) and found and not _is_worked_out(found[0]):
+            return 0.0
+        return float(verify(gold, found, timeout_seconds=None))
 
     return score
+
+
+def _is_integer(expression: Any) -> bool:
+    return bool(getattr(expression, "is_Number", False) and expression == int(expression))
+
+
+def _is_worked_out(expression: Any) -> bool:
+    """Whether it is a number, or says that something equals one.
+
+    Who asks for an integer wants it computed: repeating the question, `7 + 7`, is no answer, though equal to it.
+    """
+    return bool(getattr(getattr(expression, "rhs", expression), "is_Number", False))
 
 
 def _regex(options: Regex, path: Path | None) -> Score:
