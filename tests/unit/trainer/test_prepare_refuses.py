@@ -1,0 +1,68 @@
+"""What `prepare` refuses of the corpus: by its reason, with the field or the row, what was found and the fix."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.corpus import FOLDER, Expectation, expectations
+from tests.tiny import SHAPE, tiny_tokenizer, write_model
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from alignment_api.context import Context
+from alignment_api.manifest import read_manifest
+from alignment_api.source_fields import sources_read
+from alignment_trainer.errors import UserError
+from alignment_trainer.instance import Instance
+from alignment_trainer.interruption import Interruption
+from alignment_trainer.metrics import Metrics
+from alignment_trainer.prepare import run
+from alignment_trainer.servers.board import StatusBoard
+
+
+def write_classifier(folder: Path, labels: int, tokenizer: Any) -> None:
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=len(tokenizer), num_labels=labels, **SHAPE)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifests with the models that they name."""
+    folder = tmp_path_factory.mktemp("corpus") / "corpus"
+    shutil.copytree(FOLDER, folder)
+    write_model(folder / "model")
+    write_classifier(folder / "two_labels", 2, tiny_tokenizer())
+    other = tiny_tokenizer()
+    other.add_tokens(["<|new|>"])
+    write_classifier(folder / "another_tokenizer", 1, other)
+    return folder
+
+
+def preparing(manifest: Path, storage: Path) -> Instance:
+    """The role `prepare` of a manifest, in this process."""
+    job = read_manifest(manifest.read_text(), manifest.name)
+    sources = {
+        source: str(manifest.parent / source.removeprefix("file://")) for source in sources_read(job.spec).values()
+    }
+    context = {
+        **{"job": "bad", "uid": "uid-1", "stage": "prepare", "role": "prepare", "index": 0, "life": 1, "replicas": 1},
+        **{"processes": 1, "gpus": 0, "job_file": str(manifest), "storage": str(storage), "output": str(storage)},
+        **{"sources": sources, "peers": {}, "host": "127.0.0.1", "port": 0, "token_file": "", "outcome_file": ""},
+        **{"rendezvous": "", "notice_seconds": 30, "scratch": ""},
+    }
+    return Instance(Context.model_validate(context), job, StatusBoard(), Metrics("bad", "prepare"), Interruption())
+
+
+@pytest.mark.parametrize("expectation", expectations("prepare"), ids=str)
+def test_prepare_refuses_before_it_is_ready(expectation: Expectation, corpus: Path, tmp_path: Path) -> None:
+    instance = preparing(corpus / expectation.file.name, tmp_path)
+    with pytest.raises(UserError) as refused:
+        run(instance)
+    complaint = f"{refused.value.reason}: {refused.value}"
+    assert re.search(expectation.pattern, complaint, re.DOTALL), complaint
+    assert not instance.board.read().ready
