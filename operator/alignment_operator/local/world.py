@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from alignment_api.context import CONTEXT_VARIABLE
@@ -26,11 +26,15 @@ _NODES: Mapping[PoolName, int] = {"onDemand": 1, "spot": 1, "cpu": 1}
 class LocalWorld:
     """Holds the run's processes. `close` leaves none behind."""
 
-    def __init__(self, job: AlignmentJob, places: Places, gpus: int = 0) -> None:
-        """`job` has its UID and sources as `local_job` gives them; the folder of `places` is locked."""
+    def __init__(self, job: AlignmentJob, places: Places, gpus: int = 0, command: Sequence[str] = COMMAND) -> None:
+        """`job` has its UID and sources as `local_job` gives them; the folder of `places` is locked.
+
+        command: starts any role, which its environment names.
+        """
         self._job = job
         self._places = places
         self._gpus = gpus
+        self._command = list(command)
         self._tasks: dict[str, Task] = {}
         self.status = places.folder.read_status()
         self.views: tuple[PodView, ...] = ()
@@ -146,7 +150,7 @@ class LocalWorld:
         folder.outcome_file(name).unlink(missing_ok=True)
         folder.make_scratch(name)
         own = {CONTEXT_VARIABLE: context.model_dump_json(by_alias=True), process.LIFE_VARIABLE: folder.mark(name)}
-        task.process = process.start(list(COMMAND), {**os.environ, **own, **_visible(gpus)}, folder.log_file(name))
+        task.process = process.start(self._command, {**os.environ, **own, **_visible(gpus)}, folder.log_file(name))
 
     def _free_gpus(self, instance: Instance) -> tuple[int, ...] | None:
         taken = {gpu for task in self._tasks.values() if task.running for gpu in task.gpus}

@@ -12,7 +12,7 @@ def spec(**fields: Any) -> AlignmentJobSpec:
     )
 
 
-def test_budgets_suspension_deadline_and_reference_servers_may_change() -> None:
+def test_budgets_suspension_deadline_and_the_number_of_servers_may_change() -> None:
     after = spec(
         suspend=True,
         budgets={"failures": 0},
@@ -20,6 +20,11 @@ def test_budgets_suspension_deadline_and_reference_servers_may_change() -> None:
         roles={"reference": {"replicas": 7}},
     )
     assert immutable_changes(spec(), after) == []
+    online = {"algorithm": {"ppo": {"rewards": [{"function": {"numericAnswer": {}}}]}}}
+    servers = {role: {"replicas": 3} for role in ("reference", "reward", "rollout")}
+    assert immutable_changes(spec(**online), spec(**online, roles=servers)) == []
+    (change,) = immutable_changes(spec(**online), spec(**online, roles={"actor": {"replicas": 3}}))
+    assert change == Change(("roles", "actor", "replicas"), 1, 3)
 
 
 def test_a_change_is_named_by_its_innermost_field_with_both_values() -> None:
