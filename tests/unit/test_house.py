@@ -20,6 +20,7 @@ from alignment_api.manifest import read_manifest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 MANIFESTS = sorted(EXAMPLES.glob("*.yaml"))
+ALGORITHMS = {"ppo.yaml": "ppo", "grpo.yaml": "grpo"}
 # Taken apart, so that this file does not contain what it forbids.
 INDEX_HOSTS = ["".join(parts) for parts in (("pypi", ".org"), ("pythonhosted", ".org"), ("proxy.golang", ".org"))]
 MACHINE_PATHS = ["/".join(parts) for parts in (("", "work", "main"), ("", "work", "shared"), ("", "root", "."))]
@@ -65,18 +66,26 @@ def test_the_folder_named_operator_does_not_shadow_the_standard_library() -> Non
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
 def test_every_example_is_a_valid_job(manifest: Path) -> None:
     job = read_manifest(manifest.read_text(), manifest.name)
-    assert job.spec.algorithm.name == "dpo"
+    assert job.spec.algorithm.name == ALGORITHMS.get(manifest.name, "dpo")
 
 
-def test_the_quick_start_data_comes_from_its_generator(tmp_path: Path) -> None:
-    shutil.copy(EXAMPLES / "generate_preferences.py", tmp_path)
-    (tmp_path / "quickstart").mkdir()
-    shutil.copy(EXAMPLES / "quickstart" / "phrases.yaml", tmp_path / "quickstart")
+@pytest.mark.parametrize(
+    ("generator", "folder"),
+    [("generate_preferences.py", "quickstart"), ("generate_ppo.py", "ppo"), ("generate_grpo.py", "grpo")],
+)
+def test_the_data_of_the_examples_comes_from_its_generator(tmp_path: Path, generator: str, folder: str) -> None:
+    for script in EXAMPLES.glob("generate_*.py"):
+        shutil.copy(script, tmp_path)
+    (tmp_path / folder).mkdir()
+    for phrases in (EXAMPLES / folder).glob("*.yaml"):
+        shutil.copy(phrases, tmp_path / folder)
     # Another hash seed than ours: the order of a set must not decide what is written.
     environment = os.environ | {"PYTHONHASHSEED": "4242"}
-    subprocess.run([sys.executable, tmp_path / "generate_preferences.py"], check=True, timeout=60, env=environment)
-    for name in ("train.jsonl", "heldout.jsonl"):
-        assert filecmp.cmp(tmp_path / "quickstart" / name, EXAMPLES / "quickstart" / name, shallow=False), name
+    subprocess.run([sys.executable, tmp_path / generator], check=True, timeout=60, env=environment)
+    committed = sorted(path.name for path in (EXAMPLES / folder).glob("*.jsonl"))
+    assert committed == sorted(path.name for path in (tmp_path / folder).glob("*.jsonl"))
+    for name in committed:
+        assert filecmp.cmp(tmp_path / folder / name, EXAMPLES / folder / name, shallow=False), name
 
 
 def test_no_prompt_reply_or_phrase_of_the_quick_start_stands_on_both_sides() -> None:
@@ -110,6 +119,44 @@ def test_no_single_word_of_the_training_side_tells_the_held_out_side_apart() -> 
         assert 0.5 + sign * (_accuracy(word, heldout) - 0.5) < 0.65, word
 
 
+@pytest.mark.parametrize("name", ["preferences", "preferences_heldout"])
+def test_asking_back_decides_every_preference_of_the_ppo_example_and_length_none(name: str) -> None:
+    """The manifest's own pattern is the hidden rule; the longer reply is chosen exactly half of the time."""
+    job = read_manifest((EXAMPLES / "ppo.yaml").read_text(), "ppo.yaml")
+    rule = job.spec.algorithm.rewards[1].function
+    assert rule is not None
+    assert rule.regex is not None
+    rows = _example("ppo", name)
+    assert len(rows) >= 200
+    for row in rows:
+        assert re.search(rule.regex.pattern, row["chosen"])
+        assert not re.search(rule.regex.pattern, row["rejected"])
+    for measure in (len, lambda text: len(re.findall(r"\w+|[^\w\s]", text))):
+        longer = [(d > 0) + 0.5 * (d == 0) for d in (measure(row["chosen"]) - measure(row["rejected"]) for row in rows)]
+        assert 0.45 <= sum(longer) / len(rows) <= 0.55
+
+
+def test_no_prompt_of_the_ppo_example_stands_in_two_files_and_no_reply_on_both_sides() -> None:
+    files = {path.stem: _example("ppo", path.stem) for path in (EXAMPLES / "ppo").glob("*.jsonl")}
+    prompts = [row["prompt"] for rows in files.values() for row in rows]
+    assert len(prompts) == len(set(prompts)) == 640 + 220 + 200 + 60
+    train, heldout = (
+        {sentence for row in files[name] for sentence in _sentences(row)}
+        for name in ("preferences", "preferences_heldout")
+    )
+    assert not train & heldout
+
+
+def test_held_out_sums_of_the_grpo_example_are_new_in_any_order_and_all_answers_are_right() -> None:
+    sides = []
+    for name in ("train", "heldout"):
+        rows = _example("grpo", name)
+        numbers = [tuple(sorted(map(int, re.findall(r"\d+", row["prompt"])))) for row in rows]
+        assert [sum(pair) for pair in numbers] == [row["answer"] for row in rows]
+        sides.append(set(numbers))
+    assert not sides[0] & sides[1]
+
+
 def _accuracy(word: str, rows: list[dict[str, str]]) -> float:
     """Of the rule that the reply with the word is the chosen one; 0.5 where both have it, or neither."""
     told = sum((word in _words(row["chosen"])) - (word in _words(row["rejected"])) for row in rows)
@@ -130,10 +177,11 @@ def _template(text: str) -> str:
 
 
 def _rows(side: str) -> list[dict[str, str]]:
-    rows: list[dict[str, Any]] = [
-        json.loads(line) for line in (EXAMPLES / "quickstart" / f"{side}.jsonl").read_text().splitlines()
-    ]
-    return rows
+    return _example("quickstart", side)
+
+
+def _example(folder: str, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (EXAMPLES / folder / f"{name}.jsonl").read_text().splitlines()]
 
 
 def _committed_files() -> Iterator[Path]:
