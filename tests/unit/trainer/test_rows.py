@@ -1,6 +1,7 @@
 """Every mistake in the data is told by file and line, with what to write instead."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from alignment_trainer.data.rows import (
     Problem,
     RawRow,
     check_format,
+    check_prompts,
     complain,
+    parse_prompt,
     parse_row,
     read_rows,
 )
@@ -133,3 +136,32 @@ def test_a_complaint_shows_twenty_rows_and_counts_the_rest() -> None:
     assert lines[1:3] == ["pairs.jsonl:1: bad", "pairs.jsonl:2: bad"]
     assert lines[-1] == "... and 30 more"
     assert len(lines) == 22
+
+
+def test_a_prompt_s_turns_come_from_text_messages_or_a_preference() -> None:
+    assert parse_prompt(row({"prompt": "p", "answer": 4})).prompt == (Message("user", "p"),)
+    assert parse_prompt(row({"prompt": chat(("system", "s"), ("user", "p"))})).prompt[1] == Message("user", "p")
+    whole = {"chosen": chat(("user", "p"), ("assistant", "c")), "rejected": chat(("user", "p"), ("assistant", "r"))}
+    assert parse_prompt(row(whole)).prompt == (Message("user", "p"),)
+    assert parse_prompt(row(whole)).fields == whole
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("p", "a string, not an object"),
+        ({"question": "p"}, "`prompt` is missing"),
+        ({"prompt": ""}, "`prompt` is empty"),
+        ({"prompt": []}, "`prompt` is a list; write a list of messages"),
+        ({"prompt": chat(("user", "p"), ("assistant", "a"))}, "`prompt` ends with role `assistant`"),
+    ],
+)
+def test_a_row_without_a_prompt_to_answer_is_told(value: object, complaint: str) -> None:
+    with pytest.raises(InvalidRow, match=re.escape(complaint)):
+        parse_prompt(row(value))
+
+
+def test_rows_without_prompts_are_told_once() -> None:
+    with pytest.raises(UserError, match=r"pvc://x: these rows have no `prompt`, found `answer`, `question`"):
+        check_prompts([row({"question": "q", "answer": "a"})], "pvc://x")
+    assert check_prompts([row({"prompt": "p"})], "x") == "prompts"

@@ -1,5 +1,6 @@
 """Prepared data and the reference's cache are whole, or they are refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from alignment_api.spec import Training
 from alignment_api.status import DataReport, ModelReport
-from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.reference import (
     IncompleteReferenceError,
     ReferenceCache,
@@ -19,12 +20,14 @@ from alignment_trainer.data.rows import Problem
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.store import (
     PREFERENCE_PARTS,
+    PROMPT_PARTS,
     DamagedDataError,
     Manifest,
     PreparedData,
     fingerprint_of,
     flatten,
     open_prepared,
+    open_prompts,
     write_prepared,
 )
 
@@ -48,6 +51,26 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert prepared.train[-1] == ROWS[1]
     assert prepared.evaluation[0:1] == ROWS[:1]
     assert '"row": 4' in (tmp_path / "prepared" / "invalid.jsonl").read_text()
+
+
+def prepare_prompts(storage: Path, rows: list[PromptExample]) -> None:
+    splits = {split: flatten(rows, PROMPT_PARTS) for split in ("train", "evaluation")}
+    fields = {split: [json.dumps(example.fields) for example in rows] for split in splits}
+    data = DataReport(format="prompts", rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits, fields))
+    manifest = Manifest(request="r", origins={}, data=data, model=ModelReport(parameters=1, fingerprint="m"), parts={})
+    write_prepared(storage, manifest, splits, [], fields)
+
+
+def test_prompts_come_back_with_their_rows(tmp_path: Path) -> None:
+    rows = [PromptExample(3, (1, 2), {"prompt": "a\nb\u2028c", "answer": 4}), PromptExample(8, (7,), {"prompt": "d"})]
+    prepare_prompts(tmp_path, rows)
+    prepared = open_prompts(tmp_path)
+    assert list(prepared.train) == list(prepared.evaluation) == rows
+    with pytest.raises(DamagedDataError, match="holds prompts, not preferences"):
+        open_prepared(tmp_path)
+    (tmp_path / "prepared" / "train.fields.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(DamagedDataError, match=r"train\.fields\.jsonl: missing, or not what the manifest says"):
+        open_prompts(tmp_path)
 
 
 def test_the_fingerprint_follows_every_token_and_border() -> None:

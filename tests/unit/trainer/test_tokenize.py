@@ -6,8 +6,8 @@ import pytest
 from tests.tiny import tiny_tokenizer
 
 from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.rows import InvalidRow, PreferenceRow, RawRow, parse_row
-from alignment_trainer.data.tokenize import PairTokenizer, held_out_prompts
+from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow, parse_prompt, parse_row
+from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, held_out_prompts
 
 LLAMA3_LIKE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] | trim }}<|im_end|>{% endfor %}"
@@ -79,6 +79,45 @@ def test_a_template_that_raises_names_the_roles() -> None:
         PairTokenizer(tiny_tokenizer(template), 100).encode(preference())
 
 
+def prompt_row(prompt: object, **fields: object) -> PromptRow:
+    return parse_prompt(RawRow(7, "prompts.jsonl:7", {"prompt": prompt, **fields}))
+
+
+def room(max_length: int = 100, max_new_tokens: int = 20) -> Room:
+    return Room(max_length, max_new_tokens, "spec.algorithm.grpo.maxNewTokens")
+
+
+def test_a_prompt_ends_where_the_assistant_begins_and_keeps_its_row(tokenizer: Any) -> None:
+    example = PromptTokenizer(tokenizer, room()).encode(prompt_row("2 + 2?", answer="4"))
+    assert tokenizer.decode(example.prompt) == "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    assert (example.row, example.fields) == (7, {"prompt": "2 + 2?", "answer": "4"})
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+    chat = PromptTokenizer(tokenizer, room()).encode(prompt_row(turns))
+    assert tokenizer.decode(chat.prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2")
+
+
+def test_a_prompt_is_that_of_a_preference(tokenizer: Any) -> None:
+    prompt = PromptTokenizer(tokenizer, room()).encode(prompt_row("Tell me.", chosen="Gladly.", rejected="No."))
+    assert prompt.prompt == PairTokenizer(tokenizer, 100).encode(preference()).prompt
+    assert prompt.fields["rejected"] == "No."
+
+
+def test_without_a_template_a_prompt_is_plain_text() -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    assert tokenizer.decode(PromptTokenizer(tokenizer, room()).encode(prompt_row("2 + 2 =")).prompt) == "2 + 2 ="
+    with pytest.raises(InvalidRow, match="no chat template"):
+        PromptTokenizer(tokenizer, room()).encode(prompt_row([{"role": "user", "content": "2 + 2?"}]))
+
+
+def test_a_prompt_leaves_room_for_its_completion(tokenizer: Any) -> None:
+    row = prompt_row("Tell me.")
+    length = len(PromptTokenizer(tokenizer, room()).encode(row).prompt)
+    assert PromptTokenizer(tokenizer, room(length + 20)).encode(row)
+    complaint = rf"`prompt` is {length} tokens; with 20 of a completion \(spec\.algorithm\.grpo\.maxNewTokens\)"
+    with pytest.raises(InvalidRow, match=complaint):
+        PromptTokenizer(tokenizer, room(length + 19)).encode(row)
+
+
 def example(prompt: int, row: int) -> PreferenceExample:
     return PreferenceExample(row, (prompt,), (1,), (2,))
 
@@ -93,3 +132,12 @@ def test_every_pair_of_a_prompt_is_on_the_same_side_whatever_the_order() -> None
 
 def test_a_small_share_of_few_prompts_still_holds_one_out() -> None:
     assert len(held_out_prompts([example(n, n) for n in range(4)], 0.02, seed=0)) == 1
+
+
+def test_a_share_grows_until_it_holds_enough_rows() -> None:
+    """20 prompts of 5 rows each: 2% is one prompt, and 11 rows take three."""
+    rows = [example(prompt, prompt) for prompt in range(20) for _ in range(5)]
+    assert len(held_out_prompts(rows, 0.02, seed=0)) == 1
+    assert len(held_out_prompts(rows, 0.02, seed=0, least=11)) == 3
+    assert held_out_prompts(rows, 0.02, seed=0) < held_out_prompts(rows, 0.02, seed=0, least=11)
+    assert len(held_out_prompts(rows, 0.02, seed=0, least=1000)) == 20
