@@ -84,6 +84,7 @@ def test_the_rights_suffice_for_a_whole_job(place: Place, as_operator: Path, tmp
         ("update", "pods", False),
         ("create", "pods/exec", False),
         ("delete", "persistentvolumeclaims", False),
+        *((verb, "podgroups.scheduling.k8s.io", verb != "update") for verb in ("list", "create", "delete", "update")),
         ("update", "alignmentjobs.alignment.run", False),
         ("patch", "alignmentjobs.alignment.run", False),
         ("patch", "alignmentjobs.alignment.run/status", True),
@@ -124,6 +125,7 @@ def test_whoever_may_edit_a_namespace_may_edit_its_jobs(cluster: Rig, objects: l
         ("replica=2", "replica"),
         ("platform.pools.onDemand.gpu.product=H100", "memoryGib"),
         ("platform.storage.accessMode=Sometimes", "accessMode"),
+        ("platform.gang=coscheduling", "gang"),
     ],
 )
 def test_a_typo_in_the_values_is_refused(setting: str, words: str, cluster: Rig) -> None:
