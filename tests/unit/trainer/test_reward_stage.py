@@ -278,3 +278,16 @@ def test_a_reward_model_that_exists_is_pinned_and_served(tmp_path: Path) -> None
     assert failure is not None
     assert failure.reason == "ModelChanged"
     assert failure.message.startswith("spec.algorithm.ppo.rewards[0].model.source: ")
+
+
+def test_two_ranks_in_bf16_judge_together(prepared: TinyJob, tmp_path: Path) -> None:
+    job = copy_of(prepared, tmp_path / "gang")
+    job.processes = 2
+    manifest = job.folder / "job.yaml"
+    manifest.write_text(manifest.read_text().replace('"fp32"', '"bf16"'))
+    assert job.start("policy", stage="reward").wait(280) == 0, job.outcome("policy").failure
+    report = job.outcome("policy").evaluation
+    assert report is not None
+    assert report.after["accuracy"].low > 0.9
+    assert report.after["accuracy"].count == LEAST_HELD_OUT
+    assert losses(job.folder / "policy.log")[1] == pytest.approx(math.log(2), abs=0.3)
