@@ -52,7 +52,10 @@ GAUGES = {
     "explained_variance": ("alignment_explained_variance", "Share of the returns' variance that the critic explains"),
     "staleness": ("alignment_rollout_staleness_steps", "Mean age of the weights that sampled, in steps"),
     "weight_version": ("alignment_weight_version", "Version of the weights held here"),
-    "delivery_seconds": ("alignment_delivery_seconds", "From the publication of weights until the slowest server has them"),
+    "delivery_seconds": (
+        "alignment_delivery_seconds",
+        "From the publication of weights until the slowest server has them",
+    ),
     "rollout_servers": ("alignment_rollout_servers", "Rollout servers with weights that are new enough"),
     "reward_servers": ("alignment_reward_servers", "Reward servers that answer"),
     "reissued_requests": ("alignment_reissued_requests", "Requests sent again because their server was lost, so far"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +108,26 @@ def test_the_last_two_versions_are_kept(served: Served, job: TinyJob) -> None:
     assert sorted(path.name for path in (job.folder / "scratch").iterdir()) == ["weights-3-5", "weights-3-6"]
 
 
+def test_delivery_takes_until_the_slowest_of_those_that_were_there_has_the_weights(served: Served) -> None:
+    publisher, client = served
+
+    def poll(name: str, version: int) -> float | None:
+        client.get("/v1/weights", params=POLL | {"name": name, "attempt": "3", "version": str(version)})
+        line = re.search(r"^alignment_delivery_seconds\{.*\} (\S+)$", client.get("/metrics").text, re.M)
+        return float(line[1]) if line else None
+
+    assert poll("rollout-0", 0) is poll("rollout-1", 0) is None
+    publisher.publish(1, _weights(1.0).items())
+    assert poll("rollout-0", 0) is None
+    first = poll("rollout-0", 1)
+    time.sleep(0.2)
+    slowest = poll("rollout-1", 1)
+    assert first is not None
+    assert slowest is not None
+    assert slowest >= first + 0.2
+    assert poll("rollout-2", 1) == poll("rollout-0", 1) == slowest, "one that came later was not waited for"
+
+
 def test_a_version_is_never_published_twice(served: Served) -> None:
     publisher, _ = served
     publisher.publish(5, _weights(1.0).items())
@@ -149,5 +171,5 @@ def test_without_room_in_memory_it_says_whose_memory(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(module.ScratchFull, match="give the actor more memory"):
+    with pytest.raises(module.ScratchFull, match="raise `memory` of the trainee"):
         served[0].publish(0, _weights(1.0).items())

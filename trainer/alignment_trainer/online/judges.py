@@ -72,6 +72,10 @@ class Judges:
         return self.rollouts.sample(rows, plan, self.instance.stop)
 
 
+_SERVER_GAUGES = {"reference": "servers", "reward": "reward_servers"}
+"""Role -> gauge of how many of its servers answer."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """What judges know of the model: its fingerprint as pinned, its folder and its tokenizer."""
@@ -131,5 +135,5 @@ def _servers(instance: Instance, role: str, path: str, decode: Decode, fingerpri
         decode=decode,
         peers=resolved(instance.context.peers.get(role, ())),
         token=instance.token,
-        servers=lambda count: instance.metrics.set("servers", count),
+        servers=lambda count: instance.metrics.set(_SERVER_GAUGES[role], count),
     )

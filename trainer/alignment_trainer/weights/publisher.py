@@ -71,6 +71,9 @@ class WeightPublisher:
         self._lock = threading.Lock()
         self._published: tuple[_Published, ...] = ()
         self._heard: dict[str, tuple[RolloutServer, float]] = {}
+        self._metrics = instance.metrics
+        self._awaited: set[str] = set()  # who was there when the newest weights came and has not reported them yet
+        self._published_at = 0.0
 
     def __enter__(self) -> WeightPublisher:
         if self._server is not None:
@@ -99,6 +102,7 @@ class WeightPublisher:
         manifest = _write(folder, manifest, tensors)
         with self._lock:
             self._published = (*self._published, _Published(manifest, folder))
+            self._awaited, self._published_at = set(self._heard), time.monotonic()
         size, seconds = sum(part.bytes for part in manifest.parts), round(time.monotonic() - began, 3)
         log.info("published weights %d", version, extra={"version": version, "bytes": size, "seconds": seconds})
 
@@ -132,9 +136,18 @@ class WeightPublisher:
         with self._lock:
             self._heard[server.name] = server, time.monotonic()
             newest = self._published[-1].manifest if self._published else None
+            self._note_delivery(server, newest)
         if newest is None:
             return Response(status_code=204)
         return Response(newest.model_dump_json(), media_type="application/json")
+
+    def _note_delivery(self, server: RolloutServer, newest: WeightManifest | None) -> None:
+        """What the gauge holds in the end is the time of the slowest; who came after the weights is not waited for."""
+        if newest is None or (server.attempt, server.version) != (newest.attempt, newest.version):
+            return
+        if server.name in self._awaited:
+            self._awaited.remove(server.name)
+            self._metrics.set("delivery_seconds", time.monotonic() - self._published_at)
 
     def _answer_part(self, request: Request) -> Response:
         """A part, or the range of it that is asked for."""
@@ -182,7 +195,7 @@ def _write(folder: Path, manifest: WeightManifest, tensors: Iterable[tuple[str, 
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         size = f"{sum(part.bytes for part in parts)} bytes of weights {manifest.name}"
-        message = f"{folder.parent} is full after {size}; it holds two versions: give the actor more memory"
+        message = f"{folder.parent} is full after {size}; it holds two versions: raise `memory` of the trainee's role"
         raise ScratchFull(message) from error
     return manifest.model_copy(update={"parts": tuple(parts), "tensors": described})
 
