@@ -8,13 +8,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.tiny import write_model
 
 from alignment_trainer.weights import fetch
-from alignment_trainer.weights.check import WeightsRefused, check_manifest
+from alignment_trainer.weights.check import ModelTensors, WeightsRefused, check_manifest, model_tensors
 from alignment_trainer.weights.fetch import FetchFailed, VersionGone, fetch_parts
 from alignment_trainer.weights.manifest import WeightManifest, WeightPart
 
 BODY = bytes(range(256)) * 40
+SHAPES = {"a": (2,), "b": (3,)}
 ORIGIN = "http://actor:8000"
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -133,4 +135,14 @@ def test_a_manifest_of_another_model_is_refused_by_its_first_difference(
 ) -> None:
     manifest = _manifest().model_copy(update={"tensors": published})
     with pytest.raises(WeightsRefused, match=f"weights 2-17: {reason}"):
-        check_manifest(manifest, {"a": (2,), "b": (3,)}, "float32")
+        check_manifest(manifest, ModelTensors(SHAPES, SHAPES, "float32"))
+
+
+def test_a_tied_head_may_come_along_but_need_not(tmp_path: Path) -> None:
+    """Some folders of tied models hold the head, some do not; vLLM takes the embedding either way."""
+    model = model_tensors(write_model(tmp_path), "float32")
+    assert "lm_head.weight" not in model.needed
+    published = {name: ("float32", shape) for name, shape in model.needed.items()}
+    embedding = published["model.embed_tokens.weight"]
+    for tensors in (published, published | {"lm_head.weight": embedding}):
+        check_manifest(_manifest().model_copy(update={"tensors": tensors}), model)

@@ -16,11 +16,11 @@ from trainee import trainee
 from alignment_trainer.metrics import Metrics
 from alignment_trainer.peers import resolved
 from alignment_trainer.weights import follower as module
-from alignment_trainer.weights.check import check_manifest
+from alignment_trainer.weights.check import ModelTensors, check_manifest
 from alignment_trainer.weights.follower import Key, WeightFollower, WeightsNotApplied, WeightSource
 from alignment_trainer.weights.publisher import WeightPublisher
 
-SHAPES = {"a": (2,)}
+MODEL = ModelTensors({"a": (2,)}, {"a": (2,)}, "float32")
 
 
 class Sampler:
@@ -57,7 +57,7 @@ async def following(job: TinyJob, sampler: Sampler, scratch: Path) -> AsyncItera
     follower = WeightFollower(
         source=WeightSource(resolved([job.url("actor")]), "secret", "rollout-0", 8000),
         target=sampler,
-        check=lambda manifest: check_manifest(manifest, SHAPES, "float32"),
+        check=lambda manifest: check_manifest(manifest, MODEL),
         scratch=scratch,
         metrics=Metrics("tiny", "rollout"),
         observe=lambda key, error: None,

@@ -92,6 +92,7 @@ class RolloutEngine:
                 raise self._explained(error) from error
             raise
         if self.key != key or any(output.finish_reason == "abort" for output in outputs):
+            await self._settled.wait()  # to tell which weights come next
             raise WrongVersion(self.key[1])
         return key[1], tuple(_completion(output) for output in outputs)
 

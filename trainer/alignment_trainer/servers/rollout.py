@@ -24,7 +24,7 @@ from alignment_trainer.rollout.engine import EngineOptions, RolloutEngine, Wrong
 from alignment_trainer.rollout.wire import CompletionsRequest, encode_completions, parse_request
 from alignment_trainer.servers.wire import WireError
 from alignment_trainer.sources import resolve_model
-from alignment_trainer.weights.check import check_manifest, parameter_shapes
+from alignment_trainer.weights.check import check_manifest, model_tensors
 from alignment_trainer.weights.follower import Key, WeightFollower, WeightSource
 
 log = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ def _options(instance: Instance, folder: Path) -> EngineOptions:
 
 
 def _follower(instance: Instance, engine: RolloutEngine, folder: Path) -> WeightFollower:
-    context, shapes, dtype = instance.context, parameter_shapes(folder), _DTYPES[instance.spec.training.precision]
-    server = instance.server
+    context, server = instance.context, instance.server
+    model = model_tensors(folder, _DTYPES[instance.spec.training.precision])
 
     def observe(key: Key, error: str | None) -> None:
         instance.metrics.set("weight_version", key[1])
@@ -121,7 +121,7 @@ def _follower(instance: Instance, engine: RolloutEngine, folder: Path) -> Weight
             port=server.port if server is not None else context.port,
         ),
         target=engine,
-        check=lambda manifest: check_manifest(manifest, shapes, dtype),
+        check=lambda manifest: check_manifest(manifest, model),
         scratch=Path(context.scratch),
         metrics=instance.metrics,
         observe=observe,
@@ -175,19 +175,31 @@ class CompletionsService:
             return _refuse(503, "this server goes; ask another")
 
     async def _sample(self, engine: RolloutEngine, asked: CompletionsRequest, request: Request) -> Response:
-        version, completions = await self._on_engine(engine.sample(asked))
+        version, completions = await self._on_engine(engine.sample(asked), request)
         self._metrics.add_tokens(sum(len(completion.tokens) for completion in completions))
         return Response(encode_completions(version, completions), media_type="application/json")
 
-    async def _on_engine(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs it in the engine's event loop."""
+    async def _on_engine(self, work: Coroutine[Any, Any, T], request: Request) -> T:
+        """Runs it in the engine's event loop, for as long as the client waits for it. Raises CancelledError."""
         assert self._loop is not None
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._running.add(future)
+        gone = asyncio.create_task(_client_is_gone(request))
         try:
-            return await asyncio.wrap_future(future)
+            result = asyncio.wrap_future(future)
+            either: set[asyncio.Future[Any]] = {result, gone}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                result.cancel()
+            return await result
         finally:
+            gone.cancel()
             self._running.discard(future)
+
+
+async def _client_is_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _refuse(code: int, message: str) -> Response:
