@@ -17,10 +17,14 @@ QUIET := $(shell test -t 2 || echo --quiet)
 ENVIRONMENT := $(firstword $(wildcard .venv/.dev) .venv/.run)
 
 ##@ Use
-.PHONY: run cluster
+.PHONY: run run-ppo run-grpo cluster
 run: $(ENVIRONMENT) ## Align SmolLM2-135M on this machine with the example preferences (minutes, CPU)
 	@$(PYTHON) examples/fetch_model.py
 	@$(BIN)/alignctl run examples/quickstart.yaml
+
+run-ppo run-grpo: run-%: setup ## The same with PPO from a reward model, or GRPO from arithmetic (vLLM; about 15 minutes)
+	@$(PYTHON) examples/fetch_model.py
+	@$(BIN)/alignctl run examples/$*.yaml
 
 cluster: setup ## A real Kubernetes of three nodes on this machine, with the operator (root and Go; Ctrl-C removes it)
 	@$(PYTHON) -m tests.rig up
@@ -61,10 +65,11 @@ benchmark: setup ## Tokens per second and memory against TRL (about 20 minutes)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements" $(UPGRADE)
 requirements: | $(UV) ## Compile requirements/*.txt from pyproject.toml (UPGRADE=--upgrade for the newest)
-	@$(COMPILE) pyproject.toml --extra dev --output-file requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra dev --overrides requirements/dev-overrides.txt --output-file requirements/dev.txt
 	@$(COMPILE) pyproject.toml --extra local --constraints requirements/dev.txt --output-file requirements/run.txt
 	@$(COMPILE) pyproject.toml --extra operator --constraints requirements/dev.txt --output-file requirements/operator.txt
-	@$(COMPILE) pyproject.toml --extra trainer --constraints requirements/dev.txt --output-file requirements/trainer.txt
+	@cp requirements/dev.txt requirements/trainer.txt # preferences: vLLM's GPU build pins a few otherwise
+	@$(COMPILE) pyproject.toml --extra rollout --output-file requirements/trainer.txt
 	@$(COMPILE) --no-deps requirements/model.in --output-file requirements/model.txt
 
 clean: ## Remove what was built here and every cache, but no run and no .venv
