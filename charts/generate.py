@@ -1,8 +1,9 @@
-"""Writes what the chart takes from the code: the CRD, the schema of its values, the dashboard. Run by `make crd`."""
+"""Writes what the chart takes from the code: the CRD, the schema of its values, the dashboards. Run by `make crd`."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +13,123 @@ from alignment_api.platform import Platform
 CHART = Path(__file__).parent / "alignment-operator"
 Json = dict[str, Any]
 
-PANELS = (
-    ("Held-out accuracy", "percentunit", ("alignment_heldout_accuracy_ratio", "alignment_preference_accuracy_ratio")),
-    ("Reward margin", "short", ("alignment_reward_margin", "alignment_heldout_reward_margin")),
-    ("Loss", "short", ("alignment_loss",)),
-    ("Rewards of chosen and rejected", "short", ("alignment_chosen_reward", "alignment_rejected_reward")),
-    ("Log-probs (nats)", "short", ("alignment_chosen_logprob_nats", "alignment_rejected_logprob_nats")),
-    ("Tokens a second", "short", ("alignment_tokens_per_second",)),
-    ("Step time", "s", ("alignment_step_seconds",)),
-    ("Gradient norm", "short", ("alignment_gradient_norm",)),
-    ("Learning rate", "sci", ("alignment_learning_rate",)),
-    ("Step and last checkpoint", "short", ("alignment_step", "alignment_checkpoint_step")),
-    ("Rows done", "short", ("alignment_rows", "alignment_rows_planned")),
-    ("Reference servers", "short", ("alignment_reference_servers",)),
-    ("Peak memory", "bytes", ("alignment_resident_memory_bytes",)),
+
+@dataclass(frozen=True)
+class Panel:
+    """A graph. unit: Grafana's. queries: each in PromQL with its legend."""
+
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]
+
+
+def of_job(title: str, unit: str, *metrics: str, by: str = "") -> Panel:
+    """Metrics of the trainer (alignment_trainer/metrics.py) of the chosen jobs, role by role; `by`: one more label."""
+    label = f" {{{{{by}}}}}" if by else ""
+    legends = ("{{job_name}} {{role}}" + (label or f" {metric}") for metric in metrics)
+    return Panel(
+        title,
+        unit,
+        tuple((f'{metric}{{job_name=~"$job"}}', legend) for metric, legend in zip(metrics, legends, strict=True)),
+    )
+
+
+PREFERENCES = (
+    of_job(
+        "Held-out accuracy", "percentunit", "alignment_heldout_accuracy_ratio", "alignment_preference_accuracy_ratio"
+    ),
+    of_job("Reward margin", "short", "alignment_reward_margin", "alignment_heldout_reward_margin"),
+    of_job("Loss", "short", "alignment_loss"),
+    of_job("Rewards of chosen and rejected", "short", "alignment_chosen_reward", "alignment_rejected_reward"),
+    of_job("Log-probs (nats)", "short", "alignment_chosen_logprob_nats", "alignment_rejected_logprob_nats"),
+    of_job("Reference servers", "short", "alignment_reference_servers"),
+    of_job("Rows done", "short", "alignment_rows", "alignment_rows_planned"),
 )
-"""Title, Grafana unit, metrics of the trainer (alignment_trainer/metrics.py)."""
-OPERATOR_PANELS = (
-    ("Jobs by phase", "short", "sum by (phase) (alignment_operator_jobs)", "{{phase}}"),
-    (
+"""Of jobs that learn from pairs: DPO; reward models, which have no reference."""
+ONLINE = (
+    of_job("Reward", "short", "alignment_reward_mean", "alignment_heldout_reward_mean"),
+    of_job("Reward by component", "short", "alignment_reward_component", by="component"),
+    of_job("Spread of rewards and advantages", "short", "alignment_reward_std", "alignment_advantage_std"),
+    of_job("KL towards the reference (nats per token)", "short", "alignment_kl_nats", "alignment_kl_coef"),
+    of_job("KL of an update (nats per token)", "short", "alignment_update_kl_nats"),
+    of_job("Entropy (nats per token)", "short", "alignment_entropy_nats"),
+    of_job("Clipped tokens", "percentunit", "alignment_clip_ratio", "alignment_value_clip_ratio"),
+    of_job("Losses", "short", "alignment_loss", "alignment_value_loss"),
+    of_job("Variance that the critic explains", "percentunit", "alignment_explained_variance"),
+    of_job("Completion length (tokens)", "short", "alignment_completion_length_tokens"),
+    of_job("Completions that end by themselves", "percentunit", "alignment_finished_ratio"),
+    of_job("vLLM against the trainer (nats)", "short", "alignment_rollout_mismatch_nats"),
+    of_job("Importance weight", "short", "alignment_importance_weight"),
+    of_job("Age of the weights that sampled (steps)", "short", "alignment_rollout_staleness_steps"),
+    of_job("Weight version", "short", "alignment_weight_version"),
+    of_job("Delivery of weights", "s", "alignment_delivery_seconds"),
+    of_job(
+        "Servers",
+        "short",
+        "alignment_rollout_servers",
+        "alignment_reward_servers",
+        "alignment_reference_servers",
+    ),
+    of_job("Prompts trained on", "short", "alignment_prompts_trained"),
+    of_job(
+        "Lost and dropped",
+        "short",
+        "alignment_reissued_requests",
+        "alignment_dropped_prompts",
+        "alignment_reward_function_timeouts",
+    ),
+    of_job("Seconds by phase", "s", "alignment_phase_seconds", by="phase"),
+    of_job("Idle time", "s", "alignment_idle_seconds"),
+    of_job("Gradient norm of the critic", "short", "alignment_value_gradient_norm"),
+    of_job("Reward model: held-out accuracy", "percentunit", "alignment_heldout_accuracy_ratio"),
+)
+"""Of jobs that learn from what they sample: PPO; GRPO, which has no critic."""
+EVERY_JOB = (
+    of_job("Tokens a second", "short", "alignment_tokens_per_second"),
+    of_job("Step time", "s", "alignment_step_seconds"),
+    of_job("Gradient norm", "short", "alignment_gradient_norm"),
+    of_job("Learning rate", "sci", "alignment_learning_rate"),
+    of_job("Step and last checkpoint", "short", "alignment_step", "alignment_checkpoint_step"),
+    of_job("Peak memory", "bytes", "alignment_resident_memory_bytes"),
+)
+OPERATOR = (
+    Panel("Jobs by phase", "short", (("sum by (phase) (alignment_operator_jobs)", "{{phase}}"),)),
+    Panel(
         "Pass time, 99th percentile",
         "s",
-        "histogram_quantile(0.99, sum by (le) (rate(alignment_operator_reconcile_seconds_bucket[5m])))",
-        "p99",
+        (
+            (
+                "histogram_quantile(0.99, sum by (le) (rate(alignment_operator_reconcile_seconds_bucket[5m])))",
+                "p99",
+            ),
+        ),
     ),
-    (
-        "Failed passes a second",
+    Panel(
+        "Passes a second by result",
         "short",
-        'sum(rate(alignment_operator_reconcile_seconds_count{result="error"}[5m]))',
-        "errors",
+        (("sum by (result) (rate(alignment_operator_reconcile_seconds_count[5m]))", "{{result}}"),),
     ),
 )
+DASHBOARDS = {
+    "dpo": ("Alignment: DPO and reward models", (*PREFERENCES, *EVERY_JOB, *OPERATOR)),
+    "online": ("Alignment: PPO and GRPO", (*ONLINE, *EVERY_JOB)),
+}
+"""File in charts/alignment-operator/dashboards -> title and panels. The first one shows the operator too."""
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
 
 
-def dashboard() -> Json:
-    """Grafana's dashboard of DPO jobs and of the operator."""
-    shown = [
-        (title, unit, [(f'{metric}{{job_name=~"$job"}}', "{{job_name}} {{role}} " + metric) for metric in metrics])
-        for title, unit, metrics in PANELS
-    ]
-    shown += [(title, unit, [(query, legend)]) for title, unit, query, legend in OPERATOR_PANELS]
+def dashboard(name: str) -> Json:
+    """Grafana's dashboard of that name in DASHBOARDS."""
+    title, panels = DASHBOARDS[name]
     return {
-        "uid": "alignment-dpo",
-        "title": "Alignment: DPO jobs",
+        "uid": f"alignment-{name}",
+        "title": title,
         "tags": ["alignment"],
         "schemaVersion": 39,
         "refresh": "10s",
         "time": {"from": "now-3h", "to": "now"},
         "templating": {"list": [_datasource(), _jobs()]},
-        "panels": [_panel(number, *panel) for number, panel in enumerate(shown)],
+        "panels": [_panel(number, panel) for number, panel in enumerate(panels)],
     }
 
 
@@ -118,13 +186,13 @@ def _jobs() -> Json:
     }
 
 
-def _panel(number: int, title: str, unit: str, queries: list[tuple[str, str]]) -> Json:
+def _panel(number: int, panel: Panel) -> Json:
     return {
         "id": number + 1,
         "type": "timeseries",
-        "title": title,
+        "title": panel.title,
         "datasource": {"type": "prometheus", "uid": "$datasource"},
-        "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
+        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
         "gridPos": {
             "x": number % COLUMNS * WIDTH,
             "y": number // COLUMNS * HEIGHT,
@@ -133,7 +201,7 @@ def _panel(number: int, title: str, unit: str, queries: list[tuple[str, str]]) -
         },
         "targets": [
             {"refId": chr(ord("A") + place), "expr": query, "legendFormat": legend}
-            for place, (query, legend) in enumerate(queries)
+            for place, (query, legend) in enumerate(panel.queries)
         ],
     }
 
@@ -143,7 +211,7 @@ def files() -> dict[Path, str]:
     return {
         CHART / "files" / "alignmentjobs.alignment.run.yaml": crd_yaml(),
         CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
-        CHART / "dashboards" / "dpo.json": json.dumps(dashboard(), indent=2) + "\n",
+        **{CHART / "dashboards" / f"{name}.json": json.dumps(dashboard(name), indent=2) + "\n" for name in DASHBOARDS},
     }
 
 
