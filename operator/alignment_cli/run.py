@@ -18,6 +18,7 @@ from alignment_api.job import AlignmentJob
 from alignment_api.mutability import immutable_changes
 from alignment_api.sources import parse_source
 from alignment_api.status import AlignmentJobStatus
+from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display
 from alignment_cli.errors import Refused
 from alignment_cli.memory import count_parameters, memory_advice
@@ -69,6 +70,7 @@ def _run_in(folder: RunFolder, manifest: Manifest, options: RunOptions, console:
         _summarize(console, job, status, places)
         console.print("nothing is left to do; `--fresh` runs it again in a new folder")
         return 0
+    _check_devices(job, places)
     _advise(console, job, places)
     status = _drive(job, places, console)
     if status.phase == "Complete":
@@ -162,11 +164,23 @@ def _status_to_go_on_from(folder: RunFolder) -> AlignmentJobStatus:
     return status
 
 
+def _parameters(job: AlignmentJob) -> int | None:
+    """Of a model whose files are here."""
+    source = parse_source(job.spec.model.source)
+    return None if source.scheme == "hf" else count_parameters(Path(source.path))
+
+
+def _check_devices(job: AlignmentJob, places: Places) -> None:
+    pool = places.platform.pools.on_demand
+    shortage = gpu_shortage(job.spec, pool, len(machine_gpus()), _parameters(job)) if pool.gpu is not None else None
+    if shortage is not None:
+        raise Refused(f"{job.metadata.name}: {shortage}")
+
+
 def _advise(console: Console, job: AlignmentJob, places: Places) -> None:
-    model, available = job.spec.model.source, available_memory()
-    if parse_source(model).scheme == "hf" or available is None or places.platform.pools.on_demand.gpu is not None:
+    parameters, available = _parameters(job), available_memory()
+    if available is None or places.platform.pools.on_demand.gpu is not None:
         return
-    parameters = count_parameters(Path(parse_source(model).path))
     advice = memory_advice(job.spec, parameters, available) if parameters is not None else None
     if advice:
         console.print(f"memory may not suffice: {advice}", style="yellow", highlight=False, soft_wrap=True)

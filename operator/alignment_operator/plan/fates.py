@@ -10,8 +10,8 @@ from alignment_api.roles import ROLES
 from alignment_operator.plan.types import PodView
 
 OUT_OF_MEMORY = "OOMKilled"
-HEARSAY = frozenset({"RanksLost", "PeerLost", "TimeoutError", "ConnectionError", "ConnectionResetError"})
-"""Reasons of a Failure whose cause is most likely the end of another process of the gang."""
+HEARSAY = frozenset({"RanksLost", "CriticLost"})
+"""Reasons of a Failure that tell of the end of another process of the gang."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from alignment_api.context import InstanceStatus
 from alignment_api.manifest import read_manifest
+from alignment_api.platform import Gpu, Pool
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import AlignmentJobStatus, EvaluationReport, Interval, Progress, StageStatus
+from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display, duration
 from alignment_cli.main import app
 from alignment_cli.memory import count_parameters, memory_advice
@@ -201,6 +203,18 @@ def test_the_roles_that_run_together_are_added_up() -> None:
     less = advice(critic={"placement": "withActor"}, rollout={"replicas": 2})
     assert less is not None
     assert less.endswith("write replicas: 1 for rollout")
+
+
+def test_more_roles_than_gpus_are_told_before_they_would_wait_for_ever() -> None:
+    rewards = [{"function": {"numericAnswer": {}}}]
+    online = AlignmentJobSpec.model_validate(spec().model_dump() | {"algorithm": {"grpo": {"rewards": rewards}}})
+    pool = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
+    assert gpu_shortage(online, pool, gpus=1, parameters=10**9) == (
+        "stage train needs 3 GPUs at once (actor 1, reference 1, rollout 1), this machine has 1; ask for fewer, or run "
+        "on CPUs alone: CUDA_VISIBLE_DEVICES= alignctl run ..."
+    )
+    assert gpu_shortage(online, pool, gpus=3, parameters=10**9) is None
+    assert gpu_shortage(spec(), pool, gpus=1, parameters=10**9) is None
 
 
 def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:

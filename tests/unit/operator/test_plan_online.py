@@ -172,7 +172,7 @@ def test_actor_and_critic_restart_together_and_their_end_counts_once(
     plan = training.reconcile()
     assert {r.name for r in plan.delete} == {training.pod(other).name}
     assert (training.tally(lost), training.tally(other)) == ((1, 0), (0, 0))
-    training.fail(training.pod(other).name, reason="PeerLost")
+    training.fail(training.pod(other).name, reason="CriticLost")
     assert training.reconcile().create == ()  # backs off for 10 s
     training.wait(60)
     plan = training.reconcile()
@@ -203,14 +203,14 @@ def test_a_new_attempt_is_gated_while_a_server_is_missing(training: SmallCluster
 
 
 def test_an_error_that_tells_of_another_is_not_the_one_that_counts(training: SmallCluster) -> None:
-    training.fail(training.pod("actor").name, reason="PeerLost")
+    training.fail(training.pod("actor").name, reason="CriticLost")
     training.change(training.pod("critic").name, phase="Failed", ready=False, exit_code=137, reason="OOMKilled")
     training.reconcile()
     assert (training.tally("actor"), training.tally("critic")) == ((0, 0), (1, 0))
 
 
 def test_an_actors_error_becomes_the_critics_disruption_when_its_lost_node_shows_later(training: SmallCluster) -> None:
-    training.fail(training.pod("actor").name, reason="PeerLost")
+    training.fail(training.pod("actor").name, reason="CriticLost")
     training.reconcile()
     assert (training.tally("actor"), training.tally("critic")) == ((1, 0), (0, 0))
     training.lose_node(training.pod("critic").name)
