@@ -18,7 +18,7 @@ NODE_PACKAGES = {
     "busybox": "busybox-static",
     "debootstrap": "debootstrap",
     "buildah": "buildah",
-    "promtool": "prometheus",
+    "prometheus": "prometheus",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -43,7 +43,8 @@ def _missing(commands: dict[str, str]) -> Iterable[str]:
 
 
 def _apt(*arguments: str) -> None:
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    # Runlevel 1 is for maintenance: packages that bring a service, Prometheus say, do not start it there.
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     done = subprocess.run(["apt-get", *arguments], env=env, text=True, capture_output=True, timeout=900)
     if done.returncode:
         raise RigUnavailable(f"apt-get {' '.join(arguments)} failed: {done.stderr.strip()[-1500:]}")
