@@ -14,10 +14,10 @@ from typing import Any
 
 from alignment_trainer.rollout.failures import EngineFailed, explain, log_config, private_folder
 from alignment_trainer.rollout.wire import Completion, CompletionsRequest
-from alignment_trainer.rollout.worker import ROLE_PID
 
 _DTYPES: dict[str, Any] = {"bf16": "bfloat16", "fp32": "float32"}
 _CPU_KV_BYTES = 2**30
+_CPU_BATCH_TOKENS = 4096
 _SHUTDOWN_SECONDS = 3.0
 """Nothing is lost with a sampler, and the engine core may take long over its own end."""
 _PROBE = CompletionsRequest(
@@ -169,6 +169,7 @@ def _start(options: EngineOptions, folder: Path) -> Any:
         kv_cache_memory_bytes=kv_bytes,
         enforce_eager=on_cpu,
         enable_prefix_caching=True,
+        **(_whole_prompts(options.max_length) if on_cpu else {}),
         skip_tokenizer_init=True,
         generation_config="vllm",  # else the checkpoint's own top_p and the like change the distribution
         logprobs_mode="processed_logprobs",  # of logits divided by the temperature: what really sampled
@@ -181,10 +182,15 @@ def _start(options: EngineOptions, folder: Path) -> Any:
     return AsyncLLM.from_engine_args(arguments)
 
 
+def _whole_prompts(max_length: int) -> dict[str, Any]:
+    """Prompts are never cut into chunks: vLLM would take back the random number of each but the last, and the
+    generators of CPUs cannot ("CPU Generator does not use offset")."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, max_length)}
+
+
 def _environment(options: EngineOptions, folder: Path) -> dict[str, str]:
     caches = Path(tempfile.gettempdir()) / f"vllm-{os.getuid()}"
     common = {
-        ROLE_PID: str(os.getpid()),
         "HF_HUB_OFFLINE": "1",  # the model is local by now
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads
