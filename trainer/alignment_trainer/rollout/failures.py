@@ -35,7 +35,7 @@ def log_config(folder: Path, labels: dict[str, str | int]) -> Path:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "json": {"()": "alignment_trainer.logs.JsonFormatter", "labels": labels},
+            "json": {"()": "alignment_trainer.rollout.processes.formatter", "labels": labels, "role": os.getpid()},
             "plain": {"format": "%(message)s"},
         },
         "handlers": {
