@@ -14,12 +14,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "grpo"
 FILES = {"train.jsonl": 300, "heldout.jsonl": 80}
-LARGEST = 12
-HELD_OUT_SUMS = 18
+LARGEST = 10
+HELD_OUT_SUMS = 12
 WORDINGS = (
+    "Question: {a} + {b} = ? Answer with a number.",
+    "Calculate {a} + {b}. Answer with a number only.",
     "What is {a} + {b}? Reply with the number only.",
-    "How much is {a} plus {b}? Reply with the number only.",
-    "Add {a} and {b}. Reply with the number only.",
+    "Work out {a} plus {b}. Give only the number.",
 )
 
 
