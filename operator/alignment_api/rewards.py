@@ -13,7 +13,9 @@ from alignment_api.sources import ReadableSource
 
 
 class NumericAnswer(Contract):
-    """1 where the completion's final number or expression equals the row's answer (math-verify), else 0."""
+    """1 where the completion's final number or expression equals the row's answer (math-verify), else 0.
+
+    An answer that is an integer must be worked out: `7 + 7` is the question again, not 14."""
 
     answer_field: Annotated[str, Field(min_length=1)] = "answer"
     """Field of the row that holds the answer."""
