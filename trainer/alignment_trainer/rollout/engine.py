@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment_trainer.rollout.failures import EngineFailed, explain, log_config, private_folder
+from alignment_trainer.rollout.failures import EngineFailed, explain_death, explain_start, log_config, private_folder
 from alignment_trainer.rollout.wire import Completion, CompletionsRequest
 
 _DTYPES: dict[str, Any] = {"bf16": "bfloat16", "fp32": "float32"}
@@ -61,7 +61,7 @@ class RolloutEngine:
         try:
             self._llm = _start(options, self._folder)
         except Exception as error:
-            raise self._explained(error) from error
+            raise explain_start(error, self._folder) from error
         self.vocabulary: int = self._llm.model_config.get_vocab_size()
         self.max_length = options.max_length
         self._settled.set()
@@ -76,7 +76,7 @@ class RolloutEngine:
         try:
             await self._generate(_PROBE)
         except Exception as error:
-            raise self._explained(error) from error
+            raise explain_start(error, self._folder) from error
 
     async def sample(self, asked: CompletionsRequest) -> tuple[int, tuple[Completion, ...]]:
         """The version that sampled, and n completions. Raises WrongVersion; EngineFailed where vLLM died."""
@@ -89,7 +89,7 @@ class RolloutEngine:
             outputs = await self._generate(asked)
         except Exception as error:
             if self.has_died:
-                raise self._explained(error) from error
+                raise explain_death(error, self._folder) from error
             raise
         if self.key != key or any(output.finish_reason == "abort" for output in outputs):
             await self._settled.wait()  # to tell which weights come next
@@ -113,12 +113,13 @@ class RolloutEngine:
 
     def failure(self) -> Exception:
         """Why vLLM died."""
-        return self._explained(EngineFailed("its processes are gone"))
+        return explain_death(EngineFailed("its processes are gone"), self._folder)
 
     def close(self) -> None:
         """Ends vLLM's processes."""
         if self._llm is not None:
             self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+            self._llm = None  # what it does when it is collected at the interpreter's end fails noisily
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _generate(self, asked: CompletionsRequest) -> list[Any]:
@@ -142,9 +143,6 @@ class RolloutEngine:
         async for output in self._llm.generate(prompt, parameters, f"r{next(self._numbers)}"):
             final = output
         return sorted(final.outputs, key=lambda output: output.index) if final is not None else []
-
-    def _explained(self, error: Exception) -> Exception:
-        return explain(error, self._folder)
 
 
 def _completion(output: Any) -> Completion:

@@ -12,7 +12,20 @@ from alignment_trainer.errors import UserError
 
 _CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", re.MULTILINE)
 _VAGUE = ("See root cause above", "EngineCore encountered an issue", "RPC call to", "cancelled")
+_ADVICE_OF_ITS_OWN = " Try increasing"
 _MISTAKES = (
+    (
+        r"less than requested memory for kv",
+        "InvalidSpec",
+        "spec.roles.rollout.kvCacheMemory",
+        "lower it, or raise spec.roles.rollout.memory",
+    ),
+    (
+        r"No available memory for the cache blocks",
+        "InvalidSpec",
+        "spec.roles.rollout.gpus",
+        "weights leave no room for keys and values: give the server more GPUs",
+    ),
     (r"KV cache", "InvalidSpec", "spec.roles.rollout.kvCacheMemory", "raise it, or lower spec.training.maxLength"),
     (
         r"[Uu]nsupported|not supported|No model architectures|head.?size|head_dim|divisible by tensor parallel",
@@ -21,7 +34,7 @@ _MISTAKES = (
         "choose a model, and spec.roles.rollout.gpus, that vLLM serves",
     ),
 )
-"""What the cause matches -> reason, field, what to write instead."""
+"""What the cause matches -> reason, field, what to write instead; the first counts."""
 
 
 class EngineFailed(RuntimeError):
@@ -64,13 +77,18 @@ def private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"vllm-{os.getpid()}-"))
 
 
-def explain(error: BaseException, folder: Path) -> Exception:
-    """What to raise for an error of vLLM: UserError where the job's spec is to blame, else EngineFailed."""
+def explain_start(error: BaseException, folder: Path) -> Exception:
+    """What to raise where vLLM did not start: UserError where the job's spec is to blame, else EngineFailed."""
     cause = _cause(error, folder)
     for pattern, reason, field, advice in _MISTAKES:
-        if re.search(pattern, cause):
+        if re.search(pattern, cause) and "CUDA error" not in cause:
             return UserError(reason, f"{field}: vLLM: {cause}; {advice}")
     return EngineFailed(f"vLLM: {cause}")
+
+
+def explain_death(error: BaseException, folder: Path) -> EngineFailed:
+    """What to raise where vLLM died after it had served."""
+    return EngineFailed(f"vLLM: {_cause(error, folder)}")
 
 
 def _cause(error: BaseException, folder: Path) -> str:
@@ -79,4 +97,4 @@ def _cause(error: BaseException, folder: Path) -> str:
     logged = _CAUSE.findall(log.read_text(errors="replace")) if log.is_file() else []
     told = [line for line in logged if not any(vague in line for vague in _VAGUE)]
     found = told[0] if told else f"{type(error).__name__}: {error}"
-    return found.strip()[:1000]
+    return found.partition(_ADVICE_OF_ITS_OWN)[0].strip().rstrip(".")[:1000]
