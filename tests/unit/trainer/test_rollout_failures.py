@@ -46,6 +46,12 @@ def test_a_mistake_in_the_spec_is_told_by_its_field(tmp_path: Path, log: str, re
     assert told in str(explained)
 
 
+def test_without_vllm_it_says_what_to_install(tmp_path: Path) -> None:
+    explained = explain_start(ModuleNotFoundError("No module named 'vllm'"), tmp_path)
+    assert isinstance(explained, UserError)
+    assert "install alignment-operator[rollout]" in str(explained)
+
+
 @pytest.mark.parametrize("log", ["", "RuntimeError: CUDA error: operation not supported\n"])
 def test_what_may_pass_is_no_mistake_of_the_user(tmp_path: Path, log: str) -> None:
     error_log(tmp_path).write_text(log)

