@@ -84,7 +84,11 @@ class Task:
         )
         if self.process is None and not self.gated:
             return PodView(
-                **vars(view) | {"reason": "Unschedulable", "message": "waits for a free GPU of this machine"}
+                **vars(view)
+                | {
+                    "reason": "Unschedulable",
+                    "message": "waits for a free GPU here, or for its predecessor to end",
+                }
             )
         return PodView(**vars(view) | self._end(folder)) if self.ended else view
 

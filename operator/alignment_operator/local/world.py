@@ -85,7 +85,7 @@ class LocalWorld:
         for name in plan.release:
             self._tasks[name].gated = False
         for task in self._tasks.values():
-            if task.process is None and not task.gated:
+            if task.process is None and not task.gated and not self._has_predecessor(task):
                 self._start(job, task)
         self._remember()
 
@@ -151,6 +151,12 @@ class LocalWorld:
         folder.make_scratch(name)
         own = {CONTEXT_VARIABLE: context.model_dump_json(by_alias=True), process.LIFE_VARIABLE: folder.mark(name)}
         task.process = process.start(self._command, {**os.environ, **own, **_visible(gpus)}, folder.log_file(name))
+
+    def _has_predecessor(self, task: Task) -> bool:
+        """Whether an older life of its place still runs, and with it holds the port that peers know."""
+        place = (task.instance.role, task.instance.index)
+        others = (other for other in self._tasks.values() if other is not task and other.running)
+        return any((other.instance.role, other.instance.index) == place for other in others)
 
     def _free_gpus(self, instance: Instance) -> tuple[int, ...] | None:
         taken = {gpu for task in self._tasks.values() if task.running for gpu in task.gpus}

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from alignment_operator.local.context import Places
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.local.machine import local_platform
 from alignment_operator.local.world import LocalWorld, end_stale_processes
-from alignment_operator.plan.types import Instance, JobKey, Plan
+from alignment_operator.plan.types import Instance, JobKey, Plan, Removal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -131,3 +133,25 @@ def test_every_server_of_a_run_has_a_port_that_nobody_is_given_by_chance(places:
 
 def _is(pid: int, name: str) -> bool:
     return f"//{name}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_a_servers_successor_starts_when_its_port_is_free(places: Places) -> None:
+    """The next life of a place is known by the same port, so it waits for the former one to be gone."""
+    former = instance(0)
+    successor = replace(former, name="helpful-rollout-0-2-abcde", life=2, stage="evaluate")
+    world = start(places, former)
+    job = make_job(ppo_spec())
+    (view,) = asyncio.run(world.observe(KEY)).pods
+    gone = Removal(view.name, view.uid, timedelta(seconds=60))
+
+    asyncio.run(world.apply(job, Plan(AlignmentJobStatus(), create=(successor,), delete=(gone,))))
+    phases = {pod.name: pod.phase for pod in asyncio.run(world.observe(KEY)).pods}
+    assert phases[successor.name] == "Pending"
+
+    def next_pass() -> bool:
+        seen = {pod.name: pod.phase for pod in asyncio.run(world.observe(KEY)).pods}
+        asyncio.run(world.apply(job, Plan(AlignmentJobStatus())))
+        return seen.get(successor.name) == "Running" and former.name not in seen
+
+    assert eventually(next_pass)
+    world.close()
