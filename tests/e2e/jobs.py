@@ -190,7 +190,7 @@ def ppo_job(name: str, **spec: Any) -> dict[str, Any]:
         "training": job["spec"]["training"] | {"maxSteps": PPO_STEPS, "learningRate": 1e-4, "maxLength": 128},
         "roles": dict.fromkeys(("prepare", "policy", "actor", "critic", "reference", "reward", "evaluator"), SIZES)
         | {"rollout": SIZES | {"replicas": 2, "kvCacheMemory": "64Mi"}},
-        "checkpoint": {"everySteps": 2},
+        "checkpoint": {"everySteps": 2, "keep": 99},
     }
     job["spec"] |= spec
     return job
