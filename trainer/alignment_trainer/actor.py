@@ -78,6 +78,8 @@ def _train(instance: Instance, device: torch.device, publisher: WeightPublisher,
     with closing(begun.critic), closing(Reporter(instance)) as reporter:
         loop = _make_run(instance, begun, judges, reporter, publish, make_commits(instance, claim))
         publish(loop.position.version)
+        if distributed.rank() == 0:
+            judges.meet()
         instance.board.update(state="training")
         try:
             train_online(loop)

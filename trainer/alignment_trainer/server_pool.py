@@ -263,6 +263,37 @@ class ServerPool(Generic[Item]):
             self.servers(len(self._serving))
 
 
+def meet(role: str, peers: Peers, stop: Callable[[], bool], patience: float) -> None:
+    """Waits until a server of the role answers. Raises PhaseStalled, by the role's field, after `patience` seconds.
+
+    Servers are ready before a trainee may start, so one that cannot be reached then never will be: an address, a
+    NetworkPolicy, a token. Better to say so at once than in the middle of the first step.
+    """
+    asyncio.run(_meet(role, peers, stop, patience))
+
+
+async def _meet(role: str, peers: Peers, stop: Callable[[], bool], patience: float) -> None:
+    end, problems = time.monotonic() + patience, dict[str, str]()
+    async with httpx.AsyncClient(timeout=5.0, trust_env=False) as http:
+        while not stop():
+            for peer in await peers():
+                try:
+                    answer = await http.get(f"{peer}/healthz")
+                except httpx.HTTPError as error:
+                    problems[peer] = _describe(error)
+                    continue
+                if answer.status_code == httpx.codes.OK:
+                    return
+                problems[peer] = f"{answer.status_code}: {answer.text[:200].strip()}"
+            if time.monotonic() > end:
+                found = "; ".join(f"{peer}: {why}" for peer, why in sorted(problems.items())) or "no address was found"
+                raise PhaseStalled(
+                    f"spec.roles.{role}: none of its servers answers within {patience:g} s ({found}); see its pods, "
+                    "their Service, and what a NetworkPolicy lets through"
+                )
+            await asyncio.sleep(0.5)
+
+
 def _raise_first(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Raises what ended a task; RequestRefused comes wrapped in the groups of its lanes."""
     for task in tasks:

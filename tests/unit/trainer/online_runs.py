@@ -19,7 +19,7 @@ from alignment_api.rewards import Regex, Reward, RewardFunction
 from alignment_trainer.algorithms import ONLINE
 from alignment_trainer.commits import Commits, Position, restore
 from alignment_trainer.data.examples import PromptExample
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.packing import PromptGroup, pack
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import load_weights
@@ -30,7 +30,6 @@ from alignment_trainer.online.run import Learning, OnlineRun
 from alignment_trainer.online.values import PREFIX, ValueTrainer
 from alignment_trainer.run import Pace
 from alignment_trainer.schedule import WarmupCosine
-from alignment_trainer.scoring import token_values
 
 CPU = torch.device("cpu")
 END = 0
@@ -53,6 +52,7 @@ class OnlineSetting:
     samples: int = 4
     warmup: int = 0
     max_update_kl: float | None = None
+    sharding: str = "none"
 
 
 def options_of(setting: OnlineSetting) -> PpoOptions | GrpoOptions:
@@ -115,7 +115,9 @@ class HereAndNow:
         return {"even": even}, even
 
     def reference(self, rollout: Rollout) -> Tensor | None:
-        return token_values(self._reference, rollout.groups, 10**6)
+        with torch.no_grad():
+            logprobs: Tensor = self._reference(pack(rollout.groups))
+        return logprobs
 
 
 def prompts(count: int) -> list[PromptExample]:
@@ -131,7 +133,9 @@ def value_trainer(setting: OnlineSetting, start: Path | None) -> ValueTrainer:
     model = value_scorer(network)
     if start is not None:
         load_weights(model, start, PREFIX)
-    trainer = ValueTrainer(ENGINES["none"](model, OptimizerOptions(0.0, 1.0), "fp32", CPU), setting.micro_tokens, 0.2)
+    trainer = ValueTrainer(
+        ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU), setting.micro_tokens, 0.2
+    )
     if start is not None:
         trainer.restore(start)
     return trainer
@@ -151,7 +155,7 @@ def online_run(
         load_weights(model, start)
     options = options_of(setting)
     algorithm = ONLINE[setting.algorithm](options)
-    engine = ENGINES["none"](model, OptimizerOptions(0.0, 1.0), "fp32", CPU)
+    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU)
     position = restore(start, engine) if start is not None else Position(kl_coef=algorithm.first_kl_coef)
     chosen = critic or (LocalCritic(lambda at: value_trainer(setting, at)) if algorithm.needs_critic else NoCritic())
     recorder = Recorder()

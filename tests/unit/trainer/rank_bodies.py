@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from online_runs import OnlineSetting, online_run
 from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_run, trained_values
 
 from alignment_trainer.commits import restore, verify_together
 from alignment_trainer.engines.state import load_weights
 from alignment_trainer.models import scorer
 from alignment_trainer.run import Run
-from alignment_trainer.train import train
+from alignment_trainer.train import train, train_online
 
 
 def in_turn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -46,6 +47,13 @@ def value_models(shardings: list[str]) -> dict[str, dict[str, float]]:
         weights = trained_values(tiny_classifier(), sharding).full_weights()
         found[sharding] = {name: tensor.sum().item() for name, tensor in weights if tensor is not None}
     return found
+
+
+def online(folder: str, **setting: Any) -> list[dict[str, float]]:
+    """Metrics of each step of an online run, with the gradient's norm; none on ranks that report nothing."""
+    run, recorder = online_run(Path(folder), OnlineSetting(**setting))
+    train_online(run)
+    return [report.metrics | {"norm": report.grad_norm} for report in recorder.reports]
 
 
 def _load(path: str | None) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from online_runs import OnlineSetting, online_run
+from ranks import run_ranks
 
 from alignment_trainer.checkpoint import list_commits, verify
 from alignment_trainer.data.packing import PromptGroup
@@ -56,6 +57,21 @@ def test_micro_batches_change_no_update(tmp_path: Path, algorithm: str) -> None:
     for whole, single in zip(*found, strict=True):
         assert single.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
         assert single.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_two_ranks_update_as_one_does(tmp_path: Path, algorithm: str) -> None:
+    """Actor and critic sharded by ZeRO-2 against plain torch: same samples, same losses, same norms."""
+    run, recorder = online_run(tmp_path / "one", OnlineSetting(algorithm, steps=2))
+    train_online(run)
+    shared = {"algorithm": algorithm, "steps": 2, "sharding": "zero2"}
+    found, other = run_ranks(2, "rank_bodies:online", folder=str(tmp_path / "two"), **shared)
+    assert other == []
+    for one, two in zip(recorder.reports, found, strict=True):
+        assert two["reward"] == pytest.approx(one.metrics["reward"], abs=1e-6)
+        assert two["norm"] == pytest.approx(one.grad_norm, rel=1e-3)
+        for name in {"loss", "value_loss", "kl"} & set(one.metrics):
+            assert two[name] == pytest.approx(one.metrics[name], rel=1e-3, abs=1e-6), name
 
 
 @pytest.mark.parametrize("asked_after", [0, 1, 3, 4, 6, 9])

@@ -32,6 +32,7 @@ def evaluate_online(instance: Instance, exported: Path) -> EvaluationReport | No
         tokenizer = load_tokenizer(instance.spec.model.source, base)
         judged = Judged(prepared.manifest.model.fingerprint, base, tokenizer)
         judges = make_judges(instance, publisher, functions, judged)
+        judges.meet()
         found: list[Evaluated] = []
         for version, folder in enumerate((base, exported)):
             figures = _evaluate(instance, prepared, judges, publisher, version, folder)

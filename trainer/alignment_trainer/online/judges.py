@@ -23,10 +23,13 @@ from alignment_trainer.online.rollouts import Rollouts, SamplingPlan
 from alignment_trainer.peers import resolved
 from alignment_trainer.reference_client import LOGPROBS_PATH
 from alignment_trainer.rewards import FunctionScorer
+from alignment_trainer.server_pool import meet
 from alignment_trainer.servers.wire import decode_answer
 from alignment_trainer.weights.publisher import WeightPublisher
 
 Decode = Callable[[bytes, Chunk], NDArray[np.float32]]
+FIRST_ANSWER_SECONDS = 300.0
+"""For a server to be found and to answer at all; afterwards servers may be away for longer."""
 HELD_OUT = 2**32 - 1
 """In place of a step in the seeds of held-out samples: every evaluation draws the same random numbers."""
 
@@ -42,6 +45,14 @@ class Judges:
     ends: tuple[int, ...]
     seed: int
     instance: Instance
+
+    def meet(self) -> None:
+        """Waits until each role that is asked has a server that answers. Raises PhaseStalled."""
+        stop = self.instance.stop
+        for servers in (self.reward_sum.models, self.reference_servers):
+            if servers is not None:
+                meet(servers.role, servers.peers, stop, FIRST_ANSWER_SECONDS)
+        meet("rollout", self.rollouts.addresses, stop, FIRST_ANSWER_SECONDS)
 
     def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None:
         """Completions to learn from."""

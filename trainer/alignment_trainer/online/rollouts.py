@@ -109,6 +109,10 @@ class Rollouts:
             return None
         return _rollout(rows, answers, {rows[place].row: reason for place, reason in pool.dropped.items()})
 
+    async def addresses(self) -> frozenset[str]:
+        """Of every server that has registered, whatever its weights."""
+        return frozenset(server.url for server in self.known())
+
     def _fit(self, plan: SamplingPlan) -> Iterator[RolloutServer]:
         """The servers whose weights are new enough."""
         known = self.known()
