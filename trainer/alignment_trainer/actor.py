@@ -14,7 +14,7 @@ import torch
 from alignment_api.context import Outcome
 from alignment_trainer import distributed
 from alignment_trainer.algorithms import make_online
-from alignment_trainer.assembly import Policy, make_policy
+from alignment_trainer.assembly import Policy, make_policy, pace_of
 from alignment_trainer.attempt import claim_attempt, make_commits, start_folder
 from alignment_trainer.commits import Commits
 from alignment_trainer.critic import make_value_trainer
@@ -32,7 +32,7 @@ from alignment_trainer.online.run import Learning, OnlineRun
 from alignment_trainer.pinned_model import load_tokenizer
 from alignment_trainer.reporting import Reporter, checkpoint_status
 from alignment_trainer.rewards import FunctionScorer
-from alignment_trainer.run import Interrupted, Pace
+from alignment_trainer.run import Interrupted
 from alignment_trainer.schedule import WarmupCosine
 from alignment_trainer.sources import resolve_model
 from alignment_trainer.storage import check_owner
@@ -158,13 +158,7 @@ def _make_run(
         others=judges,
         prompts=begun.prepared.train,
         sampler=sampler,
-        pace=Pace(
-            micro_tokens=training.micro_batch_tokens,
-            total_steps=total,
-            learning_rate=WarmupCosine(training.learning_rate, total, training.warmup_fraction),
-            checkpoint_every=spec.checkpoint.every_steps,
-            evaluate_every=spec.data.evaluation.every_steps or spec.checkpoint.every_steps,
-        ),
+        pace=pace_of(spec, total),
         learning=Learning(
             batch_size=training.batch_size,
             epochs=options.epochs_per_rollout,

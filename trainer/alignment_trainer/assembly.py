@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignment_api.spec import AlignmentJobSpec
 from alignment_trainer import distributed
-from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
+from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.commits import Commits, Position, restore, verify_together
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.sampler import Sampler
@@ -91,24 +91,27 @@ def score_batches(
     return by_row
 
 
+def pace_of(spec: AlignmentJobSpec, total_steps: int) -> Pace:
+    """How much at once, how often and how long."""
+    training, every = spec.training, spec.checkpoint.every_steps
+    return Pace(
+        micro_tokens=training.micro_batch_tokens,
+        total_steps=total_steps,
+        learning_rate=WarmupCosine(training.learning_rate, total_steps, training.warmup_fraction),
+        checkpoint_every=every,
+        evaluate_every=spec.data.evaluation.every_steps or every,
+    )
+
+
 def make_run(spec: AlignmentJobSpec, policy: Policy, data: Data, around: Surroundings) -> Run:
     """The run from the policy's position to the last step."""
-    training, checkpoint = spec.training, spec.checkpoint
-    algorithm: OfflineAlgorithm = make_algorithm(spec.algorithm)
     sampler = make_sampler(spec, len(data.examples))
-    total = sampler.total_steps(training.epochs, training.max_steps)
     return Run(
         engine=policy.engine,
-        algorithm=algorithm,
+        algorithm=make_algorithm(spec.algorithm),
         data=data,
         sampler=sampler,
-        pace=Pace(
-            micro_tokens=training.micro_batch_tokens,
-            total_steps=total,
-            learning_rate=WarmupCosine(training.learning_rate, total, training.warmup_fraction),
-            checkpoint_every=checkpoint.every_steps,
-            evaluate_every=spec.data.evaluation.every_steps or checkpoint.every_steps,
-        ),
+        pace=pace_of(spec, sampler.total_steps(spec.training.epochs, spec.training.max_steps)),
         commits=around.commits,
         observer=around.observer,
         evaluate=around.evaluate,
