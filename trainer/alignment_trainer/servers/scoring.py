@@ -87,7 +87,8 @@ class FrozenService:
             return _refuse(400, str(error))
         if asked.fingerprint not in ("", models.fingerprint):
             return _refuse(409, f"this server has model {models.fingerprint}, not `{asked.fingerprint}`; ask another")
-        answer = await run_in_threadpool(partial(models.answer, asked))
+        with self._metrics.working():
+            answer = await run_in_threadpool(partial(models.answer, asked))
         self._metrics.add_tokens(sum(map(len, (c for batch in asked.batches for g in batch for c in g.completions))))
         return Response(answer, media_type=_MEDIA_TYPE)
 
