@@ -142,10 +142,11 @@ def test_each_function_is_scored_under_its_name_and_other_rewards_are_left_out()
 
 
 def test_without_functions_no_process_is_started() -> None:
+    before = psutil.Process().children()  # of other tests: a fork server
     with FunctionScorer(several := (Reward.model_validate({"model": {"source": "hf://org/judge"}}),), {}) as scorer:
         assert scorer.score([Answer("7", 1, {})]) == {}
     check_functions(several, {}, FIELD)
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_a_pattern_that_backtracks_for_ever_scores_nothing_and_the_rest_is_scored() -> None:
