@@ -122,6 +122,17 @@ def test_a_seed_decides_the_completions(server: Server) -> None:
     assert tokens[0] != tokens[1] != tokens[2]
 
 
+def test_more_prompts_at_once_than_a_batch_holds_are_sampled_as_each_alone(server: Server) -> None:
+    """7,200 tokens of prompts: vLLM would cut the last of a batch in two, and on CPUs die of its seed."""
+    prompts = [[1 + (place + token) % 300 for token in range(300)] for place in range(24)]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(lambda prompt: server.ask(prompt=prompt, max_tokens=4), prompts))
+    assert [answer.status_code for answer in answers] == [200] * len(prompts)
+    alone = server.ask(prompt=prompts[-1], max_tokens=4).json()["completions"]
+    told = answers[-1].json()["completions"]
+    assert [one["tokens"] for one in told] == [one["tokens"] for one in alone]
+
+
 def test_a_completion_is_finished_where_a_stop_token_ends_it(server: Server) -> None:
     whole = server.ask(stop_token_ids=[]).json()["completions"][0]
     assert (len(whole["tokens"]), whole["finished"]) == (20, False)
