@@ -26,7 +26,7 @@ from alignment_trainer.commits import verify_together
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import load_weights
 from alignment_trainer.instance import Instance
-from alignment_trainer.models import load_value_model
+from alignment_trainer.kinds import CRITIC
 from alignment_trainer.online import critic_wire as wire
 from alignment_trainer.online.values import PREFIX, ValueTrainer
 from alignment_trainer.servers.wire import WireError
@@ -184,7 +184,7 @@ def make_value_trainer(spec: AlignmentJobSpec, model: Path, start: Path | None, 
     options = spec.algorithm.ppo
     if options is None:
         raise ValueError(f"algorithm {spec.algorithm.name} has no critic")
-    value_model = load_value_model(model, spec.training.gradient_checkpointing, zero_head=True)
+    value_model = CRITIC.load(model, spec)
     if start is not None:
         verify_together(start)
         load_weights(value_model.scorer, start, PREFIX)

@@ -11,9 +11,7 @@ from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.reference import Float32, Shard
 from alignment_trainer.local_scorer import sum_completions
 from alignment_trainer.server_pool import Task
-from alignment_trainer.servers.wire import LogprobsRequest, decode_answer, encode_request
-
-LOGPROBS_PATH = "/v1/logprobs"
+from alignment_trainer.servers.wire import LOGPROBS_PATH, LogprobsRequest, decode_answer, encode_request
 
 
 def shard_task(request: Callable[[Shard], LogprobsRequest], accept: Callable[[Shard, Float32], None]) -> Task[Shard]:

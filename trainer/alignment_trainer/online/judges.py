@@ -18,13 +18,12 @@ from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.instance import Instance
 from alignment_trainer.online.experience import Rollout
 from alignment_trainer.online.frozen import Chunk, FrozenServers
-from alignment_trainer.online.rewards import SCORES_PATH, RewardSum, model_components, score_decoder
+from alignment_trainer.online.rewards import RewardSum, model_components, score_decoder
 from alignment_trainer.online.rollouts import Rollouts, SamplingPlan
 from alignment_trainer.peers import resolved
-from alignment_trainer.reference_client import LOGPROBS_PATH
 from alignment_trainer.rewards import FunctionScorer
 from alignment_trainer.server_pool import meet
-from alignment_trainer.servers.wire import decode_answer
+from alignment_trainer.servers.wire import LOGPROBS_PATH, SCORES_PATH, decode_answer
 from alignment_trainer.weights.publisher import WeightPublisher
 
 Decode = Callable[[bytes, Chunk], NDArray[np.float32]]

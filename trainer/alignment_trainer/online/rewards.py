@@ -18,8 +18,6 @@ from alignment_trainer.online.frozen import Chunk, FrozenServers
 from alignment_trainer.rewards import Answer, FunctionScorer
 from alignment_trainer.servers.wire import WireError, load_body
 
-SCORES_PATH = "/v1/scores"
-
 
 @dataclass(frozen=True)
 class RewardSum:

@@ -16,11 +16,11 @@ from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.metrics import Metrics
 from alignment_trainer.online.experience import Rollout, mask_of, padded
 from alignment_trainer.online.frozen import STALLED_AFTER
+from alignment_trainer.rollout.wire import COMPLETIONS_PATH
 from alignment_trainer.server_pool import PoolOptions, ServerPool, Task
 from alignment_trainer.servers.wire import WireError
 from alignment_trainer.weights.publisher import RolloutServer
 
-COMPLETIONS_PATH = "/v1/completions"
 _IN_FLIGHT = 64
 """Requests held by one server: vLLM batches them itself."""
 _TRIES = 5

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignment_trainer.servers.wire import WireError
 
+COMPLETIONS_PATH = "/v1/completions"
 EXAMPLE = (
     '{"versions": [16, 17], "prompt": [1, 2], "n": 4, "seed": 7, "max_tokens": 64, "temperature": 1.0, '
     '"stop_token_ids": [2]}'

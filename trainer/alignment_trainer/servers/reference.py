@@ -5,17 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from alignment_api.context import Outcome
-from alignment_trainer.data.store import read_manifest
-from alignment_trainer.errors import UserError
 from alignment_trainer.instance import Instance
 from alignment_trainer.kinds import LANGUAGE
 from alignment_trainer.local_scorer import LocalScorer
-from alignment_trainer.pinned_model import model_fingerprint
+from alignment_trainer.served_model import find_served_model
 from alignment_trainer.servers.scoring import serve
-from alignment_trainer.servers.wire import LogprobsRequest, encode_answer
-from alignment_trainer.sources import resolve_model
-
-LOGPROBS_PATH = "/v1/logprobs"
+from alignment_trainer.servers.wire import LOGPROBS_PATH, LogprobsRequest, encode_answer
 
 
 def run(instance: Instance) -> Outcome:
@@ -40,12 +35,5 @@ class ReferenceModel:
 
 
 def _load(instance: Instance) -> ReferenceModel:
-    manifest = read_manifest(instance.storage)
-    pinned = manifest.model.revision if manifest else None
-    folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
-    fingerprint = model_fingerprint(folder)
-    if manifest and manifest.model.fingerprint != fingerprint:
-        raise UserError(
-            "ModelChanged", f"spec.model.source: {folder} is not the model that `prepare` pinned; restore it"
-        )
+    folder, fingerprint = find_served_model(instance)
     return ReferenceModel(LocalScorer(LANGUAGE, folder, instance.spec, instance.context.gpus), fingerprint)

@@ -14,10 +14,8 @@ from alignment_trainer.local_scorer import LocalScorer
 from alignment_trainer.pinned_model import check_model, check_same_tokenizer, load_tokenizer, reward_model
 from alignment_trainer.reward_models import RewardModel, find_reward_models, fingerprint_of_models
 from alignment_trainer.servers.scoring import serve
-from alignment_trainer.servers.wire import LogprobsRequest, encode_scores
+from alignment_trainer.servers.wire import SCORES_PATH, LogprobsRequest, encode_scores
 from alignment_trainer.sources import Resolved, resolve_model
-
-SCORES_PATH = "/v1/scores"
 
 
 def run(instance: Instance) -> Outcome:

@@ -14,22 +14,18 @@ from starlette.responses import JSONResponse, Response
 
 from alignment_api.context import Outcome
 from alignment_api.quantity import quantity_value
-from alignment_trainer.data.store import read_manifest
-from alignment_trainer.errors import UserError
 from alignment_trainer.instance import Instance
 from alignment_trainer.metrics import Metrics
 from alignment_trainer.peers import Peers, resolved
-from alignment_trainer.pinned_model import model_fingerprint
 from alignment_trainer.rollout.engine import EngineOptions, RolloutEngine, WrongVersion
-from alignment_trainer.rollout.wire import CompletionsRequest, encode_completions, parse_request
+from alignment_trainer.rollout.wire import COMPLETIONS_PATH, CompletionsRequest, encode_completions, parse_request
+from alignment_trainer.served_model import find_served_model
 from alignment_trainer.servers.wire import WireError
-from alignment_trainer.sources import resolve_model
 from alignment_trainer.weights.check import check_manifest, model_tensors
 from alignment_trainer.weights.follower import Key, WeightFollower, WeightSource
 
 log = logging.getLogger(__name__)
 
-COMPLETIONS_PATH = "/v1/completions"
 _TRAINEES = ("actor", "evaluator")
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 _TICK = 0.1
@@ -43,21 +39,9 @@ def run(instance: Instance) -> Outcome:
     service = CompletionsService(instance.metrics)
     instance.server.add_route(COMPLETIONS_PATH, service.answer)
     instance.board.update(state="loading the model")
-    folder = _model_folder(instance)
+    folder, _ = find_served_model(instance)
     asyncio.run(_serve(instance, service, folder))
     return Outcome(result="interrupted")
-
-
-def _model_folder(instance: Instance) -> Path:
-    """The model as `prepare` pinned it; that of the spec where nothing is pinned yet."""
-    manifest = read_manifest(instance.storage)
-    pinned = manifest.model.revision if manifest else None
-    folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
-    if manifest and manifest.model.fingerprint != model_fingerprint(folder):
-        raise UserError(
-            "ModelChanged", f"spec.model.source: {folder} is not the model that `prepare` pinned; restore it"
-        )
-    return folder
 
 
 async def _serve(instance: Instance, service: CompletionsService, folder: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 
 from alignment_trainer.data.packing import PromptGroup
 
+LOGPROBS_PATH, SCORES_PATH = "/v1/logprobs", "/v1/scores"
 FINGERPRINT, RANKS, COMPONENTS = "model_fingerprint", "ranks", "components"
 _GROUP_LENGTHS = ("prompt_lengths", "completion_lengths", "completions_per_row")
 _GROUP_TENSORS = ("prompt_tokens", "completion_tokens", *_GROUP_LENGTHS)
