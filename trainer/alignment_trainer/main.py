@@ -21,7 +21,7 @@ from alignment_trainer.instance import Instance
 from alignment_trainer.interruption import Interruption
 from alignment_trainer.logs import configure_logs, quiet_libraries
 from alignment_trainer.metrics import Metrics
-from alignment_trainer.outcome import EXIT_CODES, clear_outcome, outcome_of_error, write_outcome
+from alignment_trainer.outcome import EXIT_CODES, clear_outcome, end_process, outcome_of_error, write_outcome
 from alignment_trainer.servers.board import StatusBoard
 from alignment_trainer.servers.status import StatusServer
 
@@ -63,7 +63,7 @@ def main() -> None:
         labels["rank"] = int(os.environ["RANK"])
     configure_logs(labels)
     outcome = _run_rank(context) if gang.is_rank() else _run_instance(context)
-    sys.exit(EXIT_CODES[outcome.result])
+    end_process(EXIT_CODES[outcome.result])
 
 
 def _run_instance(context: Context) -> Outcome:
@@ -93,6 +93,7 @@ def _run_rank(context: Context) -> Outcome:
 
 def _run_role(context: Context, serves: bool) -> Outcome:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(1)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores from a laptop's other roles
     stop, board, metrics = Interruption(), StatusBoard(), Metrics(context.job, context.role)
     token = Path(context.token_file).read_text().strip()
     server = StatusServer((context.host, context.port), token, board, metrics.registry) if serves else None

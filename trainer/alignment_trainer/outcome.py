@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from alignment_api.context import Outcome
 from alignment_trainer.errors import failure_of
@@ -16,6 +19,18 @@ EXIT_CODES = {"succeeded": 0, "failed": 1, "interrupted": 143}
 def outcome_of_error(error: BaseException) -> Outcome:
     """The outcome of a role that an exception ended."""
     return Outcome(result="failed", failure=failure_of(error))
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends this process now, without Python's finalization; whatever must be closed is closed before.
+
+    A thread of gloo that still holds a tensor of the last collective asks for the interpreter that finalization has
+    taken away, and aborts the process (pytorch issue 190489): a finished rank would count as failed.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:

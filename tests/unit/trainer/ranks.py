@@ -53,12 +53,14 @@ def main() -> None:
     import torch
 
     from alignment_trainer.distributed import process_group
+    from alignment_trainer.outcome import end_process
 
     module, _, function = sys.argv[1].partition(":")
     torch.set_num_threads(1)
     with process_group(torch.device("cpu")):
         result = getattr(importlib.import_module(module), function)(**json.loads(sys.argv[2]))
-    print(json.dumps(result), flush=True)
+    print(json.dumps(result))
+    end_process(0)
 
 
 if __name__ == "__main__":

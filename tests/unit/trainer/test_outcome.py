@@ -97,6 +97,17 @@ def test_an_earlier_lifes_outcome_is_forgotten(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
+def test_a_process_ends_with_what_it_has_said_and_without_finalization() -> None:
+    """Finalization is where a thread of gloo would abort it."""
+    script = (
+        "import atexit, os, sys; from alignment_trainer.outcome import end_process; "
+        "atexit.register(os.abort); print('said'); print('complained', file=sys.stderr); end_process(143)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "said\n", "complained\n")
+
+
 def test_the_first_failure_of_a_gang_is_its_outcome() -> None:
     outcomes = [failed("OutOfMemory"), Outcome(result="interrupted", step=4), failed("RuntimeError")]
     assert merge_outcomes(outcomes, {0: 1, 1: 143, 2: 1}, signalled=False) == outcomes[0]
