@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _IDLE_SECONDS = 60.0
 """Between two words of rank 0 to ranks that wait in a collective, which has a time limit."""
 _TICK = 0.2
+_PATIENCE_SECONDS = 10.0
+"""Of silence, after which one that is asked to go thinks its actor gone; a living one is heard every second."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Desk:
 
     attempt: int
     patience: float
-    """Seconds without an order after which one that is asked to go thinks its actor gone."""
+    """Seconds of silence after which one that is asked to go thinks its actor gone."""
     orders: queue.SimpleQueue[tuple[Order, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
     released: bool = False
     """The actor needs it no more."""
@@ -66,8 +68,8 @@ class Desk:
             if (found := request.headers.get(wire.ATTEMPT_HEADER)) != str(self.attempt):
                 return JSONResponse({"error": f"this critic is of attempt {self.attempt}, not {found}"}, 409)
             self.heard_at = time.monotonic()
-            if path == wire.RELEASE_PATH:
-                self.released = True
+            if path in (wire.ALIVE_PATH, wire.RELEASE_PATH):
+                self.released = path == wire.RELEASE_PATH
                 return Response()
             done: Future[bytes] = Future()
             self.orders.put((Order(path, await request.body()), done))
@@ -146,7 +148,7 @@ def run(instance: Instance) -> Outcome:
     """Serves the actor until it is asked to go. It claims nothing: the actor's claim says where both start."""
     device = distributed.local_device(instance.context.gpus)
     with distributed.process_group(device):
-        desk = Desk(instance.context.life, instance.context.notice_seconds / 4)
+        desk = Desk(instance.context.life, min(_PATIENCE_SECONDS, instance.context.notice_seconds / 4))
         if instance.server is not None:
             for path in wire.PATHS:
                 instance.server.add_route(path, desk.handler(path))

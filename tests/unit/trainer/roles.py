@@ -96,6 +96,7 @@ class TinyJob:
         peers: Peers = (),
         gpus: int = 0,
         stage: str | None = None,
+        notice_seconds: int = 30,
     ) -> Context:
         """name: of the server, where a role has several. peers: URLs by role, or those of references."""
         sources = {f"file://{self.folder}/{name}" for name in ("model", "pairs.jsonl")}
@@ -121,7 +122,7 @@ class TinyJob:
                 "token_file": str(self.folder / "token"),
                 "outcome_file": str(self.outcome_file(name or role)),
                 "rendezvous": f"127.0.0.1:{self.port('gang')}",
-                "notice_seconds": 30,
+                "notice_seconds": notice_seconds,
                 "scratch": str(self.folder / "scratch"),
             }
         )

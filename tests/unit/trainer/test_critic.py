@@ -108,3 +108,26 @@ def test_it_answers_its_own_attempt_alone(job: TinyJob, remote: RemoteCritic) ->
     remote.begin(None)
     assert ask("1", body=b"nonsense").status_code == 400
     assert ask("1").status_code == 200
+
+
+def test_asked_to_go_it_stays_while_its_actor_lives(job: TinyJob) -> None:
+    """The actor, asked as well, may be in the middle of a long step before it saves."""
+    process = job.fork("critic", notice_seconds=8)
+    wait_until(lambda: is_ready(job))
+    critic = RemoteCritic(CriticAddress(job.url("critic"), "secret", attempt=1, storage=job.folder / "run"))
+    critic.begin(None)
+    process.terminate()
+    process.join(6)
+    assert process.exitcode is None, "two seconds of silence would have sent it away"
+    assert critic.values(GROUPS).tolist() == [0.0] * 6
+    critic.close()
+    process.join(5)
+    assert process.exitcode == 143
+
+
+def test_asked_to_go_it_leaves_an_actor_that_is_gone(job: TinyJob) -> None:
+    process = job.fork("critic", notice_seconds=8)
+    wait_until(lambda: is_ready(job))
+    process.terminate()
+    process.join(6)
+    assert process.exitcode == 143

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,8 @@ from alignment_trainer.online.values import ValueBatch, ValueTrainer
 log = logging.getLogger(__name__)
 
 Groups = tuple[PromptGroup, ...]
+_ALIVE_SECONDS = 1.0
+"""Between two signs of life: a critic that is asked to go stays while its actor, busy with a step, may still save."""
 _PASSING = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.CONFLICT)
 """Not begun yet, or still that of a former attempt: another one will answer."""
 
@@ -136,6 +139,10 @@ class RemoteCritic:
             timeout=httpx.Timeout(address.deadline, connect=5.0),
             trust_env=False,
         )
+        self._closed = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="critic-heartbeat", daemon=True)
+        if distributed.rank() == 0:
+            self._heart.start()
 
     def begin(self, start: Path | None) -> int:
         body = json.dumps({"start": self._relative(start) if start is not None else None}).encode()
@@ -162,11 +169,18 @@ class RemoteCritic:
 
     def close(self) -> None:
         """Releases the critic too: asked to go, it need not wait for this actor to save."""
+        self._closed.set()
         if distributed.rank() == 0:
+            self._heart.join()
             with contextlib.suppress(httpx.HTTPError):
                 self._http.post(wire.RELEASE_PATH, timeout=5.0)
         self._asker.shutdown(cancel_futures=True)
         self._http.close()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_ALIVE_SECONDS):
+            with contextlib.suppress(httpx.HTTPError):
+                self._http.post(wire.ALIVE_PATH, timeout=5.0)
 
     def _relative(self, folder: Path) -> str:
         return str(folder.relative_to(self._address.storage))

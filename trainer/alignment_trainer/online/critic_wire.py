@@ -15,8 +15,8 @@ from alignment_trainer.online.minibatches import UpdateKey
 from alignment_trainer.online.values import ValueBatch
 from alignment_trainer.servers.wire import WireError, group_arrays, groups_of, load_body
 
-PATHS = tuple(f"/v1/critic/{what}" for what in ("begin", "values", "update", "write", "release"))
-BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, RELEASE_PATH = PATHS
+PATHS = tuple(f"/v1/critic/{what}" for what in ("begin", "values", "update", "write", "alive", "release"))
+BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, ALIVE_PATH, RELEASE_PATH = PATHS
 ATTEMPT_HEADER = "X-Alignment-Attempt"
 """Of every request: a critic answers its own gang's actor alone (409 otherwise)."""
 _VALUES = ("values", "returns", "weights")
