@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,19 @@ class Online(Contract):
     rewards: Rewards
     """What a completion is worth; summed by weight."""
 
+    samples_field: ClassVar[str]
+    """The field that says how many completions a prompt gets."""
+
+    @property
+    def samples(self) -> int:
+        """Completions of one prompt."""
+        return int(getattr(self, self.samples_field))
+
+    @property
+    def completions_per_rollout(self) -> int:
+        """What one step of the job samples."""
+        return self.prompts_per_rollout * self.samples
+
     @model_validator(mode="after")
     def _check_rewards(self) -> Online:
         check_rewards(self.rewards)
@@ -95,11 +108,7 @@ class Ppo(Online):
     """Bound of the loss for negative advantages (Ye et al. 2020, eq. 5); 3 is usual. Absent: none."""
     critic: Critic = Critic()
     """The value model."""
-
-    @property
-    def samples(self) -> int:
-        """Completions of one prompt."""
-        return self.completions_per_prompt
+    samples_field = "completions_per_prompt"
 
 
 class Grpo(Online):
@@ -113,11 +122,7 @@ class Grpo(Online):
     """Passes over one rollout, in optimizer steps of training.batchSize completions."""
     kl_coef: NotNegative = 0.04
     """Weight of the KL term in the loss (estimator k3). 0 needs no reference."""
-
-    @property
-    def samples(self) -> int:
-        """Completions of one prompt."""
-        return self.group_size
+    samples_field = "group_size"
 
 
 class Algorithm(Contract):

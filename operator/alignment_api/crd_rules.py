@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignment_api.algorithms import Algorithm
+from alignment_api.batch_rule import batch_cel_rules
 from alignment_api.job import MAX_NAME
 from alignment_api.mutability import MUTABLE, SCALABLE
 from alignment_api.rewards import RewardFunction
@@ -29,7 +30,7 @@ def cel_rules() -> Mapping[Place, list[Schema]]:
     """Place -> the rules there."""
     rules: dict[Place, list[Schema]] = {
         (): _name_rules(),
-        ("spec",): [*_immutable(AlignmentJobSpec, (), apart=("roles",)), *_role_rules()],
+        ("spec",): [*_immutable(AlignmentJobSpec, (), apart=("roles",)), *_role_rules(), *_batch_rules()],
         ("spec", "algorithm"): [_exactly_one(_aliases(Algorithm), "algorithm", "dpo: {beta: 0.1}")],
         ("spec", "data", "evaluation"): [_one_origin()],
         ("spec", "roles"): _immutable(Roles, ("roles",), apart=SCALABLE),
@@ -126,6 +127,10 @@ def _role_rules() -> Iterator[Schema]:
         kept = "self.roles.reference.placement != 'withPolicy'"
         message = f"roles.reference.placement: {sampled_message(algorithm)}"
         yield make_rule(_unless([f"has(self.algorithm.{algorithm})"], "reference", kept), message)
+
+
+def _batch_rules() -> list[Schema]:
+    return [make_rule(rule, message) for rule, message in batch_cel_rules()]
 
 
 def _unless(kinds: list[str], role: str, holds: str) -> str:

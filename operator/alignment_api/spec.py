@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from alignment_api.algorithms import Algorithm
 from alignment_api.base import Contract
+from alignment_api.batch_rule import check_batch
 from alignment_api.inputs import Data, Model
 from alignment_api.numbers import Fraction, Positive
 from alignment_api.role_rules import check_roles
@@ -28,7 +29,8 @@ class Training(Contract):
     """Ends training after so many steps, whatever `epochs` says. A step is one optimizer step; of ppo and grpo one
     rollout with all its updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Sequences (pairs for pair losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches."""
+    """Sequences (pairs for pair losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches. Of
+    ppo and grpo completions; it divides those of a rollout."""
     micro_batch_tokens: Annotated[int, Field(ge=64)] = 8192
     """Tokens one rank computes at once (rows are packed without padding): memory against speed, never the gradient."""
     learning_rate: Positive = 5e-7
@@ -134,4 +136,9 @@ class AlignmentJobSpec(Contract):
     @model_validator(mode="after")
     def _check_roles(self) -> AlignmentJobSpec:
         check_roles(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> AlignmentJobSpec:
+        check_batch(self)
         return self
