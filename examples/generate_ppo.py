@@ -1,9 +1,12 @@
 """Writes the data of examples/ppo.yaml into ppo/, beside this file: preferences and prompts.
 
-A prompt is a remark of everyday life. A hidden rule decides which of two replies is preferred: the one that asks
-something back. Both are a reaction and two turns, in any order; in the chosen one a turn is a question, in the other
-none is. Remarks, reactions and turns of the held-out side are others, no prompt stands in two files, and which reply is
-longer alternates, so that length tells nothing.
+A prompt is a remark of everyday life and the wish for a short reply, so that most replies end before maxNewTokens: to
+a reward model that knows whole replies only, one that is cut off is worth little whatever it says. A hidden rule
+decides which of two replies is preferred: the one that asks something back. Both are a turn, most with a reaction
+before or after it; the turn is a question in the chosen one and a statement, a call or a fragment in the other (with
+statements alone, the reward model takes whatever is none for a question, and PPO finds out). Remarks, reactions and
+turns of the held-out side are others, no prompt stands in two files, and which reply is longer alternates, so that
+length tells nothing.
 
     python examples/generate_ppo.py        # the same bytes every time
 """
@@ -22,13 +25,13 @@ from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).resolve().parent / "ppo"
 PAIRS = {"training": ("preferences.jsonl", 640), "heldout": ("preferences_heldout.jsonl", 220)}
-PROMPTS = {"training": ("prompts.jsonl", 200), "heldout": ("prompts_heldout.jsonl", 60)}
+PROMPTS = {"training": ("prompts.jsonl", 200), "heldout": ("prompts_heldout.jsonl", 120)}
 
 
 def remarks(phrases: dict[str, Any], side: str) -> list[str]:
     """Every remark of one side, shuffled."""
     found = [
-        f"{opener}{subject} {event}{when}."
+        f"{opener}{subject} {event}{when}. {phrases['request']}"
         for opener in phrases["openers"]
         for subject, events in phrases[side]["remarks"]
         for event in events
@@ -53,11 +56,10 @@ def pairs(phrases: dict[str, Any], side: str, prompts: Sequence[str]) -> Iterato
 
 
 def _reply(draw: random.Random, phrases: dict[str, Any], asks: bool) -> str:
-    """A reaction and two turns in any order; the first of the turns is a question where it asks."""
-    first, second = draw.sample(phrases["turns"], 2)
-    sentences = [draw.choice(phrases["reactions"]), first[0 if asks else 1], second[1]]
-    draw.shuffle(sentences)
-    return " ".join(sentences)
+    """A turn, a question where it asks, and two times out of three a reaction before or after it."""
+    question, *others = draw.choice(phrases["turns"])
+    turn, reaction = question if asks else draw.choice(others), draw.choice(phrases["reactions"])
+    return draw.choice([turn, f"{turn} {reaction}", f"{reaction} {turn}"])
 
 
 def _write(name: str, rows: Iterable[dict[str, str]]) -> None:
