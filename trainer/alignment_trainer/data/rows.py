@@ -256,7 +256,7 @@ def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise InvalidRow(f"`{field}` is {_kind(value)}; write a string")
     if not value.strip():
-        raise InvalidRow(f"`{field}` is empty; fill it, or drop the row (spec.data.onInvalid: drop)")
+        raise InvalidRow(f"`{field}` is empty; fill it, or drop the row")
     return value
 
 

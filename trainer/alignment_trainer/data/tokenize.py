@@ -147,7 +147,7 @@ class PairTokenizer:
             if all(token in self._special for token in completion):
                 raise InvalidRow(
                     f"`{field}` is empty after the chat template. A preference needs two completions: fill it, or drop "
-                    "the row (spec.data.onInvalid: drop)"
+                    "the row"
                 )
             length = len(example.prompt) + len(completion)
             if length > self._max_length:
