@@ -90,11 +90,28 @@ def _reward_rules(algorithm: Place) -> dict[Place, list[Schema]]:
                 "self.exists(reward, reward.weight > 0.0)",
                 "every reward has weight 0, so there is nothing to learn; give one a weight above 0",
             ),
+            make_rule(
+                f"self.all(one, self.filter(other, {_component('one')} == {_component('other')}).size() == 1)",
+                "two rewards have one name; give each a name of its own",
+            ),
         ],
         reward: [kinds],
         (*reward, "function"): [_exactly_one(functions, "function", "function: {numericAnswer: {}}")],
         (*reward, "train", "preferences", "evaluation"): [_one_origin()],
     }
+
+
+def _component(reward: str) -> str:
+    """CEL for what `Reward.component` says of this reward; of one without a kind, which another rule refuses, ''."""
+    functions = {field.alias: name for name, field in RewardFunction.model_fields.items() if name != "timeout_seconds"}
+    said = [
+        f"has({reward}.name) ? {reward}.name",
+        f"has({reward}.train) ? 'trained'",
+        f"has({reward}.model) ? 'model'",
+        f"!has({reward}.function) ? ''",
+        *(f"has({reward}.function.{alias}) ? '{name}'" for alias, name in functions.items()),
+    ]
+    return f"({' : '.join(said)} : '')"
 
 
 def _size_rules(place: Place, model: type[BaseModel]) -> dict[Place, list[Schema]]:
