@@ -21,6 +21,14 @@ LABELS = "alignment.run"
 STEPS = 600  # a tiny step takes some 20 ms, and tests look at a job a few times while it trains
 CHECKPOINT_EVERY = 50
 PPO_STEPS, PROMPTS_PER_ROLLOUT = 40, 8
+JUDGE = """import time
+
+
+def score(completion, row):
+    time.sleep(0.15)
+    return 0.0
+"""
+"""A reward function of weight 0 that takes its time, so that a PPO job lasts while servers come and go."""
 SIZES = {"cpu": "100m", "memory": "3Gi"}
 """Three trainers fit the machine of the tests; each import of torch takes half a gigabyte."""
 
@@ -184,7 +192,10 @@ def ppo_job(name: str, **spec: Any) -> dict[str, Any]:
                 "maxNewTokens": 16,
                 "epochsPerRollout": 2,
                 "critic": {"learningRate": 1e-3, "warmupSteps": 4},
-                "rewards": [{"train": {"preferences": preferences, "learningRate": 1e-3, "batchSize": 16}}],
+                "rewards": [
+                    {"train": {"preferences": preferences, "learningRate": 1e-3, "batchSize": 16}},
+                    {"weight": 0, "function": {"python": {"entrypoint": "judge:score", "path": "pvc://data/code"}}},
+                ],
             }
         },
         "training": job["spec"]["training"] | {"maxSteps": PPO_STEPS, "learningRate": 1e-4, "maxLength": 128},
@@ -197,7 +208,10 @@ def ppo_job(name: str, **spec: Any) -> dict[str, Any]:
 
 
 def make_claims(rig: Rig, rows: int) -> Path:
-    """The claims `models`, `data` and `work` with a tiny model and pairs; returns the folder of `work`."""
+    """The claims `models`, `data` and `work` with a tiny model, pairs and a judge; returns the folder of `work`."""
     write_model(rig.shared_volume("models", NAMESPACE) / "tiny")
-    write_pairs(rig.shared_volume("data", NAMESPACE) / "pairs.jsonl", rows)
+    data = rig.shared_volume("data", NAMESPACE)
+    write_pairs(data / "pairs.jsonl", rows)
+    (data / "code").mkdir()
+    (data / "code" / "judge.py").write_text(JUDGE)
     return rig.shared_volume("work", NAMESPACE)

@@ -30,7 +30,7 @@ def test_servers_come_and_go_actor_and_critic_resume_together_and_every_prompt_i
 
         jobs.rig.kill_container(_newest(history, "rollout", 0), jobs.namespace)
         _scale(jobs, "rollout", 3)
-        status = jobs.wait(NAME, "three ready rollout servers", lambda status: _ready(status, "rollout") == 3, 300)
+        status = jobs.wait(NAME, "three rollout servers while it trains", _has_three_servers, timeout=300)
         seen = _step(status)
         jobs.wait(NAME, "two more steps", lambda status: _step(status) >= seen + 2, timeout=200)
         assert [len(history.of(role)) for role in ("actor", "critic", "reward", "reference")] == [1, 1, 1, 1]
@@ -44,7 +44,7 @@ def test_servers_come_and_go_actor_and_critic_resume_together_and_every_prompt_i
     reward = next(stage for stage in status["stages"] if stage["name"] == "reward")["evaluation"]["after"]["accuracy"]
     assert reward["count"] >= 200
     assert reward["low"] > 0.5
-    assert {"reward", "reward/trained", "kl", "length"} <= set(status["evaluation"]["after"])
+    assert {"reward", "reward/trained", "reward/python", "kl", "length"} <= set(status["evaluation"]["after"])
     assert [stage["name"] for stage in status["stages"]] == ["prepare", "reward", "train", "evaluate"]
     assert history.doubled() == []
 
@@ -93,6 +93,10 @@ def _row(jobs: Jobs) -> list[str]:
 
 def _step(status: dict[str, Any]) -> int:
     return int((status.get("progress") or {}).get("step", 0)) if status.get("stage") == "train" else 0
+
+
+def _has_three_servers(status: dict[str, Any]) -> bool:
+    return status.get("stage") == "train" and _ready(status, "rollout") == 3
 
 
 def _ready(status: dict[str, Any], role: str) -> int:
