@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import starmap
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,7 +31,11 @@ def cel_rules() -> Mapping[Place, list[Schema]]:
     """Place -> the rules there."""
     rules: dict[Place, list[Schema]] = {
         (): _name_rules(),
-        ("spec",): [*_immutable(AlignmentJobSpec, (), apart=("roles",)), *_role_rules(), *_batch_rules()],
+        ("spec",): [
+            *_immutable(AlignmentJobSpec, (), apart=("roles",)),
+            *_role_rules(),
+            *starmap(make_rule, batch_cel_rules()),
+        ],
         ("spec", "algorithm"): [_exactly_one(_aliases(Algorithm), "algorithm", "dpo: {beta: 0.1}")],
         ("spec", "data", "evaluation"): [_one_origin()],
         ("spec", "roles"): _immutable(Roles, ("roles",), apart=SCALABLE),
@@ -76,7 +81,7 @@ def _one_origin() -> Schema:
 
 def _reward_rules(algorithm: Place) -> dict[Place, list[Schema]]:
     reward = (*algorithm, "rewards", ITEM)
-    functions = [name for name in _aliases(RewardFunction) if name != "timeoutSeconds"]
+    functions = list(RewardFunction.kinds().values())
     kinds = _exactly_one(
         ["train", "model", "function"], "of train, model and function", "function: {numericAnswer: {}}"
     )
@@ -103,13 +108,12 @@ def _reward_rules(algorithm: Place) -> dict[Place, list[Schema]]:
 
 def _component(reward: str) -> str:
     """CEL for what `Reward.component` says of this reward; of one without a kind, which another rule refuses, ''."""
-    functions = {field.alias: name for name, field in RewardFunction.model_fields.items() if name != "timeout_seconds"}
     said = [
         f"has({reward}.name) ? {reward}.name",
         f"has({reward}.train) ? 'trained'",
         f"has({reward}.model) ? 'model'",
         f"!has({reward}.function) ? ''",
-        *(f"has({reward}.function.{alias}) ? '{name}'" for alias, name in functions.items()),
+        *(f"has({reward}.function.{alias}) ? '{name}'" for name, alias in RewardFunction.kinds().items()),
     ]
     return f"({' : '.join(said)} : '')"
 
@@ -144,10 +148,6 @@ def _role_rules() -> Iterator[Schema]:
         kept = "self.roles.reference.placement != 'withPolicy'"
         message = f"roles.reference.placement: {sampled_message(algorithm)}"
         yield make_rule(_unless([f"has(self.algorithm.{algorithm})"], "reference", kept), message)
-
-
-def _batch_rules() -> list[Schema]:
-    return [make_rule(rule, message) for rule, message in batch_cel_rules()]
 
 
 def _unless(kinds: list[str], role: str, holds: str) -> str:

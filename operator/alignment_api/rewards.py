@@ -78,9 +78,13 @@ class RewardFunction(Contract):
             )
         return self
 
+    @classmethod
+    def kinds(cls) -> dict[str, str]:
+        """The functions to choose from, each with its key in manifests."""
+        return {name: str(field.alias) for name, field in cls.model_fields.items() if name != "timeout_seconds"}
+
     def _chosen(self) -> list[str]:
-        names = (name for name in type(self).model_fields if name != "timeout_seconds")
-        return [name for name in names if getattr(self, name) is not None]
+        return [name for name in self.kinds() if getattr(self, name) is not None]
 
     @property
     def name(self) -> str:

@@ -91,27 +91,27 @@ class TinyJob:
     def context(
         self,
         role: str,
-        life: int = 1,
         name: str | None = None,
         peers: Peers = (),
-        gpus: int = 0,
-        stage: str | None = None,
-        notice_seconds: int = 30,
+        **fields: Any,
     ) -> Context:
-        """name: of the server, where a role has several. peers: URLs by role, or those of references."""
+        """name: of the server, where a role has several. peers: URLs by role, or those of references.
+
+        fields: of the context, in place of what they are here.
+        """
         sources = {f"file://{self.folder}/{name}" for name in ("model", "pairs.jsonl")}
         sources |= {f"file://{path}" for path in self.folder.iterdir()}
         return Context.model_validate(
             {
                 "job": "tiny",
                 "uid": "uid-1",
-                "stage": stage or STAGES.get(role, "train"),
+                "stage": STAGES.get(role, "train"),
                 "role": role,
                 "index": 0,
-                "life": life,
+                "life": 1,
                 "replicas": 1,
                 "processes": self.processes if role in ("policy", "actor", "critic") else 1,
-                "gpus": gpus,
+                "gpus": 0,
                 "job_file": str(self.folder / "job.yaml"),
                 "storage": str(self.folder / "run"),
                 "output": str(self.folder / "run"),
@@ -122,9 +122,10 @@ class TinyJob:
                 "token_file": str(self.folder / "token"),
                 "outcome_file": str(self.outcome_file(name or role)),
                 "rendezvous": f"127.0.0.1:{self.port('gang')}",
-                "notice_seconds": notice_seconds,
+                "notice_seconds": 30,
                 "scratch": str(self.folder / "scratch"),
             }
+            | fields
         )
 
     def outcome_file(self, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,14 +41,23 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> TinyJob:
 
 @pytest.fixture
 def remote(job: TinyJob) -> Iterator[RemoteCritic]:
-    process = job.fork("critic")
-    wait_until(lambda: is_ready(job))
-    critic = RemoteCritic(CriticAddress(job.url("critic"), "secret", attempt=1, storage=job.folder / "run"))
+    process, critic = serving(job), actor_side(job)
     yield critic
     process.terminate()
     critic.close()
     process.join(30)
     assert process.exitcode == 143
+
+
+def serving(job: TinyJob, **of_context: Any) -> Any:
+    """The critic's process, once it is ready."""
+    process = job.fork("critic", **of_context)
+    wait_until(lambda: is_ready(job))
+    return process
+
+
+def actor_side(job: TinyJob) -> RemoteCritic:
+    return RemoteCritic(CriticAddress(job.url("critic"), "secret", attempt=1, storage=job.folder / "run"))
 
 
 def is_ready(job: TinyJob) -> bool:
@@ -112,9 +122,7 @@ def test_it_answers_its_own_attempt_alone(job: TinyJob, remote: RemoteCritic) ->
 
 def test_asked_to_go_it_stays_while_its_actor_lives(job: TinyJob) -> None:
     """The actor, asked as well, may be in the middle of a long step before it saves."""
-    process = job.fork("critic", notice_seconds=8)
-    wait_until(lambda: is_ready(job))
-    critic = RemoteCritic(CriticAddress(job.url("critic"), "secret", attempt=1, storage=job.folder / "run"))
+    process, critic = serving(job, notice_seconds=8), actor_side(job)
     critic.begin(None)
     process.terminate()
     process.join(6)
@@ -126,8 +134,7 @@ def test_asked_to_go_it_stays_while_its_actor_lives(job: TinyJob) -> None:
 
 
 def test_asked_to_go_it_leaves_an_actor_that_is_gone(job: TinyJob) -> None:
-    process = job.fork("critic", notice_seconds=8)
-    wait_until(lambda: is_ready(job))
+    process = serving(job, notice_seconds=8)
     process.terminate()
     process.join(6)
     assert process.exitcode == 143

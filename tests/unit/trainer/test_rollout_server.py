@@ -236,7 +236,8 @@ def test_killed_while_it_loads_it_takes_its_engine_along(job: TinyJob) -> None:
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
-    wait_until(lambda: not any(one.is_running() for one in family), 30)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
 
 
 def _family(pid: int) -> dict[psutil.Process, str]:
