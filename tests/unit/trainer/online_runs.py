@@ -53,6 +53,8 @@ class OnlineSetting:
     warmup: int = 0
     max_update_kl: float | None = None
     sharding: str = "none"
+    frozen_sampler: bool = False
+    """Samples with the model as it came: works where weights are sharded, and no update's rounding changes a token."""
 
 
 def options_of(setting: OnlineSetting) -> PpoOptions | GrpoOptions:
@@ -73,7 +75,8 @@ class HereAndNow:
     """Samples with the network that is being trained, and judges: the share of even tokens is the reward."""
 
     def __init__(self, network: Any, setting: OnlineSetting, options: PpoOptions | GrpoOptions) -> None:
-        self._network, self._setting, self._options = network, setting, options
+        self._network = tiny_llama() if setting.frozen_sampler else network
+        self._setting, self._options = setting, options
         self._reference = scorer(tiny_llama())
 
     def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None:

@@ -7,6 +7,7 @@ import torch
 from online_runs import OnlineSetting, online_run
 from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_run, trained_values
 
+from alignment_trainer.algorithms import OFFLINE
 from alignment_trainer.commits import restore, verify_together
 from alignment_trainer.engines.state import load_weights
 from alignment_trainer.models import scorer
@@ -54,6 +55,22 @@ def online(folder: str, **setting: Any) -> list[dict[str, float]]:
     run, recorder = online_run(Path(folder), OnlineSetting(**setting))
     train_online(run)
     return [report.metrics | {"norm": report.grad_norm} for report in recorder.reports]
+
+
+def golden(runs: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
+    """Losses and gradient norms of each run's steps; none on ranks that report nothing."""
+    return [_golden(**run) for run in runs]
+
+
+def _golden(folder: str, algorithm: str, sharding: str) -> dict[str, list[float]]:
+    if algorithm in OFFLINE:
+        run, recorder = tiny_run(Path(folder), Setting(algorithm=algorithm, sharding=sharding, steps=4))
+        train(run)
+    else:
+        setting = OnlineSetting(algorithm=algorithm, sharding=sharding, frozen_sampler=True)
+        online_one, recorder = online_run(Path(folder), setting)
+        train_online(online_one)
+    return {"losses": recorder.losses, "norms": [report.grad_norm for report in recorder.reports]}
 
 
 def _load(path: str | None) -> torch.Tensor | None:

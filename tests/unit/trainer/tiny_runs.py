@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from alignment_trainer import distributed
+from alignment_trainer.algorithms import OFFLINE, OfflineAlgorithm
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.checkpoint import Commit
 from alignment_trainer.commits import Commits
@@ -109,6 +110,7 @@ class Recorder:
 class Setting:
     """What a test varies of a tiny run."""
 
+    algorithm: str = "dpo"
     sharding: str = "none"
     precision: str = "fp32"
     rows: int = 12
@@ -123,9 +125,12 @@ class Setting:
 
 
 def tiny_engine(setting: Setting, causal: Any | None = None) -> Engine:
-    model = causal or tiny_llama(attention_dropout=setting.dropout)
     options = OptimizerOptions(setting.weight_decay, setting.max_grad_norm)
-    return ENGINES[setting.sharding](scorer(model), options, setting.precision, torch.device("cpu"))
+    if setting.algorithm == "reward":
+        model = value_scorer(tiny_classifier())
+    else:
+        model = scorer(causal or tiny_llama(attention_dropout=setting.dropout))
+    return ENGINES[setting.sharding](model, options, setting.precision, torch.device("cpu"))
 
 
 def tiny_run(
@@ -135,12 +140,12 @@ def tiny_run(
     stop: Callable[[], bool] = lambda: False,
     reference: torch.Tensor | None = None,
 ) -> tuple[Run, Recorder]:
-    """A DPO run whose reference is the policy as it is now, unless given."""
+    """A run whose reference, if it has one, is the policy as it is now, unless given."""
     engine = engine or tiny_engine(setting)
-    algorithm, sampler = Dpo(), Sampler(setting.rows, setting.batch_size, seed=3)
+    algorithm, sampler = OFFLINE[setting.algorithm](), Sampler(setting.rows, setting.batch_size, seed=3)
     rows = pairs(setting.rows)
     if reference is None:
-        reference = epoch_reference(engine, sampler, rows, setting.micro_tokens)
+        reference = _reference(algorithm, engine, sampler, rows, setting.micro_tokens)
     recorder = Recorder()
     run = Run(
         engine=engine,
@@ -160,6 +165,14 @@ def tiny_run(
         stop=stop,
     )
     return run, recorder
+
+
+def _reference(
+    algorithm: OfflineAlgorithm, engine: Engine, sampler: Sampler, rows: list[PreferenceExample], micro_tokens: int
+) -> torch.Tensor:
+    if not algorithm.needs_reference:
+        return torch.zeros(len(rows), 2)
+    return epoch_reference(engine, sampler, rows, micro_tokens)
 
 
 def epoch_reference(engine: Engine, sampler: Sampler, rows: list[PreferenceExample], micro_tokens: int) -> torch.Tensor:
