@@ -35,12 +35,12 @@ def ours(options: argparse.Namespace) -> Report:
     import torch
 
     from alignment_api.spec import AlignmentJobSpec
-    from alignment_trainer.assembly import Surroundings, make_policy, make_run, make_sampler, score_batches
-    from alignment_trainer.commits import Commits
+    from alignment_trainer.checkpoint.run_state import Commits
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.tokenize import PairTokenizer
-    from alignment_trainer.run import Data
-    from alignment_trainer.train import train
+    from alignment_trainer.loop.build import Surroundings, make_policy, make_run, make_sampler, score_batches
+    from alignment_trainer.loop.offline import Data
+    from alignment_trainer.loop.train import train
 
     spec = AlignmentJobSpec.model_validate(_spec(options))
     policy = make_policy(spec, options.model, None, torch.device("cpu"))

@@ -106,7 +106,7 @@ def _missing(path: FieldPath, place: Path) -> str | None:
 def _invalid_rows(place: Path, prompts: bool, field: str) -> Iterator[str]:
     """prompts: the rows are those of PPO and GRPO; otherwise preferences. field: of the data."""
     from alignment_trainer.data.rows import InvalidRow, check_format, check_prompts, parse_prompt, parse_row, read_rows
-    from alignment_trainer.errors import UserError
+    from alignment_trainer.process.errors import UserError
 
     check, parse = (check_prompts, parse_prompt) if prompts else (check_format, parse_row)
     found = 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.e2e.jobs import PPO_STEPS, PROMPTS_PER_ROLLOUT, Jobs, PodHistory, ppo_job
 
-from alignment_trainer.online.record import read_rollouts
+from alignment_trainer.experience.record import read_rollouts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 

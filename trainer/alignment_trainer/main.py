@@ -14,29 +14,29 @@ from typing import cast
 from alignment_api.context import CONTEXT_VARIABLE, Context, Outcome
 from alignment_api.job import AlignmentJob
 from alignment_api.manifest import InvalidManifest, read_manifest
-from alignment_trainer import gang
-from alignment_trainer.cores import threads_per_process
-from alignment_trainer.errors import UserError
-from alignment_trainer.instance import Instance
-from alignment_trainer.interruption import Interruption
-from alignment_trainer.logs import configure_logs, quiet_libraries
-from alignment_trainer.metrics import Metrics
-from alignment_trainer.outcome import EXIT_CODES, clear_outcome, end_process, outcome_of_error, write_outcome
-from alignment_trainer.servers.board import StatusBoard
-from alignment_trainer.servers.status import StatusServer
+from alignment_trainer.process import launch
+from alignment_trainer.process.cores import threads_per_process
+from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.interruption import Interruption
+from alignment_trainer.process.logs import configure_logs, quiet_libraries
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.outcome import EXIT_CODES, clear_outcome, end_process, outcome_of_error, write_outcome
+from alignment_trainer.process.status_board import StatusBoard
+from alignment_trainer.process.status_server import StatusServer
 
 log = logging.getLogger(__name__)
 
 RoleFunction = Callable[[Instance], Outcome]
 ROLES = {
-    "prepare": "alignment_trainer.prepare",
-    "reference": "alignment_trainer.servers.reference",
-    "policy": "alignment_trainer.policy",
-    "actor": "alignment_trainer.actor",
-    "critic": "alignment_trainer.critic",
-    "reward": "alignment_trainer.servers.reward",
-    "rollout": "alignment_trainer.servers.rollout",
-    "evaluator": "alignment_trainer.evaluate",
+    "prepare": "alignment_trainer.roles.prepare",
+    "reference": "alignment_trainer.roles.reference",
+    "policy": "alignment_trainer.roles.policy",
+    "actor": "alignment_trainer.roles.actor",
+    "critic": "alignment_trainer.roles.critic",
+    "reward": "alignment_trainer.roles.reward",
+    "rollout": "alignment_trainer.roles.rollout",
+    "evaluator": "alignment_trainer.roles.evaluator",
 }
 """Role -> module with its `run(instance) -> Outcome`. By name: the server answers while torch is being loaded."""
 
@@ -59,10 +59,10 @@ def main() -> None:
         "index": context.index,
         "life": context.life,
     }
-    if gang.is_rank():
+    if launch.is_rank():
         labels["rank"] = int(os.environ["RANK"])
     configure_logs(labels)
-    outcome = _run_rank(context) if gang.is_rank() else _run_instance(context)
+    outcome = _run_rank(context) if launch.is_rank() else _run_instance(context)
     end_process(EXIT_CODES[outcome.result])
 
 
@@ -72,7 +72,7 @@ def _run_instance(context: Context) -> Outcome:
     clear_outcome(path)
     try:
         _check_gpus(context)
-        outcome = gang.run_gang(context) if gang.is_gang(context) else _run_role(context, serves=True)
+        outcome = launch.run_gang(context) if launch.is_gang(context) else _run_role(context, serves=True)
     except Exception as error:
         log.exception("%s failed", context.role)
         outcome = outcome_of_error(error)
@@ -87,7 +87,7 @@ def _run_rank(context: Context) -> Outcome:
     except Exception as error:
         log.exception("rank %s failed", os.environ["RANK"])
         outcome = outcome_of_error(error)
-    gang.write_rank_outcome(outcome)
+    launch.write_rank_outcome(outcome)
     return outcome
 
 

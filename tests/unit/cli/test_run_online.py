@@ -14,8 +14,8 @@ import pytest
 from tests.tiny import write_model, write_pairs
 
 from alignment_api.status import EvaluationReport
-from alignment_trainer.checkpoint import list_commits, read_commit
-from alignment_trainer.online.record import read_rollouts
+from alignment_trainer.checkpoint.checkpoint import list_commits, read_commit
+from alignment_trainer.experience.record import read_rollouts
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[3]

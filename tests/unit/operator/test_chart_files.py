@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from alignment_api.manifest import read_contract
 from alignment_api.platform import Platform
-from alignment_trainer.metrics import Metrics
+from alignment_trainer.process.metrics import Metrics
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "alignment-operator"

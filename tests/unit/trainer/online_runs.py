@@ -17,19 +17,19 @@ from alignment_api.algorithms import Grpo as GrpoOptions
 from alignment_api.algorithms import Ppo as PpoOptions
 from alignment_api.rewards import Regex, Reward, RewardFunction
 from alignment_trainer.algorithms import ONLINE
-from alignment_trainer.commits import Commits, Position, restore
+from alignment_trainer.algorithms.schedule import WarmupCosine
+from alignment_trainer.checkpoint.run_state import Commits, Position, restore
 from alignment_trainer.data.examples import PromptExample
+from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, load_experience, mask_of, padded
 from alignment_trainer.data.packing import PromptGroup, pack
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import load_weights
-from alignment_trainer.models import scorer, value_scorer
-from alignment_trainer.online.critic import Critic, LocalCritic, NoCritic
-from alignment_trainer.online.experience import EXPERIENCE_FILE, Rollout, load_experience, mask_of, padded
-from alignment_trainer.online.run import Learning, OnlineRun
-from alignment_trainer.online.values import PREFIX, ValueTrainer
-from alignment_trainer.run import Pace
-from alignment_trainer.schedule import WarmupCosine
+from alignment_trainer.experience.critic_client import Critic, LocalCritic, NoCritic
+from alignment_trainer.experience.value_trainer import PREFIX, ValueTrainer
+from alignment_trainer.loop.offline import Pace
+from alignment_trainer.loop.online import Learning, OnlineRun
+from alignment_trainer.model.heads import scorer, value_scorer
 
 CPU = torch.device("cpu")
 END = 0

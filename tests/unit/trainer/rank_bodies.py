@@ -8,11 +8,11 @@ from online_runs import OnlineSetting, online_run
 from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_run, trained_values
 
 from alignment_trainer.algorithms import OFFLINE
-from alignment_trainer.commits import restore, verify_together
+from alignment_trainer.checkpoint.run_state import restore, verify_together
 from alignment_trainer.engines.state import load_weights
-from alignment_trainer.models import scorer
-from alignment_trainer.run import Run
-from alignment_trainer.train import train, train_online
+from alignment_trainer.loop.offline import Run
+from alignment_trainer.loop.train import train, train_online
+from alignment_trainer.model.heads import scorer
 
 
 def in_turn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

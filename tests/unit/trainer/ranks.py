@@ -52,8 +52,8 @@ def main() -> None:
 
     import torch
 
-    from alignment_trainer.distributed import process_group
-    from alignment_trainer.outcome import end_process
+    from alignment_trainer.process.distributed import process_group
+    from alignment_trainer.process.outcome import end_process
 
     module, _, function = sys.argv[1].partition(":")
     torch.set_num_threads(1)

@@ -24,7 +24,9 @@ STAGES = {"prepare": "prepare", "evaluator": "evaluate"}
 """Role -> its stage in these tests, where that is not `train`; a reference serves any stage alike."""
 Peers = tuple[str, ...] | dict[str, tuple[str, ...]]
 forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["alignment_trainer.actor", "alignment_trainer.policy", "alignment_trainer.prepare"])
+forkserver.set_forkserver_preload(
+    ["alignment_trainer.roles.actor", "alignment_trainer.roles.policy", "alignment_trainer.roles.prepare"]
+)
 
 
 def free_port() -> int:

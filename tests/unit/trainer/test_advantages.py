@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import nanstd
 
-from alignment_trainer.advantages import (
+from alignment_trainer.algorithms.advantages import (
     KlEstimator,
     adapt_kl_coef,
     explained_variance,

@@ -7,8 +7,8 @@ import pytest
 from transformers import LlamaConfig
 
 from alignment_api.spec import AlignmentJobSpec
-from alignment_trainer.cache_memory import bytes_per_token, check_cache_memory
-from alignment_trainer.errors import UserError
+from alignment_trainer.model.cache_memory import bytes_per_token, check_cache_memory
+from alignment_trainer.process.errors import UserError
 
 LLAMA_3_8B = LlamaConfig(
     hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=None

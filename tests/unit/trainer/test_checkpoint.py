@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment_trainer.checkpoint import (
+from alignment_trainer.checkpoint.checkpoint import (
     DamagedCommitError,
     commit_folder,
     list_commits,

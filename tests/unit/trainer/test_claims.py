@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignment_trainer.checkpoint import DamagedCommitError, seal_part, start_commit, write_commit
-from alignment_trainer.errors import UserError
-from alignment_trainer.storage import (
+from alignment_trainer.checkpoint.checkpoint import DamagedCommitError, seal_part, start_commit, write_commit
+from alignment_trainer.checkpoint.claims import (
     FencedError,
     Place,
     check_room,
@@ -20,6 +19,7 @@ from alignment_trainer.storage import (
     start_of,
     tidy_commits,
 )
+from alignment_trainer.process.errors import UserError
 
 UID = "job-a"
 

@@ -12,14 +12,14 @@ import torch
 from roles import TinyJob, wait_until
 
 from alignment_api.manifest import read_manifest
-from alignment_trainer.checkpoint import commit_folder, start_commit, verify, write_commit
-from alignment_trainer.critic import make_value_trainer
+from alignment_trainer.checkpoint.checkpoint import commit_folder, start_commit, verify, write_commit
+from alignment_trainer.checkpoint.claims import checkpoints_folder
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.online.critic import CriticAddress, LocalCritic, RemoteCritic
-from alignment_trainer.online.critic_wire import ATTEMPT_HEADER, VALUES_PATH, encode_groups
-from alignment_trainer.online.minibatches import UpdateKey
-from alignment_trainer.online.values import ValueBatch
-from alignment_trainer.storage import checkpoints_folder
+from alignment_trainer.experience.critic_client import CriticAddress, LocalCritic, RemoteCritic
+from alignment_trainer.experience.critic_wire import ATTEMPT_HEADER, VALUES_PATH, encode_groups
+from alignment_trainer.experience.minibatches import UpdateKey
+from alignment_trainer.experience.value_trainer import ValueBatch
+from alignment_trainer.roles.critic import make_value_trainer
 
 PPO = {"ppo": {"rewards": [{"function": {"regex": {"pattern": "kind"}}}]}}
 GROUPS = (PromptGroup((5, 6, 7), ((8, 9), (10,))), PromptGroup((11, 12), ((13, 14, 15),)))

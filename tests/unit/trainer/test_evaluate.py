@@ -5,9 +5,9 @@ import pytest
 
 from alignment_api.status import EvaluationReport
 from alignment_trainer.algorithms.dpo import Dpo
-from alignment_trainer.algorithms.reward import RewardModel
-from alignment_trainer.heldout import not_above_chance
-from alignment_trainer.statistics import wilson
+from alignment_trainer.algorithms.reward_model import RewardModel
+from alignment_trainer.data.statistics import wilson
+from alignment_trainer.loop.offline_evaluation import not_above_chance
 
 REFERENCE = np.array([[-10, -12], [-8, -6], [-5, -5], [-7, -9]], dtype=np.float32)
 POLICY = np.array([[-9, -13], [-7, -6], [-6, -4], [-7, -9]], dtype=np.float32)

@@ -4,8 +4,9 @@ from tiny_runs import Setting, tiny_engine, tiny_llama, tiny_qwen2
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from alignment_trainer.export import export_model
-from alignment_trainer.models import LoadedModel, UnsupportedModelError, load_model, scorer
+from alignment_trainer.checkpoint.export import export_model
+from alignment_trainer.model.heads import UnsupportedModelError, scorer
+from alignment_trainer.model.load import LoadedModel, load_model
 
 IDS = torch.tensor([[1, 5, 9, 3, 2]])
 

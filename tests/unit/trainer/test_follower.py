@@ -13,8 +13,8 @@ from roles import TinyJob
 from safetensors.torch import load_file
 from trainee import trainee
 
-from alignment_trainer.metrics import Metrics
-from alignment_trainer.peers import resolved
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.serving.peers import resolved
 from alignment_trainer.weights import follower as module
 from alignment_trainer.weights.check import ModelTensors, check_manifest
 from alignment_trainer.weights.follower import Key, WeightFollower, WeightsNotApplied, WeightSource

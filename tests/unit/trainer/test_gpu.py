@@ -10,11 +10,11 @@ import torch
 from tiny_runs import Setting, pairs, tiny_llama, tiny_qwen2, tiny_run
 
 from alignment_trainer.algorithms.dpo import Dpo
-from alignment_trainer.attention import FLEX, attention_for
 from alignment_trainer.data.packing import pack
 from alignment_trainer.engines import ENGINES, OptimizerOptions
-from alignment_trainer.logprobs import token_logprobs
-from alignment_trainer.models import scorer
+from alignment_trainer.model.attention import FLEX, attention_for
+from alignment_trainer.model.heads import scorer
+from alignment_trainer.model.logprobs import token_logprobs
 
 pytestmark = pytest.mark.gpu
 

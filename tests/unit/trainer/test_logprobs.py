@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alignment_trainer.logprobs import token_logprobs
+from alignment_trainer.model.logprobs import token_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 23, 8, 301
 

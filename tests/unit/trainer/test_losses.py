@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from alignment_trainer.algorithms.dpo import Dpo, share_positive
-from alignment_trainer.losses import PairLogprobs, dpo_loss, policy_loss, reward_model_loss, value_loss
+from alignment_trainer.algorithms.losses import PairLogprobs, dpo_loss, policy_loss, reward_model_loss, value_loss
 
 POLICY = PairLogprobs(torch.tensor([-1.0, -5.0], requires_grad=True), torch.tensor([-3.0, -4.0], requires_grad=True))
 REFERENCE = PairLogprobs(torch.tensor([-2.0, -5.0]), torch.tensor([-2.5, -4.0]))

@@ -4,7 +4,7 @@ import time
 
 from prometheus_client import generate_latest
 
-from alignment_trainer.metrics import GAUGES, Metrics
+from alignment_trainer.process.metrics import GAUGES, Metrics
 
 
 def scraped(metrics: Metrics) -> dict[str, float]:

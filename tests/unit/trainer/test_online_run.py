@@ -11,12 +11,12 @@ import torch
 from online_runs import OnlineSetting, online_run
 from ranks import run_ranks
 
-from alignment_trainer.checkpoint import list_commits, verify
+from alignment_trainer.checkpoint.checkpoint import list_commits, verify
+from alignment_trainer.data.experience import Experience, load_experience, save_experience, subgroups
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.online.experience import Experience, load_experience, save_experience, subgroups
-from alignment_trainer.online.minibatches import minibatches, plan_micros
-from alignment_trainer.run import Interrupted
-from alignment_trainer.train import train_online
+from alignment_trainer.experience.minibatches import minibatches, plan_micros
+from alignment_trainer.loop.offline import Interrupted
+from alignment_trainer.loop.train import train_online
 
 GROUPS = (PromptGroup((1, 2), ((3, 4), (5,))), PromptGroup((6,), ((7, 8, 9), (10,))))
 

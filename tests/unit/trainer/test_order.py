@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.data.microbatches import MicroBatch, plan_microbatches
 from alignment_trainer.data.sampler import Sampler
-from alignment_trainer.schedule import WarmupCosine
 
 
 def test_an_epoch_shows_every_row_once_and_keeps_its_last_partial_batch():

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from alignment_api.context import Failure, Outcome
-from alignment_trainer.cores import available_cores
-from alignment_trainer.errors import UserError, failure_of
-from alignment_trainer.gang import merge_outcomes
-from alignment_trainer.interruption import Interruption
-from alignment_trainer.outcome import clear_outcome, write_outcome
+from alignment_trainer.process.cores import available_cores
+from alignment_trainer.process.errors import UserError, failure_of
+from alignment_trainer.process.interruption import Interruption
+from alignment_trainer.process.launch import merge_outcomes
+from alignment_trainer.process.outcome import clear_outcome, write_outcome
 
 
 def failed(reason: str) -> Outcome:
@@ -75,7 +75,8 @@ def test_a_mounted_outcome_file_is_written_in_place(tmp_path: Path) -> None:
     (tmp_path / "host").write_text("x" * 100)
     (tmp_path / "log").touch()
     script = (
-        "import sys, pathlib; from alignment_api.context import Outcome; from alignment_trainer.outcome import *; "
+        "import sys, pathlib; from alignment_api.context import Outcome; "
+        "from alignment_trainer.process.outcome import *; "
         "p = pathlib.Path(sys.argv[1]); clear_outcome(p); write_outcome(p, Outcome(result='succeeded', step=3))"
     )
     mounted = 'mount --bind "$0/host" "$0/log" && exec "$1" -c "$2" "$0/log"'
@@ -100,7 +101,7 @@ def test_an_earlier_lifes_outcome_is_forgotten(tmp_path: Path) -> None:
 def test_a_process_ends_with_what_it_has_said_and_without_finalization() -> None:
     """Finalization is where a thread of gloo would abort it."""
     script = (
-        "import atexit, os, sys; from alignment_trainer.outcome import end_process; "
+        "import atexit, os, sys; from alignment_trainer.process.outcome import end_process; "
         "atexit.register(os.abort); print('said'); print('complained', file=sys.stderr); end_process(143)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

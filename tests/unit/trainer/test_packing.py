@@ -2,9 +2,9 @@ import pytest
 import torch
 from tiny_runs import pairs, tiny_llama, tiny_qwen2
 
-from alignment_trainer.attention import block_mask
 from alignment_trainer.data.packing import PromptGroup, pack, pair_group
-from alignment_trainer.models import UnsupportedModelError, scorer
+from alignment_trainer.model.attention import block_mask
+from alignment_trainer.model.heads import UnsupportedModelError, scorer
 
 
 def separate_logprobs(causal, groups):

@@ -15,12 +15,12 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from alignment_api.context import Context
 from alignment_api.manifest import read_manifest
 from alignment_api.source_fields import sources_read
-from alignment_trainer.errors import UserError
-from alignment_trainer.instance import Instance
-from alignment_trainer.interruption import Interruption
-from alignment_trainer.metrics import Metrics
-from alignment_trainer.prepare import run
-from alignment_trainer.servers.board import StatusBoard
+from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.interruption import Interruption
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_board import StatusBoard
+from alignment_trainer.roles.prepare import run
 
 
 def write_classifier(folder: Path, labels: int, tokenizer: Any) -> None:

@@ -15,11 +15,11 @@ from roles import TinyJob
 from safetensors.torch import load
 
 from alignment_api.manifest import read_manifest
-from alignment_trainer.instance import Instance
-from alignment_trainer.interruption import Interruption
-from alignment_trainer.metrics import Metrics
-from alignment_trainer.servers.board import StatusBoard
-from alignment_trainer.servers.status import StatusServer
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.interruption import Interruption
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_board import StatusBoard
+from alignment_trainer.process.status_server import StatusServer
 from alignment_trainer.weights import publisher as module
 from alignment_trainer.weights.manifest import WeightManifest
 from alignment_trainer.weights.publisher import WeightPublisher

@@ -12,25 +12,19 @@ from roles import TinyJob, wait_until
 
 from alignment_api.manifest import read_manifest
 from alignment_api.spec import AlignmentJobSpec, Training
+from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup, pack, pair_group
+from alignment_trainer.data.prepared import Examples, open_prepared
 from alignment_trainer.data.reference import Float32, Shard, plan_shards, reference_cache
-from alignment_trainer.data.store import Examples, open_prepared
-from alignment_trainer.engines.base import autocast
-from alignment_trainer.kinds import LANGUAGE
-from alignment_trainer.local_scorer import LocalScorer, sum_completions
-from alignment_trainer.models import load_model
-from alignment_trainer.peers import resolved
-from alignment_trainer.pinned_model import model_fingerprint
-from alignment_trainer.reference_client import shard_task
-from alignment_trainer.server_pool import PoolOptions, RequestRefused, ServerPool
-from alignment_trainer.servers.wire import (
-    LogprobsRequest,
-    WireError,
-    decode_answer,
-    decode_request,
-    encode_answer,
-    encode_request,
-)
+from alignment_trainer.experience.reference_client import shard_task
+from alignment_trainer.model.frozen_model import LocalScorer, sum_completions
+from alignment_trainer.model.inspect import model_fingerprint
+from alignment_trainer.model.kinds import LANGUAGE
+from alignment_trainer.model.load import load_model
+from alignment_trainer.model.precision import autocast
+from alignment_trainer.serving.peers import resolved
+from alignment_trainer.serving.pool import PoolOptions, RequestRefused, ServerPool
+from alignment_trainer.serving.wire import LogprobsRequest, decode_answer, decode_request, encode_answer, encode_request
 
 pytestmark = pytest.mark.timeout(900)
 """Each process imports torch and transformers, which takes a busy machine a minute."""

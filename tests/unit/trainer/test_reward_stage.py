@@ -26,8 +26,8 @@ from transformers import (
 from alignment_api.reward_stage import LEAST_HELD_OUT
 from alignment_api.status import EvaluationReport
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.data.store import open_prepared, open_prompts
-from alignment_trainer.servers.wire import LogprobsRequest, encode_request
+from alignment_trainer.data.prepared import open_prepared, open_prompts
+from alignment_trainer.serving.wire import LogprobsRequest, encode_request
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from alignment_api.rewards import Reward
-from alignment_trainer.errors import UserError
+from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards import Answer, FunctionScorer, check_functions
 
 FIELD = "spec.algorithm.grpo"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignment_trainer.errors import UserError
-from alignment_trainer.rollout.failures import EngineFailed, error_log, explain_death, explain_start
+from alignment_trainer.process.errors import UserError
+from alignment_trainer.vllm.failures import EngineFailed, error_log, explain_death, explain_start
 
 VAGUE = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 SMALL_CACHE = """EngineCore failed to start.

@@ -21,8 +21,8 @@ from roles import TinyJob, wait_until
 from trainee import move, trainee, weights_of
 
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.models import LoadedModel, load_model
-from alignment_trainer.scoring import token_values
+from alignment_trainer.engines.scoring import token_values
+from alignment_trainer.model.load import LoadedModel, load_model
 from alignment_trainer.weights.publisher import RolloutServer, WeightPublisher
 
 pytestmark = pytest.mark.timeout(900)

@@ -18,7 +18,7 @@ from alignment_trainer.data.rows import (
     parse_row,
     read_rows,
 )
-from alignment_trainer.errors import UserError
+from alignment_trainer.process.errors import UserError
 
 
 def row(value: object, number: int = 1) -> RawRow:

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from alignment_trainer.peers import resolved
-from alignment_trainer.server_pool import PhaseStalled, PoolOptions, ServerPool, Task, meet
+from alignment_trainer.serving.peers import resolved
+from alignment_trainer.serving.pool import PhaseStalled, PoolOptions, ServerPool, Task, meet
 
 
 @pytest.fixture

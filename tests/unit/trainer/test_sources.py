@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from alignment_api.inputs import Model
-from alignment_trainer.errors import UserError
-from alignment_trainer.sources import resolve_data, resolve_model, split_files
+from alignment_trainer.data.sources import resolve_data, resolve_model, split_files
+from alignment_trainer.process.errors import UserError
 
 
 def test_a_volume_is_where_the_context_says(tmp_path: Path) -> None:

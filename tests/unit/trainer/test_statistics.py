@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from alignment_trainer.statistics import mean_interval, share_interval, standard_error, wilson
+from alignment_trainer.data.statistics import mean_interval, share_interval, standard_error, wilson
 
 
 def test_wilson_agrees_with_a_published_table() -> None:

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from alignment_trainer.metrics import Metrics
-from alignment_trainer.servers.board import StatusBoard
-from alignment_trainer.servers.status import StatusServer, TokenGuard
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_board import StatusBoard
+from alignment_trainer.process.status_server import StatusServer, TokenGuard
 
 
 @pytest.fixture

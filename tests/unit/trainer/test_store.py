@@ -9,16 +9,7 @@ import pytest
 from alignment_api.spec import Training
 from alignment_api.status import DataReport, ModelReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
-from alignment_trainer.data.reference import (
-    IncompleteReferenceError,
-    ReferenceCache,
-    Shard,
-    plan_shards,
-    reference_key,
-)
-from alignment_trainer.data.rows import Problem
-from alignment_trainer.data.sampler import Sampler
-from alignment_trainer.data.store import (
+from alignment_trainer.data.prepared import (
     PREFERENCE_PARTS,
     PROMPT_PARTS,
     DamagedDataError,
@@ -30,6 +21,15 @@ from alignment_trainer.data.store import (
     open_prompts,
     write_prepared,
 )
+from alignment_trainer.data.reference import (
+    IncompleteReferenceError,
+    ReferenceCache,
+    Shard,
+    plan_shards,
+    reference_key,
+)
+from alignment_trainer.data.rows import Problem
+from alignment_trainer.data.sampler import Sampler
 
 ROWS = [PreferenceExample(3, (1, 2), (3,), (4, 5, 6)), PreferenceExample(8, (7,), (8, 9), (10,))]
 

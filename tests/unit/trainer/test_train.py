@@ -5,12 +5,12 @@ import pytest
 import torch
 from tiny_runs import Setting, pairs, tiny_engine, tiny_llama, tiny_run
 
-from alignment_trainer.checkpoint import list_commits, verify
-from alignment_trainer.commits import restore
+from alignment_trainer.checkpoint.checkpoint import list_commits, verify
+from alignment_trainer.checkpoint.run_state import restore
 from alignment_trainer.engines.state import IncompleteStateError, SavedState, load_weights
-from alignment_trainer.models import scorer
-from alignment_trainer.run import Interrupted
-from alignment_trainer.train import train
+from alignment_trainer.loop.offline import Interrupted
+from alignment_trainer.loop.train import train
+from alignment_trainer.model.heads import scorer
 
 
 def resume(folder, commit, setting, reference):

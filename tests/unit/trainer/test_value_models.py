@@ -13,9 +13,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from alignment_trainer.checkpoint.export import export_model
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole
-from alignment_trainer.export import export_model
-from alignment_trainer.models import UnsupportedModelError, load_value_model, scorer, value_scorer
+from alignment_trainer.model.heads import UnsupportedModelError, scorer, value_scorer
+from alignment_trainer.model.load import load_value_model
 
 
 def words() -> PreTrainedTokenizerFast:

@@ -14,19 +14,19 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from alignment_trainer import distributed
 from alignment_trainer.algorithms import OFFLINE, OfflineAlgorithm
 from alignment_trainer.algorithms.dpo import Dpo
-from alignment_trainer.checkpoint import Commit
-from alignment_trainer.commits import Commits
+from alignment_trainer.algorithms.schedule import WarmupCosine
+from alignment_trainer.checkpoint.checkpoint import Commit
+from alignment_trainer.checkpoint.run_state import Commits
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole, pair_group
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
-from alignment_trainer.models import scorer, value_scorer
-from alignment_trainer.run import Data, Pace, Run, StepReport
-from alignment_trainer.schedule import WarmupCosine
-from alignment_trainer.scoring import score_sequences
+from alignment_trainer.engines.scoring import score_sequences
+from alignment_trainer.loop.offline import Data, Pace, Run, StepReport
+from alignment_trainer.model.heads import scorer, value_scorer
+from alignment_trainer.process import distributed
 
 VOCABULARY = 97
 SHAPE: dict[str, Any] = {

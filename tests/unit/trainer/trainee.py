@@ -10,12 +10,12 @@ from roles import TinyJob
 from torch import Tensor
 
 from alignment_api.manifest import read_manifest
-from alignment_trainer.instance import Instance
-from alignment_trainer.interruption import Interruption
-from alignment_trainer.metrics import Metrics
-from alignment_trainer.models import LoadedModel
-from alignment_trainer.servers.board import StatusBoard
-from alignment_trainer.servers.status import StatusServer
+from alignment_trainer.model.load import LoadedModel
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.interruption import Interruption
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_board import StatusBoard
+from alignment_trainer.process.status_server import StatusServer
 from alignment_trainer.weights.publisher import WeightPublisher
 
 

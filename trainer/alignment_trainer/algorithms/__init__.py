@@ -9,7 +9,7 @@ from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.algorithms.grpo import Grpo
 from alignment_trainer.algorithms.online import OnlineAlgorithm
 from alignment_trainer.algorithms.ppo import Ppo
-from alignment_trainer.algorithms.reward import RewardModel
+from alignment_trainer.algorithms.reward_model import RewardModel
 
 OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {"dpo": Dpo, "reward": RewardModel}
 ONLINE: dict[str, Callable[..., OnlineAlgorithm]] = {"ppo": Ppo, "grpo": Grpo}

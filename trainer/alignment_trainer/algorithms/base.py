@@ -12,7 +12,7 @@ from torch import Tensor
 from alignment_api.status import Evaluated
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.kinds import Kind
+from alignment_trainer.model.kinds import Kind
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

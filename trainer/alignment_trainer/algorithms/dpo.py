@@ -10,11 +10,11 @@ from torch import Tensor
 
 from alignment_api.status import Evaluated
 from alignment_trainer.algorithms.base import Float32, LossAndMetrics, OfflineAlgorithm, positive, share_positive
+from alignment_trainer.algorithms.losses import PairLogprobs, dpo_loss
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup, pair_group
-from alignment_trainer.kinds import LANGUAGE, Kind
-from alignment_trainer.losses import PairLogprobs, dpo_loss
-from alignment_trainer.statistics import mean_interval, share_interval
+from alignment_trainer.data.statistics import mean_interval, share_interval
+from alignment_trainer.model.kinds import LANGUAGE, Kind
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from alignment_api.algorithms import Grpo as GrpoOptions
-from alignment_trainer.advantages import group_advantages, kl_estimate
+from alignment_trainer.algorithms.advantages import group_advantages, kl_estimate
 from alignment_trainer.algorithms.online import OnlineAlgorithm, Targets, TokenBatch
-from alignment_trainer.online.experience import Scored
+from alignment_trainer.data.experience import Scored
 
 
 class Grpo(OnlineAlgorithm):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from alignment_api.algorithms import Online
-from alignment_trainer.advantages import importance_weights, kl_estimate
+from alignment_trainer.algorithms.advantages import importance_weights, kl_estimate
 from alignment_trainer.algorithms.base import LossAndMetrics
-from alignment_trainer.losses import policy_loss
-from alignment_trainer.online.experience import Scored
+from alignment_trainer.algorithms.losses import policy_loss
+from alignment_trainer.data.experience import Scored
 
 
 @dataclass(frozen=True)

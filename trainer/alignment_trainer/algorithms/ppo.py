@@ -5,10 +5,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from alignment_api.algorithms import Ppo as PpoOptions
-from alignment_trainer.advantages import adapt_kl_coef, gae, kl_estimate, penalized_rewards, whiten
+from alignment_trainer.algorithms.advantages import adapt_kl_coef, gae, kl_estimate, penalized_rewards, whiten
+from alignment_trainer.algorithms.losses import policy_loss
 from alignment_trainer.algorithms.online import OnlineAlgorithm, Targets, TokenBatch
-from alignment_trainer.losses import policy_loss
-from alignment_trainer.online.experience import Scored
+from alignment_trainer.data.experience import Scored
 
 
 class Ppo(OnlineAlgorithm):

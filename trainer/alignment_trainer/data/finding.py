@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from alignment_api.inputs import Data
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.rows import data_files
-from alignment_trainer.sources import Resolved, resolve_data
+from alignment_trainer.data.sources import Resolved, resolve_data
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import DataReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.finding import DataSources
+from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, Int32, fingerprint_of, flatten
 from alignment_trainer.data.rows import (
     InvalidRow,
     Problem,
@@ -25,10 +26,9 @@ from alignment_trainer.data.rows import (
     parse_row,
     read_rows,
 )
-from alignment_trainer.data.store import PREFERENCE_PARTS, PROMPT_PARTS, Int32, fingerprint_of, flatten
 from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, held_out_prompts
-from alignment_trainer.errors import UserError
-from alignment_trainer.metrics import Metrics
+from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

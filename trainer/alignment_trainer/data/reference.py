@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from alignment_api.spec import AlignmentJobSpec, Training
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
+from alignment_trainer.data.prepared import PreparedData, digest
 from alignment_trainer.data.sampler import Sampler
-from alignment_trainer.data.store import PreparedData, digest
 
 Float32 = NDArray[np.float32]
 Batch = tuple[int, ...]

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignment_trainer.errors import UserError
-from alignment_trainer.sources import DATA_SUFFIXES
+from alignment_trainer.data.sources import DATA_SUFFIXES
+from alignment_trainer.process.errors import UserError
 
 FIELDS = ("prompt", "chosen", "rejected")
 _OTHER_FORMATS = {

@@ -6,7 +6,7 @@ import torch
 
 from alignment_trainer.engines.base import Engine, OptimizerOptions
 from alignment_trainer.engines.plain import PlainEngine
-from alignment_trainer.models import PackedModel
+from alignment_trainer.model.heads import PackedModel
 
 EngineMaker = Callable[[PackedModel, OptimizerOptions, str, torch.device], Engine]
 

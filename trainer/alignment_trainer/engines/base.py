@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +77,6 @@ class Engine(ABC):
     @abstractmethod
     def steps(self) -> int:
         """Optimizer steps done."""
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bf16: fp32 master weights, products in bf16. fp32: everything as it is."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alignment_trainer import distributed
 from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.engines.base import (
     ADAM_BETAS,
@@ -22,11 +21,12 @@ from alignment_trainer.engines.base import (
     Engine,
     OptimizerOptions,
     ParameterState,
-    autocast,
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
-from alignment_trainer.models import PackedModel
+from alignment_trainer.model.heads import PackedModel
+from alignment_trainer.model.precision import autocast
+from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

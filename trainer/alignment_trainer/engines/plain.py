@@ -13,11 +13,11 @@ from alignment_trainer.engines.base import (
     Engine,
     OptimizerOptions,
     ParameterState,
-    autocast,
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, to_cpu
-from alignment_trainer.models import PackedModel
+from alignment_trainer.model.heads import PackedModel
+from alignment_trainer.model.precision import autocast
 
 
 class PlainEngine(Engine):

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignment_trainer import distributed
 from alignment_trainer.engines.base import Engine, ParameterState
-from alignment_trainer.models import PackedModel
+from alignment_trainer.model.heads import PackedModel
+from alignment_trainer.process import distributed
 
 KINDS = tuple(field.name for field in fields(ParameterState))
 

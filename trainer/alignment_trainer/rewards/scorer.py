@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from alignment_api.rewards import Reward, RewardFunction
-from alignment_trainer.errors import UserError
+from alignment_trainer.data.sources import local_path
+from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer
 from alignment_trainer.rewards.sandbox import GRACE_SECONDS, START_SECONDS, Worker, WorkerLost
-from alignment_trainer.sources import local_path
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Protocol
 import httpx
 from pydantic import ValidationError
 
-from alignment_trainer.metrics import Metrics
-from alignment_trainer.peers import Peers
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.serving.peers import Peers
 from alignment_trainer.weights.check import WeightsRefused
 from alignment_trainer.weights.fetch import FetchFailed, VersionGone, fetch_parts
 from alignment_trainer.weights.manifest import WEIGHTS_PATH, WeightManifest

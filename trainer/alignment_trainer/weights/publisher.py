@@ -22,9 +22,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from torch import Tensor
 
-from alignment_trainer.instance import Instance
-from alignment_trainer.peers import base_url
-from alignment_trainer.servers.status import StatusServer
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.status_server import StatusServer
+from alignment_trainer.serving.peers import base_url
 from alignment_trainer.weights.manifest import WEIGHTS_PATH, WeightManifest, WeightPart
 
 log = logging.getLogger(__name__)

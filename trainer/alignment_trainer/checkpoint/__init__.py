@@ -1,0 +1,1 @@
+"""What lies in storage: claims, checkpoints, the exported model."""

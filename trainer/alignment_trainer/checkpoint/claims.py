@@ -1,0 +1,257 @@
+"""The job's storage: room, claims of epochs, and the commit that a new attempt starts from (docs/adr/0003)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from alignment_api.base import Contract
+from alignment_api.reward_stage import REWARD_FOLDER
+from alignment_api.spec import AlignmentJobSpec
+from alignment_trainer.checkpoint.checkpoint import (
+    MANIFEST,
+    Commit,
+    DamagedCommitError,
+    commit_folder,
+    commit_name,
+    list_commits,
+    newest_verified,
+)
+from alignment_trainer.data.files import flush
+from alignment_trainer.process.errors import UserError
+
+CHECKPOINT_BYTES = 12
+"""Per parameter: fp32 weight and AdamW's two moments."""
+EXPORT_BYTES = {"bf16": 2, "fp32": 4}
+"""Per parameter of the exported model."""
+
+
+class DamagedClaimError(ValueError):
+    """A claim cannot be read: whose storage this is, and what counts in it, is unknown."""
+
+
+class FencedError(RuntimeError):
+    """A newer attempt has claimed the storage: nothing that this one commits from now on counts."""
+
+
+class Place(Contract):
+    """A commit, by where it stands."""
+
+    epoch: int
+    """Whose writer made it."""
+    step: int
+    """Steps it holds."""
+    updates: int = 0
+    """Optimizer steps it holds of the step after those, where a step has several."""
+
+
+class Claim(Contract):
+    """claims/<epoch:04d>.json: the right to write commits of an epoch, taken by creating the file."""
+
+    epoch: int
+    """Grows by one with every claim."""
+    uid: str
+    """Identity of the job that owns the storage."""
+    attempt: int
+    """The attempt that claims, as the operator counts it."""
+    start: Place | None
+    """The commit it starts from; None for the model as it came, or for that of checkpoint.resumeFrom."""
+    claimed_at: datetime
+    """When."""
+
+
+def claims_folder(storage: Path) -> Path:
+    return storage / "claims"
+
+
+def checkpoints_folder(storage: Path) -> Path:
+    return storage / "checkpoints"
+
+
+def read_claims(storage: Path) -> list[Claim]:
+    """Every claim, in order of epoch. Raises DamagedClaimError."""
+    claims = []
+    for path in sorted(claims_folder(storage).glob("[0-9]*.json")):
+        try:
+            claims.append(Claim.model_validate_json(path.read_text()))
+        except ValidationError as error:
+            raise DamagedClaimError(
+                f"{path}: not a claim: {error.errors()[0]['msg']}; restore it from a copy"
+            ) from error
+    return claims
+
+
+def check_owner(storage: Path, uid: str) -> None:
+    """Raises UserError where another job has claimed this storage."""
+    for claim in read_claims(storage):
+        if claim.uid != uid:
+            raise UserError(
+                "ForeignStorage",
+                f"spec.storage.source: {storage} belongs to job {claim.uid}, this is job {uid}; give this job storage "
+                "of its own, and name the other in spec.checkpoint.resumeFrom to start from its last checkpoint",
+            )
+
+
+def claim_epoch(storage: Path, uid: str, attempt: int) -> Claim:
+    """Takes the next epoch; of two that try at once each gets its own.
+
+    The claim names the newest verified commit of the lineage. Whatever an older epoch commits from now on is never
+    read. Raises UserError for another job's storage, DamagedCommitError where there are commits and none is whole.
+    """
+    check_owner(storage, uid)
+    folder = claims_folder(storage)
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        claims = read_claims(storage)
+        start = newest_start(storage, claims)
+        claim = Claim(
+            epoch=claims[-1].epoch + 1 if claims else 1,
+            uid=uid,
+            attempt=attempt,
+            start=Place(epoch=start.epoch, step=start.step, updates=start.updates) if start else None,
+            claimed_at=datetime.now(UTC),
+        )
+        if _create(folder / f"{claim.epoch:04d}.json", claim.model_dump_json(indent=1)):
+            check_owner(storage, uid)
+            return claim
+
+
+def _create(path: Path, text: str) -> bool:
+    """Creates the file with its whole text, unless it is there: a link is as exclusive as O_EXCL, and never half."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
+    return True
+
+
+def lineage(claims: list[Claim]) -> list[tuple[int, str | None]]:
+    """Epochs whose commits count, newest first, each with the name of the last that counts (None: all of them).
+
+    Of an older epoch only what the next claim of the lineage starts from, and before, is an ancestor.
+    """
+    by_epoch = {claim.epoch: claim for claim in claims}
+    counted: list[tuple[int, str | None]] = []
+    epoch, last = (claims[-1].epoch if claims else None), None
+    while epoch is not None:
+        counted.append((epoch, last))
+        start = by_epoch[epoch].start
+        epoch, last = (start.epoch, commit_name(start.step, start.updates)) if start else (None, None)
+    return counted
+
+
+def newest_start(storage: Path, claims: list[Claim]) -> Commit | None:
+    """The newest verified commit of the lineage; None where nothing was ever committed in it.
+
+    Raises DamagedCommitError where there are commits and none is whole, or where one that a claim started from is gone.
+    """
+    newest = newest_verified(_lineage_commits(storage, claims))
+    if newest is None and any(claim.start for claim in claims):
+        raise DamagedCommitError(f"{checkpoints_folder(storage)}: the commits that the claims started from are gone")
+    return newest
+
+
+def _lineage_commits(storage: Path, claims: list[Claim]) -> list[Path]:
+    """Every commit that counts, newest first."""
+    return [
+        folder
+        for epoch, last in lineage(claims)
+        for folder in list_commits(checkpoints_folder(storage) / f"{epoch:04d}")
+        if last is None or folder.name <= last
+    ]
+
+
+def tidy_commits(storage: Path, epoch: int, keep: int) -> None:
+    """Leaves the newest `keep` commits of the lineage, for the holder of the newest epoch.
+
+    Raises FencedError for the holder of an older one, who removes nothing: its successor may be reading them.
+    """
+    claims = read_claims(storage)
+    if claims[-1].epoch != epoch:
+        raise FencedError(f"epoch {epoch} is over: attempt {claims[-1].attempt} has claimed epoch {claims[-1].epoch}")
+    kept = set(_lineage_commits(storage, claims)[:keep])
+    for older in sorted(checkpoints_folder(storage).iterdir()):
+        for folder in list_commits(older):
+            if folder not in kept:
+                (folder / MANIFEST).unlink()
+                shutil.rmtree(folder)
+
+
+def start_of(storage: Path, claim: Claim) -> Path | None:
+    """The folder of the commit that a claim starts from."""
+    if claim.start is None:
+        return None
+    return commit_folder(checkpoints_folder(storage), claim.start.epoch, claim.start.step, claim.start.updates)
+
+
+def resume_from(storage: Path, source: str) -> Commit:
+    """The last verified commit of another job's storage, which is only read. Raises UserError where there is none."""
+    commit = newest_start(storage, read_claims(storage))
+    if commit is None:
+        raise UserError(
+            "NoCheckpoint", f"spec.checkpoint.resumeFrom: `{source}` ({storage}) holds no checkpoint; leave it out"
+        )
+    return commit
+
+
+def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -> tuple[int, int]:
+    """Bytes that checkpoints (those kept and the one being written) and the exported model take.
+
+    A critic's state is part of a checkpoint. in_storage: bytes that other stages leave beside the checkpoints.
+    """
+    trainees = 2 if spec.algorithm.ppo else 1
+    checkpoints = (spec.checkpoint.keep + 1) * CHECKPOINT_BYTES * parameters * trainees
+    return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * parameters
+
+
+def check_writable(storage: Path) -> None:
+    """Raises UserError where nothing can be written."""
+    probe = storage / f".writable-{uuid.uuid4().hex}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            "StorageNotWritable", f"spec.storage.source: {storage}: {error.strerror}; give a volume that pods may write"
+        ) from error
+
+
+def check_room(storage: Path, output: Path, needed: tuple[int, int]) -> None:
+    """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free."""
+    checkpoints, export = needed
+    output.mkdir(parents=True, exist_ok=True)
+    written = (checkpoints_folder(storage), storage / REWARD_FOLDER)
+    free = shutil.disk_usage(storage).free + sum(map(_size, written))
+    if storage.stat().st_dev == output.stat().st_dev:
+        _require("spec.storage.source", storage, checkpoints + export, free)
+    else:
+        _require("spec.storage.source", storage, checkpoints, free)
+        _require("spec.output.destination", output, export, shutil.disk_usage(output).free)
+
+
+def _require(field: str, folder: Path, needed: int, free: int) -> None:
+    if free < needed:
+        raise UserError(
+            "StorageFull",
+            f"{field}: {folder} has {free:,} bytes free, this job needs {needed:,}; take a larger volume, or lower "
+            "spec.checkpoint.keep",
+        )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,58 @@
+"""The result as a Hugging Face folder that transformers and vLLM load."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+
+from alignment_trainer.engines.base import Engine
+from alignment_trainer.model.load import LoadedModel
+from alignment_trainer.process import distributed
+
+READABLE = 0o644
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def export_model(model: LoadedModel, engine: Engine, folder: Path, precision: str) -> None:
+    """Writes weights (safetensors, in the dtype of `precision`), config and tokenizer; collective.
+
+    A language model comes with its generation config.
+
+    Everything is written beside `folder` and renamed at the end, so that a folder of that name is always whole; one
+    that was there before is replaced.
+    """
+    dtype = DTYPES[precision]
+    weights = {name: tensor.to(dtype) for name, tensor in engine.full_weights() if tensor is not None}
+    if distributed.rank() == 0:
+        temporary = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(model, weights, temporary, dtype)
+        _replace(temporary, folder)
+    distributed.barrier()
+
+
+def _write(model: LoadedModel, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    save_torch_state_dict(weights, folder)
+    config = model.network.config.to_dict() | {
+        "dtype": str(dtype).removeprefix("torch."),
+        "architectures": [type(model.network).__name__],
+    }
+    type(model.network.config).from_dict(config).save_pretrained(folder)
+    if model.network.can_generate():
+        model.network.generation_config.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(READABLE)  # safetensors makes its files for their owner alone, and that is a pod's user
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Two renames: between them the old model stands under another name, never half of one."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

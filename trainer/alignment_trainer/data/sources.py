@@ -1,0 +1,96 @@
+"""Sources of the spec as paths in this process: files and volumes by the Context, the hub by a pinned download."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignment_api.inputs import Model
+from alignment_api.sources import parse_source
+from alignment_trainer.process.errors import UserError
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+DATA_SUFFIXES = (".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Where a source is here. revision: the commit of an hf:// source."""
+
+    path: Path
+    revision: str | None = None
+
+
+def resolve_model(
+    model: Model, sources: Mapping[str, str], pinned: str | None = None, field: str = "spec.model"
+) -> Resolved:
+    """The model's folder; of an hf:// model the commit `pinned`, else what `revision` names now.
+
+    field: where the manifest says it. Raises UserError where there is none.
+    """
+    if parse_source(model.source).scheme == "hf":
+        return _download_model(parse_source(model.source).path, pinned or model.revision, field)
+    return Resolved(local_path(model.source, sources, f"{field}.source", "ModelNotFound"))
+
+
+def resolve_data(source: str, sources: Mapping[str, str], split: str, revision: str, field: str) -> Resolved:
+    """The file or folder of a data source; of an hf:// one the files of the split. Raises UserError."""
+    if parse_source(source).scheme == "hf":
+        return _download_data(parse_source(source).path, split, revision, field)
+    return Resolved(local_path(source, sources, field, "DataNotFound"))
+
+
+def local_path(source: str, sources: Mapping[str, str], field: str, reason: str) -> Path:
+    """Where a pvc:// or file:// source is here. Raises UserError where nothing is mounted, or nothing there."""
+    if source not in sources:
+        raise UserError(reason, f"{field}: the runtime gave no path for `{source}`; it knows {sorted(sources)}")
+    path = Path(sources[source])
+    if not path.exists():
+        around = sorted(p.name for p in path.parent.iterdir())[:10] if path.parent.is_dir() else []
+        beside = f"beside it are {', '.join(around)}" if around else f"{path.parent} is empty or does not exist"
+        raise UserError(reason, f"{field}: `{source}` does not exist ({path}); {beside}")
+    return path
+
+
+def _download_model(repository: str, revision: str, field: str) -> Resolved:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=list(MODEL_FILES))
+    except GatedRepoError as error:
+        message = f"{field}.source: `hf://{repository}` is gated; name a Secret with HF_TOKEN in spec.credentials"
+        raise UserError("ModelNotAllowed", message) from error
+    except RevisionNotFoundError as error:
+        message = f"{field}.revision: `hf://{repository}` has no `{revision}`; write a branch, tag or commit"
+        raise UserError("ModelNotFound", message) from error
+    except RepositoryNotFoundError as error:
+        message = f"spec.model.source: the hub shows no `hf://{repository}`; check the name, or spec.credentials"
+        raise UserError("ModelNotFound", message) from error
+    return Resolved(Path(folder), Path(folder).name)
+
+
+def _download_data(repository: str, split: str, revision: str, field: str) -> Resolved:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        info = HfApi().dataset_info(repository, revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        message = f"{field}: the hub shows no data set `hf://{repository}` at `{revision}`; check name and credentials"
+        raise UserError("DataNotFound", message) from error
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    wanted = split_files(files, split)
+    if not wanted:
+        listed = ", ".join(name for name in files if name.endswith(DATA_SUFFIXES)) or "none that can be read"
+        raise UserError("DataNotFound", f"{field}: `hf://{repository}` has no files of split `{split}`; found {listed}")
+    folder = snapshot_download(repository, repo_type="dataset", revision=info.sha, allow_patterns=wanted)
+    return Resolved(Path(folder), info.sha)
+
+
+def split_files(files: list[str], split: str) -> list[str]:
+    """The data files of a split by the hub's naming: `data/train_prefs-00000-of-00001.parquet`, `train.jsonl`."""
+    named = re.compile(rf"(^|/){re.escape(split)}([-.][^/]*|/[^/]*)$")
+    return sorted(name for name in files if name.endswith(DATA_SUFFIXES) and named.search(name))

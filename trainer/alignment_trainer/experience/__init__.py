@@ -1,0 +1,1 @@
+"""What an online step samples, asks of other roles and learns from."""

@@ -1,0 +1,152 @@
+"""The roles that sample and judge, behind HTTP; asked by rank 0 of the actor, and by the evaluator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignment_api.algorithms import Grpo, Ppo
+from alignment_trainer.data.examples import PromptExample
+from alignment_trainer.data.experience import Rollout
+from alignment_trainer.experience.frozen_client import Chunk, FrozenServers
+from alignment_trainer.experience.rollout_client import Rollouts, SamplingPlan
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.rewards import FunctionScorer
+from alignment_trainer.rewards.total import RewardSum, model_components, score_decoder
+from alignment_trainer.serving.peers import resolved
+from alignment_trainer.serving.pool import meet
+from alignment_trainer.serving.wire import LOGPROBS_PATH, SCORES_PATH, decode_answer
+from alignment_trainer.weights.publisher import WeightPublisher
+
+Decode = Callable[[bytes, Chunk], NDArray[np.float32]]
+FIRST_ANSWER_SECONDS = 300.0
+"""For a server to be found and to answer at all; afterwards servers may be away for longer."""
+HELD_OUT = 2**32 - 1
+"""In place of a step in the seeds of held-out samples: every evaluation draws the same random numbers."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who samples and judges for one process. ends: token ids that end a completion. seed: the job's."""
+
+    options: Ppo | Grpo
+    rollouts: Rollouts
+    reward_sum: RewardSum
+    reward_servers: FrozenServers | None
+    reference_servers: FrozenServers | None
+    ends: tuple[int, ...]
+    seed: int
+    instance: Instance
+
+    def meet(self) -> None:
+        """Waits until each role that is asked has a server that answers. Raises PhaseStalled."""
+        stop = self.instance.stop
+        for servers in (self.reward_servers, self.reference_servers):
+            if servers is not None:
+                meet(servers.role, servers.peers, stop, FIRST_ANSWER_SECONDS)
+        meet("rollout", self.rollouts.addresses, stop, FIRST_ANSWER_SECONDS)
+
+    def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None:
+        """Completions to learn from."""
+        return self._sample(rows, SamplingPlan.of(self.options, self.ends, (self.seed, step), version))
+
+    def sample_held_out(self, rows: Sequence[PromptExample], version: int) -> Rollout | None:
+        """One completion of each held-out prompt, by these very weights."""
+        options = self.options
+        seed = (self.seed, HELD_OUT)
+        return self._sample(
+            rows, SamplingPlan(1, options.max_new_tokens, options.temperature, self.ends, seed, (version, version))
+        )
+
+    def rewards(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Each reward's scores (N,) by name, and their weighted sum; None where this process shall go."""
+        components = self.reward_sum.components(rollout, self.instance.stop)
+        self.instance.metrics.set("function_timeouts", self.reward_sum.functions.timeouts)
+        return None if components is None else (components, self.reward_sum.total(components))
+
+    def reference(self, rollout: Rollout) -> Tensor | None:
+        """(tokens,) log-probs by the frozen reference, none at all where there is none; None where it shall go."""
+        if self.reference_servers is None:
+            return torch.empty(0)
+        logprobs = self.reference_servers.ask(rollout.groups, self.instance.stop)
+        return None if logprobs is None else torch.from_numpy(logprobs)
+
+    def _sample(self, rows: Sequence[PromptExample], plan: SamplingPlan) -> Rollout | None:
+        return self.rollouts.sample(rows, plan, self.instance.stop)
+
+
+_SERVER_GAUGES = {"reference": "servers", "reward": "reward_servers"}
+"""Role -> gauge of how many of its servers answer."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What judges know of the model: its fingerprint as pinned, its folder and its tokenizer."""
+
+    fingerprint: str
+    folder: Path
+    tokenizer: Any
+
+
+def make_functions(instance: Instance) -> FunctionScorer:
+    """The job's reward functions; close it at the end."""
+    algorithm = instance.spec.algorithm
+    return FunctionScorer(algorithm.rewards, instance.context.sources, f"spec.algorithm.{algorithm.name}")
+
+
+def make_judges(instance: Instance, publisher: WeightPublisher, functions: FunctionScorer, model: Judged) -> Judges:
+    """The servers of this instance's peers; roles that the job does not have are left out."""
+    options, metrics = instance.spec.algorithm.online, instance.metrics
+    if options is None:
+        raise ValueError(f"algorithm {instance.spec.algorithm.name} samples nothing")
+    has_models = bool(model_components(options.rewards))
+    reward_servers = _servers(instance, "reward", SCORES_PATH, score_decoder(options.rewards)) if has_models else None
+    return Judges(
+        options=options,
+        rollouts=Rollouts(publisher.servers, publisher.attempt, instance.token, metrics),
+        reward_sum=RewardSum(
+            rewards=options.rewards,
+            functions=functions,
+            models=reward_servers.ask if reward_servers is not None else None,
+            tokenizer=model.tokenizer,
+        ),
+        reward_servers=reward_servers,
+        reference_servers=_servers(instance, "reference", LOGPROBS_PATH, _decode_logprobs, model.fingerprint)
+        if "reference" in instance.context.peers
+        else None,
+        ends=end_tokens(model.folder, model.tokenizer),
+        seed=instance.spec.training.seed,
+        instance=instance,
+    )
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """What ends a completion: the tokenizer's end of sequence, and those of the model's generation config."""
+    file = folder / "generation_config.json"
+    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    return tuple(sorted(found))
+
+
+def _decode_logprobs(body: bytes, chunk: Chunk) -> NDArray[np.float32]:
+    return decode_answer(body, sum(len(completion) for group in chunk for completion in group.completions))
+
+
+def _servers(instance: Instance, role: str, path: str, decode: Decode, fingerprint: str = "") -> FrozenServers:
+    return FrozenServers(
+        role=role,
+        path=path,
+        fingerprint=fingerprint,
+        decode=decode,
+        peers=resolved(instance.context.peers.get(role, ())),
+        token=instance.token,
+        servers=lambda count: instance.metrics.set(_SERVER_GAUGES[role], count),
+    )

@@ -1,0 +1,211 @@
+"""The critic as the loop sees it: in this process, behind HTTP, or not there. The loop cannot tell."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+import torch
+from torch import Tensor
+
+from alignment_trainer.checkpoint.checkpoint import Part
+from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.experience import critic_wire as wire
+from alignment_trainer.experience.minibatches import UpdateKey
+from alignment_trainer.experience.value_trainer import ValueBatch, ValueTrainer
+from alignment_trainer.process import distributed
+
+log = logging.getLogger(__name__)
+
+Groups = tuple[PromptGroup, ...]
+_ALIVE_SECONDS = 1.0
+"""Between two signs of life: a critic that is asked to go stays while its actor, busy with a step, may still save."""
+_PASSING = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.CONFLICT)
+"""Not begun yet, or still that of a former attempt: another one will answer."""
+
+
+class Critic(Protocol):
+    """Every method is collective over the actor's ranks."""
+
+    def begin(self, start: Path | None) -> int:
+        """Takes up the critic's part of a commit, or the model as it came. Returns its optimizer steps so far."""
+
+    def values(self, groups: Groups) -> Tensor:
+        """V(s_t) before each completion token, (tokens,)."""
+
+    def start_update(self, key: UpdateKey, learning_rate: float, batch: ValueBatch) -> None:
+        """Starts an optimizer step; `finish_update` waits for its end."""
+
+    def finish_update(self) -> dict[str, float]:
+        """Metrics of the update that was started last."""
+
+    def write(self, folder: Path) -> list[Part]:
+        """Writes the critic's part of a commit; the parts that this rank adds to its manifest."""
+
+    def close(self) -> None:
+        """Lets go of what it holds."""
+
+
+class NoCritic:
+    """Of algorithms without one."""
+
+    def begin(self, start: Path | None) -> int:
+        return 0
+
+    def values(self, groups: Groups) -> Tensor:
+        return torch.zeros(sum(len(completion) for group in groups for completion in group.completions))
+
+    def start_update(self, key: UpdateKey, learning_rate: float, batch: ValueBatch) -> None:
+        return None
+
+    def finish_update(self) -> dict[str, float]:
+        return {}
+
+    def write(self, folder: Path) -> list[Part]:
+        return []
+
+    def close(self) -> None:
+        return None
+
+
+class LocalCritic:
+    """In the actor's process. make: the trainer of the commit in that folder, or of the model as it came."""
+
+    def __init__(self, make: Callable[[Path | None], ValueTrainer]) -> None:
+        self._make = make
+        self._trainer: ValueTrainer | None = None
+        self._metrics: dict[str, float] = {}
+
+    def begin(self, start: Path | None) -> int:
+        self._trainer = self._make(start)
+        return self._trainer.steps
+
+    def values(self, groups: Groups) -> Tensor:
+        return self._begun().values(groups)
+
+    def start_update(self, key: UpdateKey, learning_rate: float, batch: ValueBatch) -> None:
+        self._metrics = self._begun().update(key, learning_rate, batch)
+
+    def finish_update(self) -> dict[str, float]:
+        return self._metrics
+
+    def write(self, folder: Path) -> list[Part]:
+        return self._begun().write(folder)
+
+    def close(self) -> None:
+        self._trainer = None
+
+    def _begun(self) -> ValueTrainer:
+        if self._trainer is None:
+            raise RuntimeError("the critic was asked before it had begun")
+        return self._trainer
+
+
+@dataclass(frozen=True)
+class CriticAddress:
+    """Where the critic is. storage: the job's, in which both name the folders of commits. deadline: seconds of one
+    request, repeats included."""
+
+    url: str
+    token: str
+    attempt: int
+    storage: Path
+    deadline: float = 1800.0
+
+
+class CriticLost(RuntimeError):
+    """The critic did not answer within the deadline."""
+
+
+class RemoteCritic:
+    """Behind HTTP. Rank 0 asks; every rank gets the answer. Requests may be repeated: updates carry their key."""
+
+    def __init__(self, address: CriticAddress) -> None:
+        self._address = address
+        self._asker = ThreadPoolExecutor(1, thread_name_prefix="critic")
+        self._update: Future[bytes] | None = None
+        self._http = httpx.Client(
+            base_url=address.url,
+            headers={"Authorization": f"Bearer {address.token}", wire.ATTEMPT_HEADER: str(address.attempt)},
+            timeout=httpx.Timeout(address.deadline, connect=5.0),
+            trust_env=False,
+        )
+        self._closed = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="critic-heartbeat", daemon=True)
+        if distributed.rank() == 0:
+            self._heart.start()
+
+    def begin(self, start: Path | None) -> int:
+        body = json.dumps({"start": self._relative(start) if start is not None else None}).encode()
+        return int(json.loads(self._on_first_rank(wire.BEGIN_PATH, lambda: body))["steps"])
+
+    def values(self, groups: Groups) -> Tensor:
+        tokens = sum(len(completion) for group in groups for completion in group.completions)
+        return wire.decode_values(self._on_first_rank(wire.VALUES_PATH, lambda: wire.encode_groups(groups)), tokens)
+
+    def start_update(self, key: UpdateKey, learning_rate: float, batch: ValueBatch) -> None:
+        if distributed.rank() == 0:
+            body = wire.encode_update(key, learning_rate, batch)
+            self._update = self._asker.submit(self._post, wire.UPDATE_PATH, body)
+
+    def finish_update(self) -> dict[str, float]:
+        answer = self._update.result() if self._update is not None else b""
+        metrics: dict[str, float] = json.loads(distributed.from_first_rank(answer))
+        return metrics
+
+    def write(self, folder: Path) -> list[Part]:
+        body = json.dumps({"folder": self._relative(folder)}).encode()
+        parts = json.loads(self._on_first_rank(wire.WRITE_PATH, lambda: body))["parts"]
+        return [Part(**part) for part in parts] if distributed.rank() == 0 else []
+
+    def close(self) -> None:
+        """Releases the critic too: asked to go, it need not wait for this actor to save."""
+        self._closed.set()
+        if distributed.rank() == 0:
+            self._heart.join()
+            with contextlib.suppress(httpx.HTTPError):
+                self._http.post(wire.RELEASE_PATH, timeout=5.0)
+        self._asker.shutdown(cancel_futures=True)
+        self._http.close()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_ALIVE_SECONDS):
+            with contextlib.suppress(httpx.HTTPError):
+                self._http.post(wire.ALIVE_PATH, timeout=5.0)
+
+    def _relative(self, folder: Path) -> str:
+        return str(folder.relative_to(self._address.storage))
+
+    def _on_first_rank(self, path: str, body: Callable[[], bytes]) -> bytes:
+        return distributed.from_first_rank(self._post(path, body()) if distributed.rank() == 0 else b"")
+
+    def _post(self, path: str, body: bytes) -> bytes:
+        """Repeated until it is answered. Raises CriticLost, RuntimeError for what will never be answered."""
+        end = time.monotonic() + self._address.deadline
+        problem = ""
+        while time.monotonic() < end:
+            try:
+                answer = self._http.post(path, content=body)
+            except httpx.HTTPError as error:
+                problem = str(error) or type(error).__name__
+            else:
+                if answer.status_code == httpx.codes.OK:
+                    return answer.content
+                problem = f"{answer.status_code}: {answer.text[:500]}"
+                if answer.status_code not in _PASSING:
+                    raise RuntimeError(f"critic {self._address.url} refused {path}: {problem}")
+            log.warning("critic %s does not answer %s: %s", self._address.url, path, problem)
+            time.sleep(1.0)
+        raise CriticLost(
+            f"critic {self._address.url}: no answer to {path} of attempt {self._address.attempt} within "
+            f"{self._address.deadline:g} s; the last: {problem}"
+        )

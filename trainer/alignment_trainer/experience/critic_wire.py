@@ -1,0 +1,63 @@
+"""What the actor sends a critic: prompt groups and what their tokens are worth, as safetensors; the rest as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor
+
+from alignment_trainer.data.group_arrays import WireError, group_arrays, groups_of
+from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.experience.minibatches import UpdateKey
+from alignment_trainer.experience.value_trainer import ValueBatch
+from alignment_trainer.serving.wire import load_body
+
+PATHS = tuple(f"/v1/critic/{what}" for what in ("begin", "values", "update", "write", "alive", "release"))
+BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, ALIVE_PATH, RELEASE_PATH = PATHS
+ATTEMPT_HEADER = "X-Alignment-Attempt"
+"""Of every request: a critic answers its own gang's actor alone (409 otherwise)."""
+_VALUES = ("values", "returns", "weights")
+
+
+def encode_groups(groups: tuple[PromptGroup, ...]) -> bytes:
+    """The body of a request for values."""
+    return save(group_arrays(groups))
+
+
+def decode_groups(body: bytes) -> tuple[PromptGroup, ...]:
+    """Raises WireError."""
+    return groups_of(load_body(body)[0])
+
+
+def encode_values(values: Tensor) -> bytes:
+    """The answer: (tokens,)."""
+    return save({"values": values.float().numpy()})
+
+
+def decode_values(body: bytes, tokens: int) -> Tensor:
+    """Raises WireError where there are not so many."""
+    values = load_body(body)[0].get("values")
+    if values is None or values.shape != (tokens,) or not np.isfinite(values).all():
+        raise WireError(f"no {tokens} finite `values`; found {None if values is None else values.shape}")
+    return torch.from_numpy(values)
+
+
+def encode_update(key: UpdateKey, learning_rate: float, batch: ValueBatch) -> bytes:
+    """The body of one update."""
+    arrays = group_arrays(batch.groups) | {name: getattr(batch, name).float().numpy() for name in _VALUES}
+    return save(arrays, metadata={"key": json.dumps(asdict(key)), "learning_rate": repr(learning_rate)})
+
+
+def decode_update(body: bytes) -> tuple[UpdateKey, float, ValueBatch]:
+    """Raises WireError."""
+    arrays, metadata = load_body(body)
+    missing = [name for name in _VALUES if name not in arrays]
+    if missing or "key" not in metadata:
+        raise WireError(f"an update without {', '.join(missing) or 'its key'}; found {sorted(arrays)}")
+    tensors = {name: torch.from_numpy(arrays[name]) for name in _VALUES}
+    key = UpdateKey(**json.loads(metadata["key"]))
+    return key, float(metadata["learning_rate"]), ValueBatch(groups_of(arrays), **tensors)

@@ -1,0 +1,49 @@
+"""What a person wants to know of a rollout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alignment_trainer.algorithms.advantages import explained_variance, importance_weights
+from alignment_trainer.algorithms.online import Targets
+from alignment_trainer.checkpoint.run_state import Position
+from alignment_trainer.data.experience import Scored
+
+COMPONENT = "reward/"
+"""Begins the name of the mean of one of a job's rewards."""
+_UNCAPPED = float("inf")
+
+
+def measures(scored: Scored, targets: Targets, position: Position) -> dict[str, float]:
+    """By short name; nats are per token, means over tokens but for rewards and lengths, which are over completions.
+
+    mismatch: mean of |log pi - log rollout|, by the trainer and by vLLM, of the very tokens that were sampled.
+    entropy: of the policy, estimated as the mean of -log pi of what it sampled. advantage_std: before whitening.
+    """
+    rollout, mask = scored.rollout, scored.rollout.mask
+    difference = (scored.policy_logprobs - rollout.logprobs).abs()
+    has_critic = bool(scored.values.any())
+    advantages = targets.returns - scored.values if has_critic else targets.advantages
+    importance = importance_weights(scored.policy_logprobs, rollout.logprobs, _UNCAPPED)
+    found = {
+        "reward": scored.scores.mean(),
+        "reward_std": scored.scores.std(unbiased=False),
+        "completion_length": rollout.lengths.mean(),
+        "finished": rollout.finished.float().mean(),
+        "entropy": -_over_tokens(scored.policy_logprobs, mask),
+        "mismatch": _over_tokens(difference, mask),
+        "importance_weight": _over_tokens(importance, mask),
+        "staleness": (position.version - rollout.versions.float()).mean(),
+        "advantage_std": advantages[mask.bool()].std(unbiased=False),
+        "prompts_trained": torch.tensor(len(rollout.rows)),
+        "dropped_prompts": torch.tensor(len(rollout.dropped)),
+    }
+    found |= {f"{COMPONENT}{name}": values.mean() for name, values in scored.components.items()}
+    if has_critic:
+        found["explained_variance"] = explained_variance(scored.values, targets.returns, mask)
+    return {name: float(value) for name, value in found.items()}
+
+
+def _over_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum()

@@ -1,0 +1,62 @@
+"""What PPO and GRPO need beside data and model, checked by `prepare` before anything costly starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from alignment_api.status import ModelReport
+from alignment_trainer.data.prepared import open_prompts, read_manifest
+from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.model.cache_memory import check_cache_memory
+from alignment_trainer.model.inspect import (
+    Named,
+    Pinned,
+    check_model,
+    check_same_tokenizer,
+    load_tokenizer,
+    reward_model,
+)
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.rewards import check_functions
+from alignment_trainer.rewards.models import named_models
+
+
+def check_online(instance: Instance, policy: Path, trained: Sequence[Pinned]) -> dict[str, ModelReport]:
+    """The reward models that exist, pinned, by the reward's name. Raises UserError for what could not work later.
+
+    policy: its folder. trained: what stage `reward` starts from.
+    """
+    from transformers import AutoConfig
+
+    spec = instance.spec
+    check_cache_memory(spec, AutoConfig.from_pretrained(policy, local_files_only=True))
+    tokenizer = load_tokenizer(spec.model.source, policy)
+    pinned = {component: _pin(instance, component, named) for component, named in named_models(spec)}
+    for model in (*trained, *pinned.values()):
+        theirs = load_tokenizer(model.named.model.source, model.resolved.path, model.named.field)
+        check_same_tokenizer(model.named, theirs, tokenizer)
+    check_functions(spec.algorithm.rewards, instance.context.sources, _field(instance))
+    return {component: model.report for component, model in pinned.items()}
+
+
+def check_rows(instance: Instance) -> None:
+    """Tries the reward functions on what the prepared prompts say. Raises UserError that names the row."""
+    prepared = open_prompts(instance.storage)
+    rows = (example.fields for example in chain(prepared.train, prepared.evaluation))
+    check_functions(instance.spec.algorithm.rewards, instance.context.sources, _field(instance), rows)
+
+
+def _field(instance: Instance) -> str:
+    return f"spec.algorithm.{instance.spec.algorithm.name}"
+
+
+def _pin(instance: Instance, component: str, named: Named) -> Pinned:
+    """At the commit that an earlier life pinned, if any."""
+    former = read_manifest(instance.storage)
+    origin = f"{named.model.source}@{named.model.revision}"
+    same = former is not None and former.origins.get(f"rewards/{component}") == origin
+    revision = former.reward_models[component].revision if former and same else None
+    resolved = resolve_model(named.model, instance.context.sources, revision, named.field)
+    return Pinned(named, resolved, check_model(named, resolved, [reward_model]))

@@ -1,0 +1,89 @@
+"""What each step sampled, kept in storage: prompts, versions of weights, and some completions for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alignment_api.base import Contract
+from alignment_trainer.data.experience import Scored
+from alignment_trainer.data.files import write_text_atomically
+
+FOLDER = "rollouts"
+SHOWN = 8
+"""Completions of a step that are kept as text."""
+
+
+class Sample(Contract):
+    """One completion."""
+
+    row: int
+    """Its prompt, by the number of its row."""
+    text: str
+    """Without special tokens."""
+    tokens: int
+    """Its length."""
+    finished: bool
+    """Whether it ended by itself."""
+    reward: float
+    """The weighted sum."""
+    components: dict[str, float]
+    """Each reward's part, unweighted."""
+
+
+class StepRecord(Contract):
+    """rollouts/<step:08d>.json, step counted from 1. Of a step that a later attempt repeats the later one counts."""
+
+    step: int
+    """The step that learns from it."""
+    attempt: int
+    """The attempt that sampled it."""
+    rows: tuple[int, ...]
+    """Prompts that are trained on, each once."""
+    dropped: dict[int, str]
+    """Prompts that are not, with the reason."""
+    versions: tuple[int, ...]
+    """Of the weights that sampled, in ascending order."""
+    samples: tuple[Sample, ...]
+    """Some completions."""
+
+
+def keep_rollouts(storage: Path, attempt: int, tokenizer: Any) -> Callable[[int, Scored], None]:
+    """What the loop calls with what it has sampled for a step, on rank 0."""
+
+    def keep(step: int, scored: Scored) -> None:
+        record = record_of(step, attempt, scored, tokenizer)
+        write_text_atomically(storage / FOLDER / f"{step:08d}.json", record.model_dump_json(indent=1))
+
+    return keep
+
+
+def read_rollouts(storage: Path) -> list[StepRecord]:
+    """Every step's record, in order."""
+    return [StepRecord.model_validate_json(path.read_text()) for path in sorted((storage / FOLDER).glob("*.json"))]
+
+
+def record_of(step: int, attempt: int, scored: Scored, tokenizer: Any) -> StepRecord:
+    """The record of a step."""
+    rollout = scored.rollout
+    pairs = [(row, one) for row, group in zip(rollout.rows, rollout.groups, strict=True) for one in group.completions]
+    samples = tuple(
+        Sample(
+            row=row.row,
+            text=tokenizer.decode(completion, skip_special_tokens=True),
+            tokens=len(completion),
+            finished=bool(rollout.finished[place]),
+            reward=float(scored.scores[place]),
+            components={name: float(values[place]) for name, values in scored.components.items()},
+        )
+        for place, (row, completion) in enumerate(pairs[:SHOWN])
+    )
+    return StepRecord(
+        step=step,
+        attempt=attempt,
+        rows=tuple(row.row for row in rollout.rows),
+        dropped=dict(rollout.dropped),
+        versions=tuple(sorted(set(rollout.versions.tolist()))),
+        samples=samples,
+    )

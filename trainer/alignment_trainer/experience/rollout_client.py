@@ -1,0 +1,161 @@
+"""Completions, asked of vLLM servers that come and go, by weights that are new enough."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignment_api.algorithms import Grpo, Ppo
+from alignment_trainer.data.examples import PromptExample, TokenIds
+from alignment_trainer.data.experience import Rollout, mask_of, padded
+from alignment_trainer.data.group_arrays import WireError
+from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.experience.frozen_client import STALLED_AFTER
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.serving.pool import PoolOptions, ServerPool, Task
+from alignment_trainer.vllm.wire import COMPLETIONS_PATH
+from alignment_trainer.weights.publisher import RolloutServer
+
+_IN_FLIGHT = 64
+"""Requests held by one server: vLLM batches them itself."""
+_TRIES = 5
+"""Servers that may be lost over one prompt before it is dropped: a prompt that kills them would stop the job."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One completion. logprobs: of its tokens, by the weights of `version`. finished: it ended by itself."""
+
+    tokens: TokenIds
+    logprobs: tuple[float, ...]
+    finished: bool
+    version: int
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How to sample. seed: with a prompt's row it decides its completions. stop: token ids that end one."""
+
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    stop: tuple[int, ...]
+    seed: tuple[int, ...]
+    versions: tuple[int, int]
+
+    @classmethod
+    def of(cls, options: Ppo | Grpo, stop: tuple[int, ...], seed: tuple[int, int], version: int) -> SamplingPlan:
+        """For training; `version` is that of the newest weights, `seed` the job's and the step."""
+        oldest = max(0, version - options.max_staleness)
+        return cls(options.samples, options.max_new_tokens, options.temperature, stop, seed, (oldest, version))
+
+    def request(self, row: PromptExample) -> bytes:
+        """The body for one prompt."""
+        seed = int(np.random.default_rng((*self.seed, row.row)).integers(2**31))
+        body: dict[str, Any] = {
+            "versions": self.versions,
+            "prompt": row.prompt,
+            "n": self.samples,
+            "seed": seed,
+            "max_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "stop_token_ids": self.stop,
+        }
+        return json.dumps(body).encode()
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The rollout servers of an attempt. known: those that have registered and still answer."""
+
+    known: Callable[[], tuple[RolloutServer, ...]]
+    attempt: int
+    token: str
+    metrics: Metrics
+
+    def sample(self, rows: Sequence[PromptExample], plan: SamplingPlan, stop: Callable[[], bool]) -> Rollout | None:
+        """Every prompt's completions, each prompt once, or dropped with its reason; None where `stop` ended it.
+
+        Raises as `ServerPool.run` does, and RuntimeError where every server reports an error of its weights.
+        """
+        answers: dict[int, tuple[Sampled, ...]] = {}
+
+        def accept(place: int, body: bytes) -> None:
+            answers[place] = decode_completions(body, plan)
+
+        task = Task(
+            phase=f"completions by weights {plan.versions[0]} to {plan.versions[1]} of attempt {self.attempt}",
+            path=COMPLETIONS_PATH,
+            encode=lambda place: plan.request(rows[place]),
+            accept=accept,
+            name=lambda place: f"row {rows[place].row}",
+        )
+
+        async def peers() -> frozenset[str]:
+            return frozenset(server.url for server in self._fit(plan))
+
+        options = PoolOptions(
+            in_flight=_IN_FLIGHT, resolve_every=0.2, stalled_after=STALLED_AFTER, leave_within=1.0, tries=_TRIES
+        )
+        pool = ServerPool(task, peers, self.token, lambda count: self.metrics.set("rollout_servers", count), options)
+        done = pool.run(range(len(rows)), stop)
+        self.metrics.add("reissued_requests", pool.reissued)
+        if not done:
+            return None
+        return _rollout(rows, answers, {rows[place].row: reason for place, reason in pool.dropped.items()})
+
+    async def addresses(self) -> frozenset[str]:
+        """Of every server that has registered, whatever its weights."""
+        return frozenset(server.url for server in self.known())
+
+    def _fit(self, plan: SamplingPlan) -> Iterator[RolloutServer]:
+        """The servers whose weights are new enough."""
+        known = self.known()
+        broken = [server for server in known if server.error is not None]
+        if known and len(broken) == len(known):
+            first = broken[0]
+            raise RuntimeError(f"no rollout server takes weights {plan.versions[1]}: {first.url}: {first.error}")
+        oldest, newest = plan.versions
+        return (s for s in known if s.attempt == self.attempt and oldest <= s.version <= newest)
+
+
+def decode_completions(body: bytes, plan: SamplingPlan) -> tuple[Sampled, ...]:
+    """The completions of one prompt. Raises WireError."""
+    try:
+        answer = json.loads(body)
+        version = int(answer["version"])
+        found = tuple(
+            Sampled(tuple(entry["tokens"]), tuple(map(float, entry["logprobs"])), bool(entry["finished"]), version)
+            for entry in answer["completions"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise WireError(f"not completions ({body[:100]!r}): {error!r}") from error
+    whole = all(0 < len(one.tokens) == len(one.logprobs) for one in found)
+    if len(found) != plan.samples or not whole or not np.isfinite([p for one in found for p in one.logprobs]).all():
+        raise WireError(f"{len(found)} completions, or some without finite log-probs; asked for {plan.samples}")
+    return found
+
+
+def _rollout(
+    rows: Sequence[PromptExample], answers: Mapping[int, tuple[Sampled, ...]], dropped: Mapping[int, str]
+) -> Rollout:
+    if not answers:
+        raise RuntimeError(f"every prompt of the step was dropped; the first: {next(iter(dropped.items()))}")
+    places = sorted(answers)
+    groups = tuple(PromptGroup(rows[p].prompt, tuple(one.tokens for one in answers[p])) for p in places)
+    sampled = [one for place in places for one in answers[place]]
+    mask = mask_of(groups)
+    return Rollout(
+        rows=tuple(rows[place] for place in places),
+        groups=groups,
+        mask=mask,
+        logprobs=padded(torch.tensor([value for one in sampled for value in one.logprobs]), mask),
+        finished=torch.tensor([one.finished for one in sampled]),
+        versions=torch.tensor([one.version for one in sampled]),
+        dropped=dict(dropped),
+    )

@@ -1,0 +1,1 @@
+"""The training loops, what they are made of, and how a run is put together."""

@@ -1,0 +1,78 @@
+"""Held-out figures of an offline algorithm: while it trains, before it and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from alignment_api.context import Failure
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.status import Evaluated, EvaluationReport
+from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
+from alignment_trainer.algorithms.base import Float32
+from alignment_trainer.data.files import write_text_atomically
+from alignment_trainer.data.prepared import Examples, PreparedData
+from alignment_trainer.data.reference import read_reference
+
+REPORT_FILE, BEFORE_FILE = "evaluation.json", "before.json"
+_FIGURES: TypeAdapter[Evaluated] = TypeAdapter(Evaluated)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows of a job. reference: (rows, 2), zeros where the algorithm needs none."""
+
+    algorithm: OfflineAlgorithm
+    examples: Examples
+    reference: Float32
+
+    @classmethod
+    def of(cls, spec: AlignmentJobSpec, prepared: PreparedData) -> HeldOut:
+        algorithm = make_algorithm(spec.algorithm)
+        reference = read_reference(prepared, spec.training, "evaluation", algorithm.needs_reference)
+        return cls(algorithm, prepared.evaluation, reference)
+
+    def figures(self, scores: Float32) -> Evaluated:
+        """Of a model by its scores, (rows, 2)."""
+        prompts = [example.prompt for example in self.examples]
+        return self.algorithm.evaluated(scores, self.reference, prompts)
+
+    def before(self, storage: Path) -> Evaluated:
+        """Of the model as it came: the reference, or what the policy left in storage before its first step."""
+        if self.algorithm.needs_reference:
+            return self.figures(self.reference)
+        return _FIGURES.validate_json((storage / BEFORE_FILE).read_bytes())
+
+
+def lacks_before(storage: Path, held_out: HeldOut) -> bool:
+    """Whether the figures of the untouched model are known to nobody yet."""
+    return not held_out.algorithm.needs_reference and not (storage / BEFORE_FILE).is_file()
+
+
+def write_before(storage: Path, figures: Evaluated) -> None:
+    """Keeps the figures of the untouched model for the report."""
+    write_text_atomically(storage / BEFORE_FILE, _FIGURES.dump_json(figures, indent=1).decode())
+
+
+def write_report(output: Path, report: EvaluationReport) -> None:
+    """evaluation.json, beside the model."""
+    write_text_atomically(output / REPORT_FILE, report.model_dump_json(indent=1))
+
+
+def not_above_chance(report: EvaluationReport, field: str) -> Failure | None:
+    """Why nothing may be trained against a reward model with these figures; None where it may.
+
+    field: where the manifest says how it is trained.
+    """
+    accuracy = report.after["accuracy"]
+    if accuracy.low > 0.5:
+        return None
+    message = (
+        f"{field}: the reward model prefers the chosen completion of {accuracy.value:.1%} of {accuracy.count} held-out "
+        f"pairs (95% interval {accuracy.low:.1%} to {accuracy.high:.1%}), which is not above chance; nothing is "
+        "trained against it. Give it more pairs, or pairs whose labels agree with each other; or a higher "
+        "learningRate, or another model to start from"
+    )
+    return Failure(reason="RewardModelNotAboveChance", message=message, retryable=False)

@@ -1,0 +1,65 @@
+"""Held-out figures of PPO and GRPO: what completions of prompts that were never trained on are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from alignment_api.status import Evaluated
+from alignment_trainer.algorithms.advantages import kl_estimate
+from alignment_trainer.checkpoint.run_state import Position
+from alignment_trainer.data.examples import PromptExample
+from alignment_trainer.data.experience import Rollout, padded
+from alignment_trainer.data.statistics import mean_interval, share_interval
+from alignment_trainer.experience.clients import Judges
+from alignment_trainer.experience.metrics import COMPONENT
+from alignment_trainer.loop.offline import Interrupted
+from alignment_trainer.loop.reporting import Reporter
+from alignment_trainer.process import distributed
+
+
+def judge_held_out(
+    rows: Sequence[PromptExample], judges: Judges, version: int, with_kl: bool = False
+) -> Evaluated | None:
+    """One completion of each prompt by these weights, and what it is worth; None where this process shall go.
+
+    with_kl: asks the reference too, where there is one.
+    """
+    rollout = judges.sample_held_out(rows, version)
+    rewarded = judges.rewards(rollout) if rollout is not None else None
+    if rollout is None or rewarded is None:
+        return None
+    reference = judges.reference(rollout) if with_kl else None
+    return evaluated(rollout, rewarded[0], rewarded[1], reference if reference is not None and len(reference) else None)
+
+
+def evaluated(
+    rollout: Rollout, components: Mapping[str, Tensor], scores: Tensor, reference: Tensor | None
+) -> Evaluated:
+    """Means with intervals over completions, by name (alignment_api/status.py).
+
+    components: name -> (N,). scores: (N,). reference: (tokens,) log-probs of the sampled tokens; None leaves KL out.
+    kl: of a completion the mean over its tokens of k3, by the log-probs with which it was sampled.
+    """
+    prompts = [row.row for row, group in zip(rollout.rows, rollout.groups, strict=True) for _ in group.completions]
+    values = {"reward": scores, "length": rollout.lengths} | {f"{COMPONENT}{k}": v for k, v in components.items()}
+    if reference is not None:
+        kl = kl_estimate(rollout.logprobs, padded(reference, rollout.mask), "k3") * rollout.mask
+        values["kl"] = kl.sum(dim=1) / rollout.lengths
+    found = {name: mean_interval(value.numpy().astype(np.float64), prompts) for name, value in values.items()}
+    return found | {"finished": share_interval(rollout.finished.numpy().astype(np.float64), prompts)}
+
+
+def heldout_evaluator(rows: Sequence[PromptExample], judges: Judges, reporter: Reporter) -> Callable[[Position], None]:
+    """What the loop calls at a checkpoint; collective. Raises Interrupted."""
+
+    def evaluate(position: Position) -> None:
+        figures = judge_held_out(rows, judges, position.version) if distributed.rank() == 0 else None
+        if distributed.any_rank(distributed.rank() == 0 and figures is None):
+            raise Interrupted
+        if figures is not None:
+            reporter.evaluated(position.step, figures)
+
+    return evaluate

@@ -1,0 +1,113 @@
+"""What a training run tells the world: Prometheus, /status, the log, and TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignment_api.status import CheckpointStatus, Evaluated, Progress
+from alignment_trainer.experience.metrics import COMPONENT
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from alignment_trainer.checkpoint.checkpoint import Commit
+    from alignment_trainer.loop.offline import StepReport
+    from alignment_trainer.process.instance import Instance
+
+log = logging.getLogger(__name__)
+
+_WINDOW_STEPS = 20
+"""Steps over which the pace is averaged."""
+HELD_OUT = {
+    "accuracy": "heldout_accuracy",
+    "margin": "heldout_margin",
+    "likelierChosen": "heldout_likelier_chosen",
+    "reward": "heldout_reward",
+}
+"""Held-out figure -> its gauge."""
+_COUNTED = frozenset({"prompts_trained", "dropped_prompts"})
+"""Of a step each; their gauges hold the sum so far."""
+
+
+class Reporter:
+    """The observer of a run, on rank 0. `close` it at the end: TensorBoard buffers."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._board, self._metrics = instance.board, instance.metrics
+        self._latest: dict[str, float] = {}
+        self._pace: deque[tuple[int, float]] = deque(maxlen=_WINDOW_STEPS)
+        self._curves = _open_curves(instance.storage) if instance.spec.tracking.tensorboard else None
+
+    def stepped(self, report: StepReport) -> None:
+        """One optimizer step is done."""
+        self._pace.append((report.tokens, report.seconds))
+        tokens, seconds = map(sum, zip(*self._pace, strict=True))
+        values = report.metrics | {
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.grad_norm,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "step_seconds": report.seconds,
+        }
+        self._publish(report.step, values)
+        self._metrics.set("step", report.step)
+        self._metrics.add_tokens(report.tokens)
+        eta = round((report.total_steps - report.step) * seconds / len(self._pace))
+        self._board.update(
+            progress=Progress(
+                step=report.step,
+                total_steps=report.total_steps,
+                tokens_per_second=values["tokens_per_second"],
+                eta_seconds=eta,
+            )
+        )
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        log.info("step %d of %d", report.step, report.total_steps, extra={"step": report.step, **rounded})
+
+    def committed(self, commit: Commit) -> None:
+        """A checkpoint is written and read back."""
+        status = checkpoint_status(commit)
+        self._metrics.set("checkpoint_step", commit.step)
+        self._board.update(checkpoint=status)
+        log.info("saved step %d", commit.step, extra={"folder": str(commit.folder)})
+
+    def evaluated(self, step: int, figures: Evaluated) -> None:
+        """The held-out rows were scored by the model after `step` steps."""
+        values = {HELD_OUT[name]: interval.value for name, interval in figures.items() if name in HELD_OUT}
+        self._publish(step, values)
+        told = {f"heldout_{name}": interval.value for name, interval in figures.items()}
+        log.info("held-out figures at step %d", step, extra={"step": step, **told})
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        if self._curves is not None:
+            self._curves.close()
+
+    def _publish(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._show(name, value)
+            if self._curves is not None:
+                self._curves.add_scalar(name, value, step, walltime=time.time())
+        self._latest |= values
+        self._board.update(metrics=dict(self._latest))
+
+    def _show(self, name: str, value: float) -> None:
+        if name.startswith(COMPONENT):
+            self._metrics.set_component(name.removeprefix(COMPONENT), value)
+        else:
+            (self._metrics.add if name in _COUNTED else self._metrics.set)(name, value)
+
+
+def checkpoint_status(commit: Commit) -> CheckpointStatus:
+    """A commit that was just verified, as status says it."""
+    return CheckpointStatus(step=commit.step, verified_at=datetime.now(UTC))
+
+
+def _open_curves(storage: Path) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(storage / "tensorboard"))

@@ -1,0 +1,1 @@
+"""A model as the trainer sees it: loading, heads, attention, log-probs, inspection."""

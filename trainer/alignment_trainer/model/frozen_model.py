@@ -1,0 +1,79 @@
+"""A frozen model on this process's own devices: for reference and reward servers and the evaluator."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignment_api.spec import AlignmentJobSpec
+from alignment_trainer.data.microbatches import plan_microbatches
+from alignment_trainer.data.packing import PackedBatch, PromptGroup
+from alignment_trainer.model.heads import PackedModel
+from alignment_trainer.model.kinds import Kind
+from alignment_trainer.model.precision import autocast
+
+
+class LocalScorer:
+    """A copy of a model on every device, each scoring one micro-batch at a time. Safe to use from several threads.
+
+    spec: of the job, for the model's options, precision and micro-batches. gpus: 0 is the CPU.
+    """
+
+    def __init__(self, kind: Kind, folder: Path, spec: AlignmentJobSpec, gpus: int = 0) -> None:
+        self._kind, self._training = kind, spec.training
+        devices = [torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")]
+        self._free: queue.SimpleQueue[tuple[torch.device, PackedModel]] = queue.SimpleQueue()
+        for device in devices:
+            model = kind.load(folder, spec)
+            self.vocabulary = int(model.network.config.vocab_size)
+            self._free.put((device, model.scorer.to(device).eval()))
+        self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="scorer")
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown()
+
+    def score(self, batch: Sequence[PromptGroup], ranks: int = 1) -> list[NDArray[np.float32]]:
+        """For each group the model's numbers, flat: log-probs (nats) of completion tokens, or scores of completions.
+
+        batch: planned together, as a training step of so many ranks plans it, so that both see the same tensors.
+        """
+        shares = plan_microbatches([group.length for group in batch], ranks, self._training.micro_batch_tokens)
+        micros = [micro.places for share in shares for micro in share if micro.counts]
+        results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
+        packed = [self._kind.pack([batch[place] for place in places]) for places in micros]
+        for places, numbers in zip(micros, self._pool.map(self._score, packed), strict=True):
+            counts = [self._kind.predictors(batch[place]) for place in places]
+            for place, part in zip(places, torch.split(numbers, counts), strict=True):
+                results[place] = part.numpy()
+        return results
+
+    @torch.no_grad()
+    def _score(self, packed: PackedBatch) -> Tensor:
+        device, scorer = self._free.get()
+        try:
+            with autocast(device, self._training.precision):
+                numbers: Tensor = scorer(packed.to(device))
+            return numbers.float().cpu()
+        finally:
+            self._free.put((device, scorer))
+
+
+def sum_completions(group: PromptGroup, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The numbers of one group's completion tokens to (completions,) sums, added one by one in fp32 as in training.
+
+    Scores of whole completions are their own sums.
+    """
+    if len(numbers) == len(group.completions):
+        return numbers
+    lengths = torch.tensor([len(completion) for completion in group.completions])
+    sums = torch.zeros(len(lengths)).index_add(0, torch.repeat_interleave(lengths), torch.from_numpy(numbers))
+    result: NDArray[np.float32] = sums.numpy()
+    return result

@@ -1,0 +1,48 @@
+"""The kinds of model, as data: how a folder is loaded, and how rows are laid out for it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignment_api.spec import AlignmentJobSpec
+from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pack_whole
+from alignment_trainer.model.load import LoadedModel, load_model, load_value_model
+
+Pack = Callable[[Sequence[PromptGroup]], PackedBatch]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """load: the model of a folder, with the spec's options. predictors: numbers that a group gets when packed."""
+
+    load: Callable[[Path, AlignmentJobSpec], LoadedModel]
+    pack: Pack
+    predictors: Callable[[PromptGroup], int]
+
+
+def _each_token(group: PromptGroup) -> int:
+    return sum(map(len, group.completions))
+
+
+def _each_completion(group: PromptGroup) -> int:
+    return len(group.completions)
+
+
+def _language(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
+    return load_model(folder, spec.training.gradient_checkpointing, spec.algorithm.sampling_temperature)
+
+
+def _reward(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
+    return load_value_model(folder, spec.training.gradient_checkpointing, spec.training.seed)
+
+
+def _critic(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
+    return load_value_model(folder, spec.training.gradient_checkpointing, zero_head=True)
+
+
+LANGUAGE = Kind(_language, pack, _each_token)
+"""Log-probs (nats) of completion tokens, at the temperature of sampling."""
+REWARD = Kind(_reward, pack_whole, _each_completion)
+"""A score of each completion, by the state of its last token. A new head is random by the job's seed."""
+CRITIC = Kind(_critic, pack, _each_token)
+"""The value V(s_t) of the state before each completion token. A new head is zero."""

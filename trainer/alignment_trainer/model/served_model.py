@@ -1,0 +1,27 @@
+"""The job's model as the roles that serve it find it: at the commit that `prepare` pinned, and unchanged since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignment_trainer.data.prepared import read_manifest
+from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.model.inspect import model_fingerprint
+from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.instance import Instance
+
+
+def find_served_model(instance: Instance) -> tuple[Path, str]:
+    """Its folder and its fingerprint; those of the spec's model where nothing is pinned yet.
+
+    Raises UserError where it is another model than the one that was pinned.
+    """
+    manifest = read_manifest(instance.storage)
+    pinned = manifest.model.revision if manifest else None
+    folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
+    fingerprint = model_fingerprint(folder)
+    if manifest and manifest.model.fingerprint != fingerprint:
+        raise UserError(
+            "ModelChanged", f"spec.model.source: {folder} is not the model that `prepare` pinned; restore it"
+        )
+    return folder, fingerprint

@@ -1,1 +1,0 @@
-"""PPO and GRPO: what a step of the loop samples, asks others and learns from."""

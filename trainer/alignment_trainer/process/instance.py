@@ -1,0 +1,78 @@
+"""What a role is handed: who it is, what to do, when to go, and whom to tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from alignment_api.context import Context
+from alignment_api.job import AlignmentJob
+from alignment_api.reward_stage import REWARD_FOLDER, spec_of_stage, training_field
+from alignment_api.roles import StageName
+from alignment_api.spec import AlignmentJobSpec
+from alignment_trainer.process.interruption import Interruption
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_board import StatusBoard
+from alignment_trainer.process.status_server import StatusServer
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One process of a role. Stage `reward` has a spec, storage and output of its own: it is a job within the job.
+
+    board: what /status and /healthz say. stop: whether somebody asked this process to go (SIGTERM).
+    server: the instance's HTTP server; None on all ranks but the first.
+    """
+
+    context: Context
+    job: AlignmentJob
+    board: StatusBoard
+    metrics: Metrics
+    stop: Interruption
+    server: StatusServer | None = None
+
+    def at_stage(self, stage: StageName) -> Instance:
+        """The same process, seen from another stage."""
+        return replace(self, context=self.context.model_copy(update={"stage": stage}))
+
+    @property
+    def makes_reward(self) -> bool:
+        """Whether this is stage `reward`."""
+        return self.context.stage == "reward"
+
+    @property
+    def spec(self) -> AlignmentJobSpec:
+        """What this stage's roles follow."""
+        return spec_of_stage(self.job.spec, self.context.stage)
+
+    @property
+    def storage(self) -> Path:
+        """The stage's storage, as a path here: the job's own, or a folder of it."""
+        storage = Path(self.context.storage)
+        return storage / REWARD_FOLDER if self.makes_reward else storage
+
+    @property
+    def output(self) -> Path:
+        """The output's folder, as a path here. A reward model stays in storage: it is a means."""
+        return self.storage if self.makes_reward else Path(self.context.output)
+
+    @property
+    def exported_model(self) -> Path:
+        """Where this stage leaves its model: a Hugging Face folder in the output."""
+        return self.output / "model"
+
+    @property
+    def data_field(self) -> str:
+        """Where the manifest says what `spec.data` of this stage is."""
+        return f"{training_field(self.job.spec)}.preferences" if self.makes_reward else "spec.data"
+
+    @property
+    def model_field(self) -> str:
+        """Where the manifest says what `spec.model` of this stage is."""
+        own = self.makes_reward and self.spec.model != self.job.spec.model
+        return f"{training_field(self.job.spec)}.model" if own else "spec.model"
+
+    @property
+    def token(self) -> str:
+        """The job's bearer token."""
+        return Path(self.context.token_file).read_text().strip()

@@ -1,0 +1,125 @@
+"""A trainable role with more than one rank: this process becomes torchrun, its children the ranks.
+
+The ranks leave their outcomes in a folder; this process turns them into the instance's one outcome and exit code,
+because torchrun's own says no more than 0 or 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from alignment_api.context import Context, Failure, Outcome
+from alignment_api.roles import ROLES
+from alignment_trainer.process.cores import threads_per_process
+from alignment_trainer.process.outcome import write_outcome
+
+log = logging.getLogger(__name__)
+
+RANK_OUTCOMES = "ALIGNMENT_RANK_OUTCOMES"
+"""Environment variable of a rank: the folder for its outcome."""
+_LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
+_EXIT_MARGIN_SECONDS = 3
+"""Kept of the notice for writing the outcome after the ranks have gone."""
+
+
+def is_gang(context: Context) -> bool:
+    """Whether this instance is more than one rank, or one of several such instances. Frozen roles never are."""
+    return ROLES[context.role].trainable and context.replicas * context.processes > 1
+
+
+def is_rank() -> bool:
+    """True in a process that torchrun started."""
+    return RANK_OUTCOMES in os.environ
+
+
+def write_rank_outcome(outcome: Outcome) -> None:
+    write_outcome(Path(os.environ[RANK_OUTCOMES]) / f"{int(os.environ['RANK']):05d}.json", outcome)
+
+
+def run_gang(context: Context) -> Outcome:
+    """Runs this instance's ranks to their end."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    with tempfile.TemporaryDirectory(prefix="alignment-ranks-") as folder:
+        os.environ[RANK_OUTCOMES] = folder
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(context.processes)))
+        if sys.platform == "linux" and context.rendezvous.startswith(_LOOPBACK):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's hostname may not resolve
+        died: dict[int, int] = {}
+        signalled = False
+        try:
+            torchrun(torchrun_arguments(context))
+        except SignalException as error:
+            signalled = True
+            log.info("the ranks were asked to go: %s", signal.Signals(error.sigval).name)
+        except ChildFailedError as error:
+            died = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        return merge_outcomes(_read_outcomes(Path(folder)), _not_by_torchrun(died, Path(folder), context), signalled)
+
+
+def torchrun_arguments(context: Context) -> list[str]:
+    """The command line of torchrun for this instance."""
+    host, _, port = context.rendezvous.rpartition(":")
+    return [
+        f"--nnodes={context.replicas}",
+        f"--node-rank={context.index}",
+        f"--nproc-per-node={context.processes}",
+        f"--master-addr={host.strip('[]')}",
+        f"--master-port={port}",
+        f"--shutdown-timeout={_shutdown_seconds(context)}",
+        "--max-restarts=0",
+        "-m",
+        "alignment_trainer.main",
+    ]
+
+
+def _shutdown_seconds(context: Context) -> int:
+    return max(1, context.notice_seconds - _EXIT_MARGIN_SECONDS)
+
+
+def _not_by_torchrun(died: dict[int, int], folder: Path, context: Context) -> dict[int, int]:
+    """Exit codes without the deaths that torchrun dealt out itself once a rank had failed.
+
+    It sends the others SIGTERM at once, and SIGKILL where they have not gone within the shutdown timeout.
+    """
+    first_end = min((path.stat().st_mtime for path in folder.glob("*.json")), default=time.time())
+    dealt = {-signal.SIGTERM}
+    if time.time() - first_end >= _shutdown_seconds(context):
+        dealt.add(-signal.SIGKILL)
+    return {rank: code for rank, code in died.items() if code not in dealt}
+
+
+def merge_outcomes(outcomes: list[Outcome], died: dict[int, int], signalled: bool) -> Outcome:
+    """The instance's outcome from those of its ranks, in the order in which they were written.
+
+    died: exit codes of ranks that torchrun calls failed, negative for a signal. A rank that a signal killed is the
+    cause, whatever its peers complained of then; else the first failure is; else what the lowest rank says.
+    """
+    killed = {rank: -code for rank, code in died.items() if code < 0}
+    if killed and not signalled:
+        rank, number = min(killed.items())
+        hint = "; most often the memory ran out" if number == signal.SIGKILL else ""
+        message = f"rank {rank} of the instance was killed by {signal.Signals(number).name}{hint}"
+        return Outcome(result="failed", failure=Failure(reason="RankKilled", message=message, retryable=True))
+    for outcome in outcomes:
+        if outcome.result == "failed":
+            return outcome
+    if outcomes:
+        return max(outcomes, key=lambda outcome: outcome.step or -1)
+    if signalled:
+        return Outcome(result="interrupted")
+    message = f"no rank left an outcome; exit codes by rank: {died}; see the instance's log"
+    return Outcome(result="failed", failure=Failure(reason="RanksLost", message=message, retryable=True))
+
+
+def _read_outcomes(folder: Path) -> list[Outcome]:
+    paths = sorted(folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    return [Outcome.model_validate_json(path.read_text()) for path in paths]

@@ -1,0 +1,80 @@
+"""What completions are worth: reward models behind HTTP, functions in a process of their own, summed by weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignment_api.rewards import Rewards
+from alignment_trainer.data.experience import Rollout
+from alignment_trainer.data.group_arrays import WireError
+from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.rewards import Answer, FunctionScorer
+from alignment_trainer.serving.wire import load_body
+
+Float32 = NDArray[np.float32]
+ScoreGroups = Callable[[Sequence[PromptGroup], Callable[[], bool]], Float32 | None]
+"""What reward models say of all completions of some groups, (models, completions); None where `stop` ended it."""
+
+
+@dataclass(frozen=True)
+class RewardSum:
+    """The rewards of a job. models: None where no reward is a model."""
+
+    rewards: Rewards
+    functions: FunctionScorer
+    models: ScoreGroups | None
+    tokenizer: Any
+
+    def components(self, rollout: Rollout, stop: Callable[[], bool]) -> dict[str, Tensor] | None:
+        """Each reward's scores, (N,), by its name; None where `stop` ended it."""
+        found: dict[str, Tensor] = {}
+        if self.models is not None:
+            scores = self.models(rollout.groups, stop)
+            if scores is None:
+                return None
+            names = model_components(self.rewards)
+            found |= dict(zip(names, torch.from_numpy(scores).unbind(0), strict=True))
+        told = self.functions.score(self._answers(rollout))
+        return found | {name: torch.tensor(values, dtype=torch.float32) for name, values in told.items()}
+
+    def total(self, components: Mapping[str, Tensor]) -> Tensor:
+        """(N,) weighted sum."""
+        weighted = [reward.weight * components[reward.component] for reward in self.rewards]
+        return torch.stack(weighted).sum(dim=0)
+
+    def _answers(self, rollout: Rollout) -> list[Answer]:
+        return [
+            Answer(self.tokenizer.decode(completion, skip_special_tokens=True), len(completion), row.fields)
+            for row, group in zip(rollout.rows, rollout.groups, strict=True)
+            for completion in group.completions
+        ]
+
+
+def model_components(rewards: Rewards) -> tuple[str, ...]:
+    """Names of the rewards that are models, in the order of the spec."""
+    return tuple(reward.component for reward in rewards if reward.function is None)
+
+
+def score_decoder(rewards: Rewards) -> Callable[[bytes, Sequence[PromptGroup]], Float32]:
+    """Reads what a reward server says of some groups: (models, completions)."""
+    names = model_components(rewards)
+
+    def decode(body: bytes, groups: Sequence[PromptGroup]) -> Float32:
+        arrays, metadata = load_body(body)
+        scores, expected = arrays.get("scores"), (len(names), sum(len(group.completions) for group in groups))
+        if scores is None or scores.shape != expected or not np.isfinite(scores).all():
+            raise WireError(f"no finite `scores` of shape {expected}; found {sorted(arrays)}")
+        if tuple(json.loads(metadata.get("components", "[]"))) != names:
+            raise WireError(f"scores of {metadata.get('components')}, expected {list(names)}")
+        result: Float32 = scores.astype(np.float32)
+        return result
+
+    return decode

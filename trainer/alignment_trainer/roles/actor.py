@@ -1,0 +1,186 @@
+"""The role `actor`: the trainee of PPO and GRPO. It claims an epoch, begins with its critic, trains, exports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from alignment_api.context import Outcome
+from alignment_trainer.algorithms import make_online
+from alignment_trainer.algorithms.schedule import WarmupCosine
+from alignment_trainer.checkpoint.attempt import claim_attempt, make_commits, start_folder
+from alignment_trainer.checkpoint.claims import check_owner
+from alignment_trainer.checkpoint.export import DTYPES, export_model
+from alignment_trainer.checkpoint.run_state import Commits
+from alignment_trainer.data.experience import EXPERIENCE_FILE, Experience, load_experience
+from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
+from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.experience.clients import Judged, Judges, make_functions, make_judges
+from alignment_trainer.experience.critic_client import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
+from alignment_trainer.experience.record import keep_rollouts
+from alignment_trainer.loop.build import Policy, make_policy, pace_of
+from alignment_trainer.loop.offline import Interrupted
+from alignment_trainer.loop.online import Learning, OnlineRun
+from alignment_trainer.loop.online_evaluation import heldout_evaluator
+from alignment_trainer.loop.reporting import Reporter, checkpoint_status
+from alignment_trainer.loop.train import train_online
+from alignment_trainer.model.inspect import load_tokenizer
+from alignment_trainer.process import distributed
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.rewards import FunctionScorer
+from alignment_trainer.roles.critic import make_value_trainer
+from alignment_trainer.weights.publisher import WeightPublisher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where an attempt starts. unfinished: an experience whose updates a former one had begun."""
+
+    prepared: PreparedPrompts
+    model: Path
+    folder: Path | None
+    policy: Policy
+    critic: Critic
+    critic_steps: int
+    unfinished: Experience | None
+
+
+def run(instance: Instance) -> Outcome:
+    """One attempt; the same on every rank of the gang."""
+    device = distributed.local_device(instance.context.gpus)
+    with distributed.process_group(device):
+        instance.board.update(state="reading prepared prompts")
+        check_owner(instance.storage, instance.context.uid)
+        publisher = WeightPublisher(instance)
+        with publisher, make_functions(instance) as functions:
+            instance.board.update(ready=True)  # servers may register from here on
+            return _train(instance, device, publisher, functions)
+
+
+def _train(instance: Instance, device: torch.device, publisher: WeightPublisher, functions: FunctionScorer) -> Outcome:
+    claim = claim_attempt(instance)
+    begun = _begin(instance, device, start_folder(instance, claim))
+    tokenizer = load_tokenizer(instance.spec.model.source, begun.model)
+    judges = make_judges(
+        instance, publisher, functions, Judged(begun.prepared.manifest.model.fingerprint, begun.model, tokenizer)
+    )
+    publish = _publishing(instance, begun.policy, publisher)
+    with closing(begun.critic), closing(Reporter(instance)) as reporter:
+        loop = _make_run(instance, begun, judges, reporter, publish, make_commits(instance, claim))
+        publish(loop.position.version)
+        if distributed.rank() == 0:
+            judges.meet()
+        instance.board.update(state="training")
+        try:
+            train_online(loop)
+            instance.board.update(state="exporting the model")
+            precision = instance.spec.training.precision
+            export_model(begun.policy.model, begun.policy.engine, instance.exported_model, precision)
+        except Interrupted:
+            return _outcome("interrupted", loop)
+        return _outcome("succeeded", loop)
+
+
+def _begin(instance: Instance, device: torch.device, folder: Path | None) -> Beginning:
+    """Actor and critic, both from the same commit."""
+    spec = instance.spec
+    prepared = open_prompts(instance.storage)
+    model = resolve_model(spec.model, instance.context.sources, prepared.manifest.model.revision).path
+    instance.board.update(state="loading the model")
+    policy = make_policy(spec, model, folder, device)
+    critic = _make_critic(instance, model, device)
+    instance.board.update(state="waiting for the critic" if isinstance(critic, RemoteCritic) else "starting")
+    has_experience = folder is not None and (folder / EXPERIENCE_FILE).is_file()
+    return Beginning(
+        prepared=prepared,
+        model=model,
+        folder=folder,
+        policy=policy,
+        critic=critic,
+        critic_steps=critic.begin(folder),
+        unfinished=load_experience(folder) if folder is not None and has_experience else None,
+    )
+
+
+def _make_critic(instance: Instance, model: Path, device: torch.device) -> Critic:
+    if instance.spec.algorithm.ppo is None:
+        return NoCritic()
+    urls = instance.context.peers.get("critic", ())
+    if not urls:
+        return LocalCritic(lambda start: make_value_trainer(instance.spec, model, start, device))
+    return RemoteCritic(CriticAddress(urls[0], instance.token, instance.context.life, instance.storage))
+
+
+def _publishing(instance: Instance, policy: Policy, publisher: WeightPublisher) -> Callable[[int], None]:
+    """Hands the policy's weights to the rollout servers, in the dtype of its precision; collective."""
+    dtype = DTYPES[instance.spec.training.precision]
+
+    def publish(version: int) -> None:
+        weights = ((name, tensor.to(dtype)) for name, tensor in policy.engine.full_weights() if tensor is not None)
+        if distributed.rank() == 0:
+            publisher.publish(version, weights)
+        else:
+            list(weights)  # takes part in gathering, and is given none
+
+    return publish
+
+
+def _make_run(
+    instance: Instance,
+    begun: Beginning,
+    judges: Judges,
+    reporter: Reporter,
+    publish: Callable[[int], None],
+    commits: Commits,
+) -> OnlineRun:
+    spec, training, metrics = instance.spec, instance.spec.training, instance.metrics
+    options, algorithm = judges.options, make_online(instance.spec.algorithm)
+    sampler = Sampler(len(begun.prepared.train), options.prompts_per_rollout, training.seed)
+    total = sampler.total_steps(training.epochs, training.max_steps)
+    critic = spec.algorithm.ppo.critic if spec.algorithm.ppo is not None else None
+    position = begun.policy.position
+    if begun.folder is None:
+        position = replace(position, kl_coef=algorithm.first_kl_coef)
+    return OnlineRun(
+        engine=begun.policy.engine,
+        critic=begun.critic,
+        algorithm=algorithm,
+        others=judges,
+        prompts=begun.prepared.train,
+        sampler=sampler,
+        pace=pace_of(spec, total),
+        learning=Learning(
+            batch_size=training.batch_size,
+            epochs=options.epochs_per_rollout,
+            max_update_kl=options.max_update_kl,
+            critic_rate=WarmupCosine(critic.learning_rate if critic else 0.0, total, training.warmup_fraction),
+            warmup=critic.warmup_steps if critic else 0,
+            seed=training.seed,
+            attempt=instance.context.life,
+        ),
+        commits=commits,
+        observer=reporter,
+        keep=keep_rollouts(instance.storage, instance.context.life, judges.reward_sum.tokenizer),
+        publish=publish,
+        evaluate=heldout_evaluator(begun.prepared.evaluation, judges, reporter),
+        phase=metrics.phase,
+        working=metrics.working,
+        stop=instance.stop,
+        position=position,
+        unfinished=begun.unfinished,
+        critic_steps=begun.critic_steps,
+    )
+
+
+def _outcome(result: Literal["succeeded", "interrupted"], loop: OnlineRun) -> Outcome:
+    newest = loop.commits.newest
+    return Outcome(result=result, step=loop.position.step, checkpoint=checkpoint_status(newest) if newest else None)

@@ -1,0 +1,198 @@
+"""The role `critic`: the value model behind HTTP, for the actor of its own gang alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from alignment_api.context import Outcome
+from alignment_api.spec import AlignmentJobSpec
+from alignment_trainer.checkpoint.run_state import verify_together
+from alignment_trainer.data.group_arrays import WireError
+from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.engines import ENGINES, OptimizerOptions
+from alignment_trainer.engines.state import load_weights
+from alignment_trainer.experience import critic_wire as wire
+from alignment_trainer.experience.value_trainer import PREFIX, ValueTrainer
+from alignment_trainer.loop.build import sharding_of
+from alignment_trainer.model.kinds import CRITIC
+from alignment_trainer.process import distributed
+from alignment_trainer.process.instance import Instance
+
+log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 60.0
+"""Between two words of rank 0 to ranks that wait in a collective, which has a time limit."""
+_TICK = 0.2
+_PATIENCE_SECONDS = 10.0
+"""Of silence, after which one that is asked to go thinks its actor gone; a living one is heard every second."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the actor wants, as every rank of the critic hears it."""
+
+    path: str
+    body: bytes = b""
+
+
+@dataclass
+class Desk:
+    """Where the HTTP server leaves orders for the ranks, and finds their answers. On rank 0."""
+
+    attempt: int
+    patience: float
+    """Seconds of silence after which one that is asked to go thinks its actor gone."""
+    orders: queue.SimpleQueue[tuple[Order, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
+    released: bool = False
+    """The actor needs it no more."""
+    heard_at: float = field(default_factory=time.monotonic)
+
+    def handler(self, path: str) -> Callable[[Request], Any]:
+        """Takes the requests of a path."""
+
+        async def answer(request: Request) -> Response:
+            if (found := request.headers.get(wire.ATTEMPT_HEADER)) != str(self.attempt):
+                return JSONResponse({"error": f"this critic is of attempt {self.attempt}, not {found}"}, 409)
+            self.heard_at = time.monotonic()
+            if path in (wire.ALIVE_PATH, wire.RELEASE_PATH):
+                self.released = path == wire.RELEASE_PATH
+                return Response()
+            done: Future[bytes] = Future()
+            self.orders.put((Order(path, await request.body()), done))
+            try:
+                return Response(await run_in_threadpool(done.result), media_type="application/octet-stream")
+            except WireError as error:
+                return JSONResponse({"error": str(error)}, 400)
+
+        return answer
+
+    def next(self, asked_to_go: Callable[[], bool]) -> tuple[Order, Future[bytes]] | tuple[None, None]:
+        """The next order; none where it is time to go, or to give the other ranks a sign of life."""
+        end = time.monotonic() + _IDLE_SECONDS
+        while time.monotonic() < end and not self.may_go(asked_to_go):
+            with contextlib.suppress(queue.Empty):
+                return self.orders.get(timeout=_TICK)
+        return None, None
+
+    def may_go(self, asked_to_go: Callable[[], bool]) -> bool:
+        """Asked to go, and the actor, which may have been asked as well, has saved or is gone."""
+        return asked_to_go() and (self.released or time.monotonic() - self.heard_at > self.patience)
+
+
+class CriticService:
+    """Carries out orders, the same on every rank."""
+
+    def __init__(self, instance: Instance, device: torch.device) -> None:
+        self._instance, self._device = instance, device
+        self._trainer: ValueTrainer | None = None
+        self._actions: dict[str, Callable[[bytes], bytes]] = {
+            wire.BEGIN_PATH: self._begin,
+            wire.VALUES_PATH: self._values,
+            wire.UPDATE_PATH: self._update,
+            wire.WRITE_PATH: self._write,
+        }
+
+    def carry_out(self, order: Order) -> bytes:
+        """The answer's body. Raises WireError for a body that is not what it should be."""
+        with self._instance.metrics.working():
+            return self._actions[order.path](order.body)
+
+    def _begin(self, body: bytes) -> bytes:
+        start = json.loads(body)["start"]
+        folder = self._instance.storage / start if start is not None else None
+        self._instance.board.update(state="loading the model")
+        model = resolve_model(self._instance.spec.model, self._instance.context.sources).path
+        self._trainer = make_value_trainer(self._instance.spec, model, folder, self._device)
+        self._instance.board.update(state=f"serving the actor from {start or 'the model as it came'}")
+        return json.dumps({"steps": self._trainer.steps}).encode()
+
+    def _values(self, body: bytes) -> bytes:
+        return wire.encode_values(self._begun().values(wire.decode_groups(body)))
+
+    def _update(self, body: bytes) -> bytes:
+        key, learning_rate, batch = wire.decode_update(body)
+        metrics = self._begun().update(key, learning_rate, batch)
+        if distributed.rank() == 0:
+            self._instance.metrics.set("step", key.step + 1)
+            self._instance.metrics.set("value_loss", metrics["value_loss"])
+            self._instance.metrics.add_tokens(len(batch.values))
+            self._instance.board.update(state=f"updating, step {key.step + 1}", metrics=metrics)
+        return json.dumps(metrics).encode()
+
+    def _write(self, body: bytes) -> bytes:
+        folder = self._instance.storage / json.loads(body)["folder"]
+        written = distributed.gather_objects(self._begun().write(folder))
+        return json.dumps({"parts": [asdict(part) for parts in written for part in parts]}).encode()
+
+    def _begun(self) -> ValueTrainer:
+        if self._trainer is None:
+            raise WireError("this critic has not begun; send what it shall start from first")
+        return self._trainer
+
+
+def run(instance: Instance) -> Outcome:
+    """Serves the actor until it is asked to go. It claims nothing: the actor's claim says where both start."""
+    device = distributed.local_device(instance.context.gpus)
+    with distributed.process_group(device):
+        desk = Desk(instance.context.life, min(_PATIENCE_SECONDS, instance.context.notice_seconds / 4))
+        if instance.server is not None:
+            for path in wire.PATHS:
+                instance.server.add_route(path, desk.handler(path))
+        instance.board.update(state="waiting for the actor", ready=True)
+        _serve(desk, CriticService(instance, device), instance.stop)
+        instance.board.update(state="leaving", ready=False)
+    return Outcome(result="interrupted")
+
+
+def _serve(desk: Desk, service: CriticService, asked_to_go: Callable[[], bool]) -> None:
+    """Rank 0 hears orders, all ranks carry them out."""
+    while True:
+        order, done = desk.next(asked_to_go) if distributed.rank() == 0 else (None, None)
+        going, order = distributed.from_first_rank((order is None and desk.may_go(asked_to_go), order))
+        if going:
+            return
+        if order is not None:
+            _carry_out(service, order, done)
+
+
+def _carry_out(service: CriticService, order: Order, done: Future[bytes] | None) -> None:
+    """A body that is wrong is the asker's to hear; anything else ends this process."""
+    try:
+        answer = service.carry_out(order)
+    except WireError as error:
+        if done is not None:
+            done.set_exception(error)
+        return
+    if done is not None:
+        done.set_result(answer)
+
+
+def make_value_trainer(spec: AlignmentJobSpec, model: Path, start: Path | None, device: torch.device) -> ValueTrainer:
+    """The critic's engine, from the commit in `start` or with a head of zeros on `model`; collective."""
+    options = spec.algorithm.ppo
+    if options is None:
+        raise ValueError(f"algorithm {spec.algorithm.name} has no critic")
+    value_model = CRITIC.load(model, spec)
+    if start is not None:
+        verify_together(start)
+        load_weights(value_model.scorer, start, PREFIX)
+    make_engine = ENGINES[sharding_of(spec, distributed.world_size())]
+    engine = make_engine(value_model.scorer, OptimizerOptions.of(spec.training), spec.training.precision, device)
+    trainer = ValueTrainer(engine, spec.training.micro_batch_tokens, options.critic.value_clip)
+    if start is not None:
+        trainer.restore(start)
+    return trainer

@@ -1,0 +1,68 @@
+"""The role `evaluator`: the exported model on the held-out rows."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from alignment_api.context import Outcome
+from alignment_api.status import EvaluationReport, Progress
+from alignment_trainer.algorithms.base import Float32
+from alignment_trainer.data.prepared import open_prepared
+from alignment_trainer.data.reference import evaluation_batches, policy_ranks
+from alignment_trainer.loop.offline_evaluation import HeldOut, write_report
+from alignment_trainer.loop.online_evaluator import evaluate_online
+from alignment_trainer.model.frozen_model import LocalScorer, sum_completions
+from alignment_trainer.process.instance import Instance
+
+log = logging.getLogger(__name__)
+
+
+def run(instance: Instance) -> Outcome:
+    """Scores the model as it came and the exported one, and writes evaluation.json beside that."""
+    evaluate = evaluate_offline if instance.spec.algorithm.online is None else evaluate_online
+    with instance.metrics.phase("evaluate"):
+        report = evaluate(instance, _exported_model(instance))
+    if report is None:
+        return Outcome(result="interrupted")
+    write_report(instance.output, report)
+    instance.board.update(state="evaluated", metrics={f"heldout_{name}": i.value for name, i in report.after.items()})
+    log.info("evaluated", extra=report.model_dump(mode="json"))
+    return Outcome(result="succeeded", evaluation=report)
+
+
+def evaluate_offline(instance: Instance, exported: Path) -> EvaluationReport | None:
+    """By the exported model's scores of the held-out rows; None where this process was asked to go."""
+    held_out = HeldOut.of(instance.spec, open_prepared(instance.storage))
+    before = held_out.before(instance.storage)
+    instance.board.update(state="loading the exported model", ready=True)
+    scorer = LocalScorer(held_out.algorithm.kind, exported, instance.spec, instance.context.gpus)
+    try:
+        scores = _score(instance, scorer, held_out)
+    finally:
+        scorer.close()
+    return None if scores is None else EvaluationReport(before=before, after=held_out.figures(scores))
+
+
+def _exported_model(instance: Instance) -> Path:
+    folder = instance.exported_model
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no exported model; stage `train` has not finished here")
+    return folder
+
+
+def _score(instance: Instance, scorer: LocalScorer, held_out: HeldOut) -> Float32 | None:
+    """(pairs, 2), batch by batch; None where this process was asked to go."""
+    instance.board.update(state="scoring held-out rows")
+    rows, algorithm, scores = held_out.examples, held_out.algorithm, list[Float32]()
+    for batch in evaluation_batches(len(rows), instance.spec.training):
+        if instance.stop():
+            return None
+        groups = [algorithm.group(rows[index]) for index in batch]
+        numbers = scorer.score(groups, policy_ranks(instance.spec))
+        scores += [sum_completions(group, values) for group, values in zip(groups, numbers, strict=True)]
+        instance.metrics.set("rows", len(scores))
+        instance.board.update(progress=Progress(step=len(scores), total_steps=len(rows)))
+    return np.stack(scores)

@@ -1,0 +1,236 @@
+"""The role `prepare`: pins and checks models, reads, checks and tokenizes data, then drives the reference of DPO."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from alignment_api.context import Outcome
+from alignment_api.inputs import Data, Model
+from alignment_api.reward_stage import LEAST_HELD_OUT
+from alignment_api.roles import trains_reward
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.status import ModelReport, Progress
+from alignment_trainer.algorithms import make_algorithm
+from alignment_trainer.checkpoint.claims import check_room, check_writable, needed_bytes
+from alignment_trainer.data.finding import DataSources, find_data
+from alignment_trainer.data.packing import pair_group
+from alignment_trainer.data.preparation import PreparedRows, Request, preferences, prepare_rows, prompts
+from alignment_trainer.data.prepared import (
+    Manifest,
+    PreparedData,
+    check_prepared,
+    digest,
+    open_prepared,
+    read_manifest,
+    write_prepared,
+)
+from alignment_trainer.data.reference import Float32, ReferenceCache, Shard, plan_shards, policy_ranks, reference_cache
+from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.experience.online_checks import check_online, check_rows
+from alignment_trainer.experience.reference_client import shard_task
+from alignment_trainer.model.inspect import (
+    Check,
+    Named,
+    Pinned,
+    check_model,
+    language_model,
+    load_tokenizer,
+    value_model,
+)
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.rewards.models import named_models
+from alignment_trainer.serving.peers import resolved
+from alignment_trainer.serving.pool import PoolOptions, ServerPool
+from alignment_trainer.serving.wire import LogprobsRequest
+
+log = logging.getLogger(__name__)
+
+_CHECKS: dict[str, tuple[Check, ...]] = {
+    "dpo": (language_model,),
+    "reward": (value_model,),
+    "ppo": (language_model, value_model),
+    "grpo": (language_model,),
+}
+"""Algorithm -> what is made of its model."""
+
+
+def run(instance: Instance) -> Outcome:
+    """Ready once data and models are good; ends once the reference's log-probs are complete, where any are needed."""
+    board, spec = instance.board, instance.spec
+    board.update(state="checking storage")
+    check_writable(instance.storage)
+    stages = [instance, instance.at_stage("reward")] if trains_reward(spec) else [instance]
+    pinned = [_pin_model(stage) for stage in stages]
+    model = pinned[0].report
+    board.update(model=model, state="checking room")
+    _check_room(instance, pinned)
+    reward_models = check_online(instance, pinned[0].resolved.path, pinned[1:]) if spec.algorithm.online else {}
+    for stage, of_stage in reversed(list(zip(stages, pinned, strict=True))):
+        _prepare_data(stage, of_stage, reward_models if stage is instance else {})
+    if spec.algorithm.online:
+        check_rows(instance)
+    manifest = read_manifest(instance.storage)
+    data = manifest.data if manifest else None
+    board.update(data=data, ready=True, state="data ready")
+    if _asks_reference(instance) and not _fill_reference(instance, open_prepared(instance.storage)):
+        return Outcome(result="interrupted", data=data, model=model)
+    return Outcome(result="succeeded", data=data, model=model)
+
+
+def _asks_reference(instance: Instance) -> bool:
+    """Online algorithms ask the reference while they train."""
+    spec = instance.spec
+    if spec.algorithm.online or spec.roles.reference.placement == "withPolicy":
+        return False
+    return make_algorithm(spec.algorithm).needs_reference
+
+
+def _pin_model(stage: Instance) -> Pinned:
+    """The model of a stage at the commit that an earlier life pinned, if any."""
+    stage.board.update(state="checking the model")
+    former, named = _former(stage, "model"), Named(stage.spec.model, stage.model_field)
+    with stage.metrics.phase("check_model"):
+        revision = former.model.revision if former else None
+        resolved = resolve_model(named.model, stage.context.sources, revision, named.field)
+        return Pinned(named, resolved, check_model(named, resolved, _CHECKS[stage.spec.algorithm.name]))
+
+
+def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
+    """For the job's own checkpoints and model, and for those that stage `reward` leaves in storage."""
+    reward = sum(sum(needed_bytes(other.report.parameters, instance.at_stage("reward").spec)) for other in pinned[1:])
+    check_room(instance.storage, instance.output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
+
+
+def _prepare_data(stage: Instance, pinned: Pinned, reward_models: dict[str, ModelReport]) -> None:
+    """Leaves what stands in storage if it was made for this very request, else makes it anew."""
+    spec, board = stage.spec, stage.board
+    board.update(state="reading data")
+    former = _former(stage, "data")
+    pinned_revision = former.data.revision if former else None
+    sources = find_data(spec.data, stage.data_field, stage.context.sources, pinned_revision)
+    request = digest(
+        {
+            "data": sources.identity,
+            "model": pinned.report.fingerprint,
+            "rows": _row_options(stage),
+            "rewards": {name: report.fingerprint for name, report in reward_models.items()},
+        }
+    )
+    if former is not None and former.request == request:
+        log.info("the data is prepared already", extra={"fingerprint": former.data.fingerprint})
+        check_prepared(stage.storage)
+        return
+    board.update(state="tokenizing data")
+    with stage.metrics.phase("tokenize"):
+        rows = _read(stage, sources, load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field))
+    manifest = Manifest(
+        request=request,
+        origins=_origins(spec),
+        data=rows.report,
+        model=pinned.report,
+        reward_models=reward_models,
+        parts={},
+    )
+    write_prepared(stage.storage, manifest, rows.arrays, rows.invalid, rows.fields)
+
+
+def _read(stage: Instance, sources: DataSources, tokenizer: Any) -> PreparedRows:
+    spec, online = stage.spec, stage.spec.algorithm.online
+    request = Request(
+        data=spec.data,
+        field=stage.data_field,
+        seed=spec.training.seed,
+        per_step=online.prompts_per_rollout if online else spec.training.batch_size,
+        least_held_out=LEAST_HELD_OUT if stage.makes_reward else 1,
+    )
+    if online:
+        return prepare_rows(request, prompts(spec, tokenizer), sources, stage.metrics)
+    return prepare_rows(request, preferences(spec, tokenizer), sources, stage.metrics)
+
+
+def _former(stage: Instance, origin: str) -> Manifest | None:
+    """What an earlier life left, if it was of the same `model` or `data`."""
+    manifest = read_manifest(stage.storage)
+    return manifest if manifest and manifest.origins.get(origin) == _origins(stage.spec)[origin] else None
+
+
+def _origins(spec: AlignmentJobSpec) -> dict[str, str]:
+    sources: dict[str, Model | Data] = {"model": spec.model, "data": spec.data}
+    sources |= {f"rewards/{component}": named.model for component, named in named_models(spec)}
+    return {name: f"{origin.source}@{origin.revision}" for name, origin in sources.items()}
+
+
+def _row_options(stage: Instance) -> dict[str, object]:
+    """What of the spec decides the rows, sources apart."""
+    spec, online = stage.spec, stage.spec.algorithm.online
+    data = spec.data.model_dump(mode="json", include={"format", "on_invalid", "evaluation"})
+    data["evaluation"].pop("every_steps", None)
+    return {
+        "data": data,
+        "max_length": spec.training.max_length,
+        "max_new_tokens": online.max_new_tokens if online else None,
+        "seed": spec.training.seed,
+        "stage": stage.context.stage if stage.makes_reward else None,
+    }
+
+
+def _fill_reference(instance: Instance, prepared: PreparedData) -> bool:
+    """Drives the reference servers until the cache is complete. False where this process was asked to go."""
+    spec, metrics, board = instance.spec, instance.metrics, instance.board
+    cache, shards = reference_cache(prepared, spec.training), plan_shards(prepared, spec.training)
+    missing = [shard for shard in shards if not cache.holds(shard)]
+    keeper = _ShardKeeper(instance, cache, shards, missing)
+
+    def count_servers(count: int) -> None:
+        metrics.set("servers", count)
+        board.update(state=f"computing the reference on {count} servers" if count else "waiting for reference servers")
+
+    if missing:
+        count_servers(0)
+        pool = ServerPool(
+            task=shard_task(lambda shard: _request(prepared, shard, spec), keeper.accept),
+            peers=resolved(instance.context.peers.get("reference", ())),
+            token=instance.token,
+            servers=count_servers,
+            options=PoolOptions(leave_within=max(1.0, instance.context.notice_seconds - 5)),
+        )
+        with metrics.phase("reference"):
+            if not pool.run(missing, instance.stop):
+                return False
+    cache.commit(shards)
+    board.update(state="reference complete")
+    return True
+
+
+def _request(prepared: PreparedData, shard: Shard, spec: AlignmentJobSpec) -> LogprobsRequest:
+    rows = prepared.split(shard.split)
+    batches = tuple(tuple(pair_group(rows[index]) for index in batch) for batch in shard.batches)
+    return LogprobsRequest(prepared.manifest.model.fingerprint, policy_ranks(spec), batches)
+
+
+class _ShardKeeper:
+    """Writes finished shards and tells how far the work is."""
+
+    def __init__(
+        self, instance: Instance, cache: ReferenceCache, shards: Sequence[Shard], missing: Sequence[Shard]
+    ) -> None:
+        self._instance, self._cache = instance, cache
+        self._total = sum(len(shard.indices) for shard in shards)
+        self._done = self._found = self._total - sum(len(shard.indices) for shard in missing)
+        self._began = time.monotonic()
+        self._tell()
+
+    def accept(self, shard: Shard, logprobs: Float32) -> None:
+        self._cache.write(shard, logprobs)
+        self._done += len(shard.indices)
+        self._tell()
+
+    def _tell(self) -> None:
+        fresh, seconds = self._done - self._found, time.monotonic() - self._began
+        eta = round((self._total - self._done) * seconds / fresh) if fresh else None
+        self._instance.metrics.set("rows", self._done)
+        self._instance.metrics.set("rows_planned", self._total)
+        self._instance.board.update(progress=Progress(step=self._done, total_steps=self._total, eta_seconds=eta))

@@ -1,0 +1,39 @@
+"""The reference server: the frozen model behind `POST /v1/logprobs`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alignment_api.context import Outcome
+from alignment_trainer.model.frozen_model import LocalScorer
+from alignment_trainer.model.kinds import LANGUAGE
+from alignment_trainer.model.served_model import find_served_model
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.serving.frozen_server import serve
+from alignment_trainer.serving.wire import LOGPROBS_PATH, LogprobsRequest, encode_answer
+
+
+def run(instance: Instance) -> Outcome:
+    """Serves the job's model as it came."""
+    return serve(instance, LOGPROBS_PATH, _load)
+
+
+class ReferenceModel:
+    """The model whose log-probs are asked for."""
+
+    def __init__(self, scorer: LocalScorer, fingerprint: str) -> None:
+        self._scorer, self.fingerprint, self.vocabulary = scorer, fingerprint, scorer.vocabulary
+
+    def answer(self, asked: LogprobsRequest) -> bytes:
+        """Log-probs (nats) of all completion tokens, flat."""
+        parts = [part for batch in asked.batches for part in self._scorer.score(batch, asked.ranks)]
+        return encode_answer(self.fingerprint, np.concatenate(parts))
+
+    def close(self) -> None:
+        """Ends its threads."""
+        self._scorer.close()
+
+
+def _load(instance: Instance) -> ReferenceModel:
+    folder, fingerprint = find_served_model(instance)
+    return ReferenceModel(LocalScorer(LANGUAGE, folder, instance.spec, instance.context.gpus), fingerprint)

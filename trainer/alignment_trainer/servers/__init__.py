@@ -1,1 +1,0 @@
-"""HTTP servers of a role's process."""

@@ -1,0 +1,1 @@
+"""Servers of frozen models, and the pool of servers that a client asks."""

@@ -1,0 +1,114 @@
+"""The server of frozen models: prompt groups in, what the models say of them out. Reference and reward servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from alignment_api.context import Outcome
+from alignment_trainer.data.group_arrays import WireError
+from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.serving.wire import LogprobsRequest, decode_request
+
+MAX_BODY_BYTES = 256 * 2**20
+_PROBE = PromptGroup((0, 1), ((1, 0), (0,)))
+_MEDIA_TYPE = "application/octet-stream"
+
+
+class Frozen(Protocol):
+    """Models that are loaded. fingerprint: what they are known by. vocabulary: token ids are below it."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def answer(self, asked: LogprobsRequest) -> bytes:
+        """The body of the answer. Safe to call from several threads."""
+
+    def close(self) -> None:
+        """Ends their threads."""
+
+
+def serve(instance: Instance, path: str, load: Callable[[Instance], Frozen]) -> Outcome:
+    """Serves `POST path` until it is asked to go; ready once the models have answered a probe."""
+    if instance.server is None:
+        raise RuntimeError("a server is one process with all its GPUs; it has no other ranks")
+    service = FrozenService(instance.metrics, instance.spec.training.max_length)
+    instance.server.add_route(path, service.answer)
+    instance.board.update(state="loading the model")
+    models = load(instance)
+    try:
+        instance.board.update(state="probing the model")
+        models.answer(LogprobsRequest(models.fingerprint, 1, ((_PROBE,),)))
+        service.open(models)
+        instance.board.update(state="serving", ready=True)
+        while not instance.stop():
+            instance.stop.sleep(60)
+        instance.board.update(state="leaving", ready=False)
+    finally:
+        service.close()
+        models.close()
+    return Outcome(result="interrupted")
+
+
+class FrozenService:
+    """Answers requests; 503 until it is opened with models and after it was closed."""
+
+    def __init__(self, metrics: Metrics, max_length: int) -> None:
+        self._metrics, self._max_length = metrics, max_length
+        self._models: Frozen | None = None
+
+    def open(self, models: Frozen) -> None:
+        self._models = models
+
+    def close(self) -> None:
+        self._models = None
+
+    async def answer(self, request: Request) -> Response:
+        """One request. A request that names no model takes the one that is here."""
+        models = self._models
+        if models is None:
+            return _refuse(503, "the model is not ready; try again in a few seconds")
+        body = await _read_body(request)
+        if body is None:
+            return _refuse(413, f"the body is larger than {MAX_BODY_BYTES} bytes; send fewer rows")
+        try:
+            asked = decode_request(body, models.vocabulary)
+            self._check(asked)
+        except WireError as error:
+            return _refuse(400, str(error))
+        if asked.fingerprint not in ("", models.fingerprint):
+            return _refuse(409, f"this server has model {models.fingerprint}, not `{asked.fingerprint}`; ask another")
+        with self._metrics.working():
+            answer = await run_in_threadpool(partial(models.answer, asked))
+        self._metrics.add_tokens(sum(map(len, (c for batch in asked.batches for g in batch for c in g.completions))))
+        return Response(answer, media_type=_MEDIA_TYPE)
+
+    def _check(self, asked: LogprobsRequest) -> None:
+        for number, group in enumerate((g for batch in asked.batches for g in batch), start=1):
+            length = len(group.prompt) + max(map(len, group.completions))
+            if length > self._max_length:
+                raise WireError(f"row {number} has {length} tokens, more than {self._max_length} (training.maxLength)")
+
+
+async def _read_body(request: Request) -> bytes | None:
+    """The body; None as soon as it is too large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            return None
+    return bytes(body)
+
+
+def _refuse(code: int, message: str) -> Response:
+    return JSONResponse({"error": message}, code)
