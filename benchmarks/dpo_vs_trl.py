@@ -35,10 +35,10 @@ def ours(options: argparse.Namespace) -> Report:
     import torch
 
     from alignment_api.spec import AlignmentJobSpec
-    from alignment_trainer.checkpoint.run_state import Commits
+    from alignment_trainer.checkpoint.run_state import Checkpoints
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.tokenize import PairTokenizer
-    from alignment_trainer.loop.build import Surroundings, make_policy, make_run, make_sampler, score_batches
+    from alignment_trainer.loop.build import RunServices, make_policy, make_run, make_sampler, score_batches
     from alignment_trainer.loop.offline import Data
     from alignment_trainer.loop.train import train
 
@@ -53,8 +53,8 @@ def ours(options: argparse.Namespace) -> Report:
         reference = score_batches(spec, policy.engine, examples, batches)
         with tempfile.TemporaryDirectory() as folder:
             losses = Losses()
-            around = Surroundings(Commits(Path(folder), 1, 1), losses, evaluate=print, stop=lambda: False)
-            train(make_run(spec, policy, Data(examples, reference), around))
+            services = RunServices(Checkpoints(Path(folder), 1, 1), losses, evaluate=print, stop=lambda: False)
+            train(make_run(spec, policy, Data(examples, reference), services))
         return losses.seen
 
     return _measure(run)
@@ -70,7 +70,7 @@ class Losses:
         self.seen.append(report.metrics["loss"])
         print(f"step {report.step}: {report.seconds:.1f} s", file=sys.stderr)
 
-    def committed(self, commit: Any) -> None:
+    def saved(self, checkpoint: Any) -> None:
         """The last step is saved; its time is part of the run."""
 
 

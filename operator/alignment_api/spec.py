@@ -61,7 +61,7 @@ class Storage(Contract):
 
 
 class Checkpoint(Contract):
-    """Verified commits of everything that decides the next step."""
+    """Verified checkpoints of everything that decides the next step."""
 
     every_steps: Annotated[int, Field(ge=1)] = 100
     """Steps (see training.maxSteps) between checkpoints. What a lost node costs is at most this many steps."""

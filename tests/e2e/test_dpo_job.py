@@ -63,7 +63,7 @@ def test_suspending_saves_and_removes_the_pods_and_resuming_goes_on(jobs: Jobs, 
         status = jobs.wait_complete("pause")
     assert saved > 0
     claim = json.loads((work / "pause" / "claims" / "0002.json").read_text())
-    assert claim["start"] == {"epoch": 1, "step": saved, "updates": 0}
+    assert claim["start"] == {"term": 1, "step": saved, "updates": 0}
     assert [life.life for life in history.of("policy")] == [1, 2]
     assert all(role["failures"] == role["disruptions"] == 0 for role in status["roles"])
 

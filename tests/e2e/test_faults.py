@@ -58,7 +58,7 @@ def test_a_policy_killed_after_its_second_checkpoint_goes_on_from_it(jobs: Jobs,
     assert [len(history.of(role)) for role in ("prepare", "reference", "evaluator")] == [1, 1, 1]
     assert history.doubled() == []
     claim = json.loads((work / name / "claims" / "0002.json").read_text())
-    assert claim["start"]["epoch"] == 1
+    assert claim["start"]["term"] == 1
     assert claim["start"]["step"] >= 2 * CHECKPOINT_EVERY
     assert _role(status, "policy")["failures"] == 1
     assert status["attempt"] == 2

@@ -99,10 +99,10 @@ def claim_gang(platform: Platform, pods: int) -> tuple[Claim, ...]:
 
 
 def claim_checkpoint(status: AlignmentJobStatus) -> tuple[Claim, ...]:
-    """The last verified commit of the stage that trains, or trained last."""
+    """The last verified checkpoint of the stage that trains, or trained last."""
     if status.checkpoint is None:
         told = any(condition.type == "CheckpointVerified" for condition in status.conditions)
-        return (Claim("CheckpointVerified", "False", "NotYet", "this stage has committed nothing yet"),) if told else ()
+        return (Claim("CheckpointVerified", "False", "NotYet", "this stage has saved nothing yet"),) if told else ()
     message = f"step {status.checkpoint.step}, read back at {status.checkpoint.verified_at:%Y-%m-%d %H:%M:%S} UTC"
     return (Claim("CheckpointVerified", "True", "Verified", message),)
 

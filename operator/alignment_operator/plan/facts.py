@@ -29,7 +29,7 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
 
 
 def begin_training(status: AlignmentJobStatus) -> AlignmentJobStatus:
-    """Steps, figures and commits of an earlier stage's trainee are not those of the next one's."""
+    """Steps, figures and checkpoints of an earlier stage's trainee are not those of the next one's."""
     return status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None})
 
 

@@ -18,7 +18,7 @@ from alignment_api.algorithms import Ppo as PpoOptions
 from alignment_api.rewards import Regex, Reward, RewardFunction
 from alignment_trainer.algorithms import ONLINE
 from alignment_trainer.algorithms.schedule import WarmupCosine
-from alignment_trainer.checkpoint.run_state import Commits, Position, restore
+from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, load_experience, mask_of, padded
 from alignment_trainer.data.packing import PromptGroup, pack
@@ -27,8 +27,8 @@ from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import load_weights
 from alignment_trainer.experience.critic_client import Critic, LocalCritic, NoCritic
 from alignment_trainer.experience.value_trainer import PREFIX, ValueTrainer
-from alignment_trainer.loop.offline import Pace
-from alignment_trainer.loop.online import Learning, OnlineRun
+from alignment_trainer.loop.offline import LoopOptions
+from alignment_trainer.loop.online import OnlineRun, UpdateOptions
 from alignment_trainer.model.heads import scorer, value_scorer
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def options_of(setting: OnlineSetting) -> PpoOptions | GrpoOptions:
 
 
 class HereAndNow:
-    """Samples with the network that is being trained, and judges: the share of even tokens is the reward."""
+    """Samples with the network that is being trained, and clients: the share of even tokens is the reward."""
 
     def __init__(self, network: Any, setting: OnlineSetting, options: PpoOptions | GrpoOptions) -> None:
         self._network = tiny_llama() if setting.frozen_sampler else network
@@ -151,7 +151,7 @@ def online_run(
     stop: Callable[[], bool] = lambda: False,
     critic: Critic | None = None,
 ) -> tuple[OnlineRun, Recorder]:
-    """A run from a commit, or from the tiny model; its reference is that model."""
+    """A run from a checkpoint, or from the tiny model; its reference is that model."""
     network = tiny_llama(seed=0 if start is None else 99)
     model = scorer(network)
     if start is not None:
@@ -168,12 +168,14 @@ def online_run(
         engine=engine,
         critic=chosen,
         algorithm=algorithm,
-        others=HereAndNow(network, setting, options),
+        clients=HereAndNow(network, setting, options),
         prompts=prompts(12),
         sampler=Sampler(12, options.prompts_per_rollout, seed=3),
-        pace=Pace(setting.micro_tokens, setting.steps, rate, setting.checkpoint_every, 10**9),
-        learning=Learning(setting.batch_size, setting.epochs, setting.max_update_kl, rate, setting.warmup, 3, 1),
-        commits=Commits(folder, epoch=1, keep=9),
+        options=LoopOptions(setting.micro_tokens, setting.steps, rate, setting.checkpoint_every, 10**9),
+        update_options=UpdateOptions(
+            setting.batch_size, setting.epochs, setting.max_update_kl, rate, setting.warmup, 3, 1
+        ),
+        checkpoints=Checkpoints(folder, term=1, keep=9),
         observer=recorder,
         keep=lambda step, scored: None,
         publish=lambda version: None,

@@ -17,7 +17,7 @@ from alignment_trainer.model.heads import scorer
 
 def in_turn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Several runs in the same processes, because starting them costs more than running them."""
-    return [resumed(**run) if "commit" in run else trained(**run) for run in runs]
+    return [resumed(**run) if "checkpoint" in run else trained(**run) for run in runs]
 
 
 def trained(folder: str, reference: str | None = None, **setting: Any) -> dict[str, Any]:
@@ -29,14 +29,14 @@ def trained(folder: str, reference: str | None = None, **setting: Any) -> dict[s
     return _figures(run, recorder)
 
 
-def resumed(folder: str, commit: str, reference: str, **setting: Any) -> dict[str, Any]:
-    """Goes on from a commit, with other weights until it is read."""
+def resumed(folder: str, checkpoint: str, reference: str, **setting: Any) -> dict[str, Any]:
+    """Goes on from a checkpoint, with other weights until it is read."""
     causal = tiny_llama(seed=99)
-    verify_together(Path(commit))
-    load_weights(scorer(causal), Path(commit))
+    verify_together(Path(checkpoint))
+    load_weights(scorer(causal), Path(checkpoint))
     engine = tiny_engine(Setting(**setting), causal)
     run, recorder = tiny_run(Path(folder), Setting(**setting), engine, reference=_load(reference))
-    run.position = restore(Path(commit), engine)
+    run.position = restore(Path(checkpoint), engine)
     train(run)
     return _figures(run, recorder)
 

@@ -1,4 +1,4 @@
-"""Epochs order the writers of a storage; a commit counts by its lineage."""
+"""Fencing terms order the writers of a storage; a checkpoint counts by its lineage."""
 
 import json
 import multiprocessing
@@ -6,140 +6,145 @@ from pathlib import Path
 
 import pytest
 
-from alignment_trainer.checkpoint.checkpoint import DamagedCommitError, seal_part, start_commit, write_commit
+from alignment_trainer.checkpoint.checkpoint import (
+    DamagedCheckpointError,
+    seal_part,
+    start_checkpoint,
+    write_checkpoint,
+)
 from alignment_trainer.checkpoint.claims import (
+    CheckpointName,
     FencedError,
-    Place,
     check_room,
     checkpoints_folder,
-    claim_epoch,
+    claim_term,
     newest_start,
+    prune_checkpoints,
     read_claims,
     resume_from,
     start_of,
-    tidy_commits,
 )
 from alignment_trainer.process.errors import UserError
 
 UID = "job-a"
 
 
-def commit(storage: Path, epoch: int, step: int) -> Path:
-    folder = checkpoints_folder(storage) / f"{epoch:04d}" / f"{step:08d}"
-    start_commit(folder)
+def checkpoint(storage: Path, term: int, step: int) -> Path:
+    folder = checkpoints_folder(storage) / f"{term:04d}" / f"{step:08d}"
+    start_checkpoint(folder)
     part = folder / "state.bin"
-    part.write_bytes(bytes([epoch, step]))
-    return write_commit(folder, epoch, step, [seal_part(part)]).folder
+    part.write_bytes(bytes([term, step]))
+    return write_checkpoint(folder, term, step, [seal_part(part)]).folder
 
 
 def test_the_first_claim_starts_from_the_model_as_it_came(tmp_path: Path) -> None:
-    claim = claim_epoch(tmp_path, UID, attempt=1)
-    assert (claim.epoch, claim.uid, claim.attempt, claim.start) == (1, UID, 1, None)
+    claim = claim_term(tmp_path, UID, attempt=1)
+    assert (claim.term, claim.uid, claim.attempt, claim.start) == (1, UID, 1, None)
     stored = json.loads((tmp_path / "claims" / "0001.json").read_text())
     assert stored["uid"] == UID
     assert stored["start"] is None
 
 
-def test_a_new_attempt_starts_from_the_newest_commit_of_the_lineage(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    commit(tmp_path, 1, 2)
-    newest = commit(tmp_path, 1, 4)
-    claim = claim_epoch(tmp_path, UID, 2)
-    assert claim.start == Place(epoch=1, step=4)
+def test_a_new_attempt_starts_from_the_newest_checkpoint_of_the_lineage(tmp_path: Path) -> None:
+    claim_term(tmp_path, UID, 1)
+    checkpoint(tmp_path, 1, 2)
+    newest = checkpoint(tmp_path, 1, 4)
+    claim = claim_term(tmp_path, UID, 2)
+    assert claim.start == CheckpointName(term=1, step=4)
     assert start_of(tmp_path, claim) == newest
 
 
-def test_what_an_older_epoch_commits_after_a_claim_is_never_read(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    commit(tmp_path, 1, 2)
-    assert claim_epoch(tmp_path, UID, 2).start == Place(epoch=1, step=2)
-    commit(tmp_path, 1, 90)
-    assert claim_epoch(tmp_path, UID, 3).start == Place(epoch=1, step=2)
-    commit(tmp_path, 3, 3)
-    commit(tmp_path, 2, 50)
-    assert claim_epoch(tmp_path, UID, 4).start == Place(epoch=3, step=3)
+def test_what_an_older_term_saves_after_a_claim_is_never_read(tmp_path: Path) -> None:
+    claim_term(tmp_path, UID, 1)
+    checkpoint(tmp_path, 1, 2)
+    assert claim_term(tmp_path, UID, 2).start == CheckpointName(term=1, step=2)
+    checkpoint(tmp_path, 1, 90)
+    assert claim_term(tmp_path, UID, 3).start == CheckpointName(term=1, step=2)
+    checkpoint(tmp_path, 3, 3)
+    checkpoint(tmp_path, 2, 50)
+    assert claim_term(tmp_path, UID, 4).start == CheckpointName(term=3, step=3)
 
 
-def test_a_damaged_newest_falls_back_over_the_border_of_epochs(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    commit(tmp_path, 1, 2)
-    commit(tmp_path, 1, 4)
-    claim_epoch(tmp_path, UID, 2)
-    (commit(tmp_path, 2, 6) / "state.bin").write_bytes(b"xx")
-    commit(tmp_path, 1, 5)
-    assert claim_epoch(tmp_path, UID, 3).start == Place(epoch=1, step=4)
+def test_a_damaged_newest_falls_back_over_the_border_of_terms(tmp_path: Path) -> None:
+    claim_term(tmp_path, UID, 1)
+    checkpoint(tmp_path, 1, 2)
+    checkpoint(tmp_path, 1, 4)
+    claim_term(tmp_path, UID, 2)
+    (checkpoint(tmp_path, 2, 6) / "state.bin").write_bytes(b"xx")
+    checkpoint(tmp_path, 1, 5)
+    assert claim_term(tmp_path, UID, 3).start == CheckpointName(term=1, step=4)
 
 
 def test_damage_everywhere_is_an_error_and_never_a_fresh_start(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    (commit(tmp_path, 1, 2) / "state.bin").unlink()
-    with pytest.raises(DamagedCommitError, match="every checkpoint is damaged"):
-        claim_epoch(tmp_path, UID, 2)
+    claim_term(tmp_path, UID, 1)
+    (checkpoint(tmp_path, 1, 2) / "state.bin").unlink()
+    with pytest.raises(DamagedCheckpointError, match="every checkpoint is damaged"):
+        claim_term(tmp_path, UID, 2)
 
 
 def test_a_start_that_is_gone_is_an_error_and_never_a_fresh_start(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    folder = commit(tmp_path, 1, 2)
-    claim_epoch(tmp_path, UID, 2)
+    claim_term(tmp_path, UID, 1)
+    folder = checkpoint(tmp_path, 1, 2)
+    claim_term(tmp_path, UID, 2)
     (folder / "manifest.json").unlink()
-    with pytest.raises(DamagedCommitError, match="are gone"):
-        claim_epoch(tmp_path, UID, 3)
+    with pytest.raises(DamagedCheckpointError, match="are gone"):
+        claim_term(tmp_path, UID, 3)
 
 
-def test_a_lineage_keeps_its_newest_commits_whoever_made_them(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    kept = [commit(tmp_path, 1, step) for step in (2, 4)][1:]
-    claim_epoch(tmp_path, UID, 2)
-    commit(tmp_path, 1, 6)
-    kept.append(commit(tmp_path, 2, 6))
-    tidy_commits(tmp_path, 2, keep=2)
+def test_a_lineage_keeps_its_newest_checkpoints_whoever_made_them(tmp_path: Path) -> None:
+    claim_term(tmp_path, UID, 1)
+    kept = [checkpoint(tmp_path, 1, step) for step in (2, 4)][1:]
+    claim_term(tmp_path, UID, 2)
+    checkpoint(tmp_path, 1, 6)
+    kept.append(checkpoint(tmp_path, 2, 6))
+    prune_checkpoints(tmp_path, 2, keep=2)
     assert sorted(path.parent for path in tmp_path.rglob("manifest.json")) == kept
-    commit(tmp_path, 2, 8)
-    tidy_commits(tmp_path, 2, keep=1)
-    assert claim_epoch(tmp_path, UID, 3).start == Place(epoch=2, step=8)
+    checkpoint(tmp_path, 2, 8)
+    prune_checkpoints(tmp_path, 2, keep=1)
+    assert claim_term(tmp_path, UID, 3).start == CheckpointName(term=2, step=8)
 
 
 def test_a_zombie_removes_nothing_and_ends(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    start = commit(tmp_path, 1, 2)
-    claim_epoch(tmp_path, UID, 2)
-    commit(tmp_path, 1, 4)
-    with pytest.raises(FencedError, match="epoch 1 is over: attempt 2 has claimed epoch 2"):
-        tidy_commits(tmp_path, 1, keep=1)
+    claim_term(tmp_path, UID, 1)
+    start = checkpoint(tmp_path, 1, 2)
+    claim_term(tmp_path, UID, 2)
+    checkpoint(tmp_path, 1, 4)
+    with pytest.raises(FencedError, match="term 1 is over: attempt 2 has claimed term 2"):
+        prune_checkpoints(tmp_path, 1, keep=1)
     assert start.is_dir()
 
 
 def test_another_jobs_storage_is_refused_by_name(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
+    claim_term(tmp_path, UID, 1)
     with pytest.raises(UserError, match=r"belongs to job job-a, this is job job-b.*spec\.checkpoint\.resumeFrom"):
-        claim_epoch(tmp_path, "job-b", 1)
+        claim_term(tmp_path, "job-b", 1)
     assert len(read_claims(tmp_path)) == 1
 
 
-def test_resume_from_reads_the_last_commit_and_writes_nothing(tmp_path: Path) -> None:
-    claim_epoch(tmp_path, UID, 1)
-    newest = commit(tmp_path, 1, 4)
+def test_resume_from_reads_the_last_checkpoint_and_writes_nothing(tmp_path: Path) -> None:
+    claim_term(tmp_path, UID, 1)
+    newest = checkpoint(tmp_path, 1, 4)
     before = sorted(tmp_path.rglob("*"))
     assert resume_from(tmp_path, "pvc://a").folder == newest
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_resume_from_a_storage_without_commits_says_so(tmp_path: Path) -> None:
+def test_resume_from_a_storage_without_checkpoints_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"spec\.checkpoint\.resumeFrom: `pvc://a` .* holds no checkpoint"):
         resume_from(tmp_path, "pvc://a")
 
 
 def claim_many(storage: Path, count: int) -> list[int]:
-    return [claim_epoch(storage, UID, 1).epoch for _ in range(count)]
+    return [claim_term(storage, UID, 1).term for _ in range(count)]
 
 
-def test_processes_that_race_get_different_epochs(tmp_path: Path) -> None:
+def test_processes_that_race_get_different_terms(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     with context.Pool(2) as pool:
-        epochs = [epoch for part in pool.starmap(claim_many, [(tmp_path, 25)] * 2, chunksize=1) for epoch in part]
+        terms = [term for part in pool.starmap(claim_many, [(tmp_path, 25)] * 2, chunksize=1) for term in part]
         pool.close()
         pool.join()
-    assert sorted(epochs) == list(range(1, 51))
+    assert sorted(terms) == list(range(1, 51))
     assert newest_start(tmp_path, read_claims(tmp_path)) is None
     assert not list((tmp_path / "claims").glob(".*"))
 

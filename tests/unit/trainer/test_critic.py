@@ -12,7 +12,7 @@ import torch
 from roles import TinyJob, wait_until
 
 from alignment_api.manifest import read_manifest
-from alignment_trainer.checkpoint.checkpoint import commit_folder, start_commit, verify, write_commit
+from alignment_trainer.checkpoint.checkpoint import checkpoint_folder, start_checkpoint, verify, write_checkpoint
 from alignment_trainer.checkpoint.claims import checkpoints_folder
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.critic_client import CriticAddress, LocalCritic, RemoteCritic
@@ -73,7 +73,7 @@ def local(job: TinyJob) -> LocalCritic:
 
 
 @pytest.mark.parametrize("job", [1, 2], ids=["one rank", "two ranks"], indirect=True)
-def test_it_values_updates_and_commits_as_one_in_this_process(job: TinyJob, remote: RemoteCritic) -> None:
+def test_it_values_updates_and_checkpoints_as_one_in_this_process(job: TinyJob, remote: RemoteCritic) -> None:
     here = local(job)
     assert remote.begin(None) == here.begin(None) == 0
     assert remote.values(GROUPS).tolist() == [0.0] * 6
@@ -86,9 +86,9 @@ def test_it_values_updates_and_commits_as_one_in_this_process(job: TinyJob, remo
     assert torch.allclose(remote.values(GROUPS), here.values(GROUPS), atol=1e-5)
     assert not torch.allclose(remote.values(GROUPS), torch.zeros(6))
 
-    folder = commit_folder(checkpoints_folder(job.folder / "run"), epoch=1, step=2)
-    start_commit(folder)
-    write_commit(folder, 1, 2, remote.write(folder))
+    folder = checkpoint_folder(checkpoints_folder(job.folder / "run"), term=1, step=2)
+    start_checkpoint(folder)
+    write_checkpoint(folder, 1, 2, remote.write(folder))
     assert {part.name.partition("-")[0] for part in verify(folder).parts} == {"critic"}
     resumed = local(job)
     assert resumed.begin(folder) == 2

@@ -16,8 +16,8 @@ SHARDINGS = ("zero2", "zero3")
 
 def goes_on(folder: Path, source: str) -> dict[str, Any]:
     """The arguments of a run that resumes `source` after its second step."""
-    commit, reference = folder / source / "0001" / "00000002", folder / source / "reference.pt"
-    return {"commit": str(commit), "reference": str(reference)}
+    checkpoint, reference = folder / source / "0001" / "00000002", folder / source / "reference.pt"
+    return {"checkpoint": str(checkpoint), "reference": str(reference)}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from online_runs import OnlineSetting, online_run
 from ranks import run_ranks
 
-from alignment_trainer.checkpoint.checkpoint import list_commits, verify
+from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify
 from alignment_trainer.data.experience import Experience, load_experience, save_experience, subgroups
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.minibatches import minibatches, plan_micros
@@ -77,7 +77,7 @@ def test_two_ranks_update_as_one_does(tmp_path: Path, algorithm: str) -> None:
 @pytest.mark.parametrize("asked_after", [0, 1, 3, 4, 6, 9])
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_a_run_that_was_asked_to_go_goes_on_bit_for_bit(tmp_path: Path, algorithm: str, asked_after: int) -> None:
-    """Between any two updates: actor and critic from one commit, the experience not sampled again."""
+    """Between any two updates: actor and critic from one checkpoint, the experience not sampled again."""
     setting = OnlineSetting(algorithm, steps=3)
     whole, expected = online_run(tmp_path / "whole", setting)
     train_online(whole)
@@ -86,7 +86,7 @@ def test_a_run_that_was_asked_to_go_goes_on_bit_for_bit(tmp_path: Path, algorith
     first, before = online_run(tmp_path / "cut", setting, stop=lambda: next(answers, True))
     with pytest.raises(Interrupted):
         train_online(first)
-    newest = list_commits(tmp_path / "cut" / "0001")[0]
+    newest = list_checkpoints(tmp_path / "cut" / "0001")[0]
     assert (verify(newest).step, verify(newest).updates) == divmod(asked_after, 4)
     second, after = online_run(tmp_path / "cut", setting, start=newest)
     train_online(second)

@@ -19,9 +19,9 @@ from alignment_trainer.data.reference import Float32, Shard, plan_shards, refere
 from alignment_trainer.experience.reference_client import shard_task
 from alignment_trainer.model.frozen_model import LocalScorer, sum_completions
 from alignment_trainer.model.inspect import model_fingerprint
-from alignment_trainer.model.kinds import LANGUAGE
 from alignment_trainer.model.load import load_model
 from alignment_trainer.model.precision import autocast
+from alignment_trainer.model.tasks import LANGUAGE
 from alignment_trainer.serving.peers import resolved
 from alignment_trainer.serving.pool import PoolOptions, RequestRefused, ServerPool
 from alignment_trainer.serving.wire import LogprobsRequest, decode_answer, decode_request, encode_answer, encode_request

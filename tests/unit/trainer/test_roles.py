@@ -175,7 +175,7 @@ def test_sigterm_saves_and_the_next_attempt_repeats_the_same_losses(with_policy:
     assert 3 <= outcome.checkpoint.step == outcome.step < 8
     assert run_role(cut, "policy", life=2) == 0
     claim = json.loads((cut.folder / "run" / "claims" / "0002.json").read_text())
-    assert claim["start"] == {"epoch": 1, "step": outcome.step, "updates": 0}
+    assert claim["start"] == {"term": 1, "step": outcome.step, "updates": 0}
     assert losses(cut.folder / "policy.log") == expected
 
 

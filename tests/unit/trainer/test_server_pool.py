@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from alignment_trainer.serving.peers import resolved
-from alignment_trainer.serving.pool import PhaseStalled, PoolOptions, ServerPool, Task, meet
+from alignment_trainer.serving.pool import PhaseStalled, PoolOptions, ServerPool, Task, wait_for_servers
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def nobody() -> str:
 
 def test_a_role_that_cannot_be_reached_is_named_by_its_field(nobody: str) -> None:
     with pytest.raises(PhaseStalled, match=r"spec\.roles\.reward: none of its servers answers within 0\.2 s.*127"):
-        meet("reward", resolved([nobody]), lambda: False, patience=0.2)
+        wait_for_servers("reward", resolved([nobody]), lambda: False, patience=0.2)
     with pytest.raises(PhaseStalled, match="no address was found"):
-        meet("reward", resolved(["http://reward.invalid:8000"]), lambda: False, patience=0.2)
+        wait_for_servers("reward", resolved(["http://reward.invalid:8000"]), lambda: False, patience=0.2)
 
 
 def test_who_is_asked_to_go_waits_for_nobody(nobody: str) -> None:
-    meet("reward", resolved([nobody]), lambda: True, patience=60)
+    wait_for_servers("reward", resolved([nobody]), lambda: True, patience=60)
 
 
 def test_a_phase_without_answers_ends_by_its_name(nobody: str) -> None:

@@ -129,7 +129,7 @@ LOGPROBS = np.array([[-1.0, -2.0], [-3.0, -4.0]], dtype=np.float32)
 def test_log_probs_come_back_by_row_and_unseen_rows_are_not_numbers(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path, "key")
     cache.write(SHARD, LOGPROBS)
-    cache.commit([SHARD])
+    cache.complete([SHARD])
     assert np.array_equal(cache.read("train", 3), [[-3, -4], [np.nan, np.nan], [-1, -2]], equal_nan=True)
 
 
@@ -143,7 +143,7 @@ def test_a_cut_or_foreign_shard_does_not_count(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     assert not cache.holds(SHARD)
     with pytest.raises(IncompleteReferenceError, match="1 shards are missing"):
-        cache.commit([SHARD])
+        cache.complete([SHARD])
 
 
 def test_an_unfinished_or_foreign_cache_is_not_read(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_an_unfinished_or_foreign_cache_is_not_read(tmp_path: Path) -> None:
     cache.write(SHARD, LOGPROBS)
     with pytest.raises(IncompleteReferenceError, match="not complete"):
         cache.read("train", 3)
-    cache.commit([SHARD])
+    cache.complete([SHARD])
     with pytest.raises(IncompleteReferenceError, match="of another model"):
         ReferenceCache(tmp_path, "other").read("train", 3)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_runs import Setting, pairs, tiny_engine, tiny_llama, tiny_run
 
-from alignment_trainer.checkpoint.checkpoint import list_commits, verify
+from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify
 from alignment_trainer.checkpoint.run_state import restore
 from alignment_trainer.engines.state import IncompleteStateError, SavedState, load_weights
 from alignment_trainer.loop.offline import Interrupted
@@ -13,14 +13,14 @@ from alignment_trainer.loop.train import train
 from alignment_trainer.model.heads import scorer
 
 
-def resume(folder, commit, setting, reference):
-    """A new process in all but name: other weights and random numbers until the commit is read."""
+def resume(folder, checkpoint, setting, reference):
+    """A new process in all but name: other weights and random numbers until the checkpoint is read."""
     causal = tiny_llama(seed=99, attention_dropout=setting.dropout)
-    load_weights(scorer(causal), commit)
+    load_weights(scorer(causal), checkpoint)
     engine = tiny_engine(setting, causal)
     torch.manual_seed(1234)
     run, recorder = tiny_run(folder, setting, engine, reference=reference)
-    run.position = restore(commit, engine)
+    run.position = restore(checkpoint, engine)
     return run, recorder
 
 
@@ -107,7 +107,7 @@ def test_resumed_run_repeats_the_next_losses_bit_for_bit(tmp_path, micro_batches
     first, before = tiny_run(tmp_path / "cut", setting, engine, lambda: next(asked, True), reference)
     with pytest.raises(Interrupted):
         train(first)
-    newest = list_commits(tmp_path / "cut" / "0001")[0]
+    newest = list_checkpoints(tmp_path / "cut" / "0001")[0]
     assert verify(newest).step == len(before.reports)
     second, after = resume(tmp_path / "cut", newest, setting, reference)
     train(second)
@@ -117,12 +117,12 @@ def test_resumed_run_repeats_the_next_losses_bit_for_bit(tmp_path, micro_batches
         assert torch.equal(a, b), name
 
 
-def test_a_run_killed_after_a_commit_goes_on_from_it_bit_for_bit(tmp_path):
+def test_a_run_killed_after_a_checkpoint_goes_on_from_it_bit_for_bit(tmp_path):
     setting = Setting(steps=6, checkpoint_every=2)
     whole, expected = tiny_run(tmp_path, setting)
     train(whole)
-    commit = tmp_path / "0001" / "00000004"
-    second, after = resume(tmp_path / "later", commit, setting, whole.data.reference)
+    checkpoint = tmp_path / "0001" / "00000004"
+    second, after = resume(tmp_path / "later", checkpoint, setting, whole.data.reference)
     train(second)
     assert exact(after) == exact(expected)[4:]
 
@@ -130,16 +130,16 @@ def test_a_run_killed_after_a_commit_goes_on_from_it_bit_for_bit(tmp_path):
 def test_saving_where_it_was_just_saved_writes_nothing_again(tmp_path):
     run, recorder = tiny_run(tmp_path, Setting(steps=2, checkpoint_every=1))
     train(run)
-    written = (recorder.commits[-1].folder / "manifest.json").stat().st_mtime_ns
-    assert run.save() == recorder.commits[-2]
-    assert (recorder.commits[-1].folder / "manifest.json").stat().st_mtime_ns == written
+    written = (recorder.checkpoints[-1].folder / "manifest.json").stat().st_mtime_ns
+    assert run.save() == recorder.checkpoints[-2]
+    assert (recorder.checkpoints[-1].folder / "manifest.json").stat().st_mtime_ns == written
 
 
 def test_evaluation_comes_at_its_own_steps_and_not_after_the_last(tmp_path):
     seen = []
     run, _ = tiny_run(tmp_path, Setting(steps=6))
     run.evaluate = seen.append
-    run.pace = dataclasses.replace(run.pace, evaluate_every=3)
+    run.options = dataclasses.replace(run.options, evaluate_every=3)
     train(run)
     assert seen == [3]
 
@@ -147,7 +147,7 @@ def test_evaluation_comes_at_its_own_steps_and_not_after_the_last(tmp_path):
 def test_a_state_without_all_its_parts_is_an_error(tmp_path):
     run, recorder = tiny_run(tmp_path, Setting(steps=1))
     train(run)
-    folder = recorder.commits[-1].folder
+    folder = recorder.checkpoints[-1].folder
     (folder / "state-00000-of-00001.safetensors").rename(folder / "state-00000-of-00002.safetensors")
     with pytest.raises(IncompleteStateError, match="found 1 parts"):
         SavedState(folder)
@@ -158,4 +158,4 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path):
     train(run)
     deeper = scorer(tiny_llama(num_hidden_layers=3))
     with pytest.raises(IncompleteStateError, match=r"weight/model\.layers\.2"):
-        load_weights(deeper, recorder.commits[-1].folder)
+        load_weights(deeper, recorder.checkpoints[-1].folder)

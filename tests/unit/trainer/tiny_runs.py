@@ -17,14 +17,14 @@ from transformers import (
 from alignment_trainer.algorithms import OFFLINE, OfflineAlgorithm
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.algorithms.schedule import WarmupCosine
-from alignment_trainer.checkpoint.checkpoint import Commit
-from alignment_trainer.checkpoint.run_state import Commits
+from alignment_trainer.checkpoint.checkpoint import Checkpoint
+from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole, pair_group
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
-from alignment_trainer.loop.offline import Data, Pace, Run, StepReport
+from alignment_trainer.loop.offline import Data, LoopOptions, Run, StepReport
 from alignment_trainer.model.heads import scorer, value_scorer
 from alignment_trainer.process import distributed
 
@@ -93,13 +93,13 @@ class Recorder:
     """Remembers what a run reported."""
 
     reports: list[StepReport] = field(default_factory=list)
-    commits: list[Commit] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
 
     def stepped(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def committed(self, commit: Commit) -> None:
-        self.commits.append(commit)
+    def saved(self, checkpoint: Checkpoint) -> None:
+        self.checkpoints.append(checkpoint)
 
     @property
     def losses(self) -> list[float]:
@@ -152,14 +152,14 @@ def tiny_run(
         algorithm=algorithm,
         data=Data(rows, reference),
         sampler=sampler,
-        pace=Pace(
+        options=LoopOptions(
             setting.micro_tokens,
             setting.steps,
             WarmupCosine(setting.learning_rate, setting.steps, 0.2),
             checkpoint_every=setting.checkpoint_every,
             evaluate_every=10**9,
         ),
-        commits=Commits(folder, epoch=1, keep=3),
+        checkpoints=Checkpoints(folder, term=1, keep=3),
         observer=recorder,
         evaluate=lambda step: None,
         stop=stop,

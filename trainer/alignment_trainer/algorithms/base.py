@@ -1,4 +1,4 @@
-"""What an offline algorithm is: the kind of model it trains, what a row sends through it, a loss, metrics, figures."""
+"""What an offline algorithm is: what its model says of a row, a loss over that, metrics, held-out figures."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from alignment_api.status import Evaluated
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.model.kinds import Kind
+from alignment_trainer.model.tasks import ModelTask
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -29,11 +29,11 @@ class LossAndMetrics:
 class OfflineAlgorithm(ABC):
     """Learns from rows that exist before training.
 
-    kind: of the model that is trained. Its numbers, summed over each completion, are the scores below: log-probs (nats)
+    task: of the model that is trained. Its numbers, summed over each completion, are the scores below: log-probs (nats)
     of a language model, rewards of a reward model. needs_reference: whether the loss compares with a frozen model.
     """
 
-    kind: ClassVar[Kind]
+    task: ClassVar[ModelTask]
     needs_reference: ClassVar[bool]
 
     @abstractmethod

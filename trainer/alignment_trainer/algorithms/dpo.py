@@ -14,7 +14,7 @@ from alignment_trainer.algorithms.losses import PairLogprobs, dpo_loss
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup, pair_group
 from alignment_trainer.data.statistics import mean_interval, share_interval
-from alignment_trainer.model.kinds import LANGUAGE, Kind
+from alignment_trainer.model.tasks import LANGUAGE, ModelTask
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Dpo(OfflineAlgorithm):
 
     beta: float = 0.1
     label_smoothing: float = 0.0
-    kind: ClassVar[Kind] = LANGUAGE
+    task: ClassVar[ModelTask] = LANGUAGE
     needs_reference: ClassVar[bool] = True
 
     def group(self, example: PreferenceExample) -> PromptGroup:

@@ -14,7 +14,7 @@ from alignment_trainer.algorithms.losses import reward_model_loss
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup, pair_group
 from alignment_trainer.data.statistics import mean_interval, share_interval
-from alignment_trainer.model.kinds import REWARD, Kind
+from alignment_trainer.model.tasks import REWARD, ModelTask
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RewardModel(OfflineAlgorithm):
 
     margin: float = 0.0
     center_coef: float = 0.0
-    kind: ClassVar[Kind] = REWARD
+    task: ClassVar[ModelTask] = REWARD
     needs_reference: ClassVar[bool] = False
 
     def group(self, example: PreferenceExample) -> PromptGroup:

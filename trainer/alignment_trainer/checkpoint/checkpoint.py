@@ -1,8 +1,8 @@
-"""Commits: folders of parts whose manifest, written last, makes them count.
+"""Checkpoints: folders of parts whose manifest, written last, makes them count.
 
-<storage>/checkpoints/<epoch:04d>/<step:08d>/{parts..., manifest.json}. A folder without a manifest is not a commit. A
-commit whose parts differ from its manifest is damaged, and the one before is used; nothing ever starts afresh because
-a part is gone.
+<storage>/checkpoints/<term:04d>/<step:08d>/{parts..., manifest.json}. A folder without a manifest is no checkpoint. One
+whose parts differ from its manifest is damaged, and the one before is used; nothing ever starts afresh because a part
+is gone.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-class DamagedCommitError(ValueError):
-    """A commit is not what its manifest says."""
+class DamagedCheckpointError(ValueError):
+    """A checkpoint is not what its manifest says."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a commit."""
+    """One file of a checkpoint."""
 
     name: str
     bytes: int
@@ -33,30 +33,30 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Commit:
-    """A folder with a manifest: the state after `step` steps, written by the attempt that holds `epoch`.
+class Checkpoint:
+    """A folder with a manifest: the state after `step` steps, written by the attempt that holds `term`.
 
     updates: optimizer steps done of the step after that, where a step has several (PPO, GRPO).
     """
 
     folder: Path
-    epoch: int
+    term: int
     step: int
     parts: tuple[Part, ...]
     updates: int = 0
 
 
-def commit_folder(checkpoints: Path, epoch: int, step: int, updates: int = 0) -> Path:
-    return checkpoints / f"{epoch:04d}" / commit_name(step, updates)
+def checkpoint_folder(checkpoints: Path, term: int, step: int, updates: int = 0) -> Path:
+    return checkpoints / f"{term:04d}" / checkpoint_name(step, updates)
 
 
-def commit_name(step: int, updates: int = 0) -> str:
+def checkpoint_name(step: int, updates: int = 0) -> str:
     """Names in the order of what they hold: 00000012, 00000012-0003 (3 updates of step 13 done), 00000013."""
     return f"{step:08d}-{updates:04d}" if updates else f"{step:08d}"
 
 
-def start_commit(folder: Path) -> None:
-    """An empty folder for the parts; what an interrupted attempt at the same commit left there goes."""
+def start_checkpoint(folder: Path) -> None:
+    """An empty folder for the parts; what an interrupted attempt at the same checkpoint left there goes."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -68,69 +68,69 @@ def seal_part(path: Path) -> Part:
     return Part(path.name, path.stat().st_size, _sha256(path))
 
 
-def write_commit(folder: Path, epoch: int, step: int, parts: Iterable[Part], updates: int = 0) -> Commit:
-    """Writes the manifest of sealed parts: from here on the folder is a commit, whatever happens to the machine."""
-    commit = Commit(folder, epoch, step, tuple(sorted(parts, key=lambda part: part.name)), updates)
-    manifest = {"epoch": epoch, "step": step, "updates": updates, "parts": [asdict(part) for part in commit.parts]}
+def write_checkpoint(folder: Path, term: int, step: int, parts: Iterable[Part], updates: int = 0) -> Checkpoint:
+    """Writes the manifest of sealed parts: from here on the folder is a checkpoint, whatever happens to the machine."""
+    checkpoint = Checkpoint(folder, term, step, tuple(sorted(parts, key=lambda part: part.name)), updates)
+    manifest = {"term": term, "step": step, "updates": updates, "parts": [asdict(part) for part in checkpoint.parts]}
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(manifest, indent=1))
     _fsync(temporary)
     temporary.rename(folder / MANIFEST)
     for directory in (folder, folder.parent, folder.parent.parent):
         _fsync(directory)
-    return commit
+    return checkpoint
 
 
-def read_commit(folder: Path) -> Commit:
-    """The commit as its manifest describes it, parts unread. Raises DamagedCommitError for a broken manifest."""
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """As its manifest describes it, parts unread. Raises DamagedCheckpointError for a broken manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         parts = tuple(Part(**part) for part in manifest["parts"])
-        return Commit(folder, manifest["epoch"], manifest["step"], parts, manifest.get("updates", 0))
+        return Checkpoint(folder, manifest["term"], manifest["step"], parts, manifest.get("updates", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCommitError(f"{folder}: the manifest cannot be read: {error}") from error
+        raise DamagedCheckpointError(f"{folder}: the manifest cannot be read: {error}") from error
 
 
-def verify(folder: Path) -> Commit:
-    """The commit, once every part was found to have its size and checksum. Raises DamagedCommitError."""
-    commit = read_commit(folder)
-    for part in commit.parts:
+def verify(folder: Path) -> Checkpoint:
+    """The checkpoint, once every part was found to have its size and checksum. Raises DamagedCheckpointError."""
+    checkpoint = read_checkpoint(folder)
+    for part in checkpoint.parts:
         path = folder / part.name
         if not path.is_file():
-            raise DamagedCommitError(f"{folder}: the part {part.name} is missing")
+            raise DamagedCheckpointError(f"{folder}: the part {part.name} is missing")
         if path.stat().st_size != part.bytes:
-            raise DamagedCommitError(f"{path}: {path.stat().st_size} bytes, the manifest says {part.bytes}")
+            raise DamagedCheckpointError(f"{path}: {path.stat().st_size} bytes, the manifest says {part.bytes}")
         if _sha256(path) != part.sha256:
-            raise DamagedCommitError(f"{path}: its checksum is not the manifest's; the disk or a copy damaged it")
-    return commit
+            raise DamagedCheckpointError(f"{path}: its checksum is not the manifest's; the disk or a copy damaged it")
+    return checkpoint
 
 
-def list_commits(epoch_folder: Path) -> list[Path]:
-    """Folders of one epoch that hold a manifest, newest first."""
-    return sorted((path.parent for path in epoch_folder.glob(f"*/{MANIFEST}")), reverse=True)
+def list_checkpoints(term_folder: Path) -> list[Path]:
+    """Folders of one term that hold a manifest, newest first."""
+    return sorted((path.parent for path in term_folder.glob(f"*/{MANIFEST}")), reverse=True)
 
 
-def newest_verified(folders: Iterable[Path]) -> Commit | None:
+def newest_verified(folders: Iterable[Path]) -> Checkpoint | None:
     """The first of `folders` that verifies; each damaged one before it is named in the log.
 
-    None where there is no commit at all. Raises DamagedCommitError where there are commits and none is whole: that is
-    for a person to look at, not a reason to begin again.
+    None where there is no checkpoint at all. Raises DamagedCheckpointError where there are some and none is whole: that
+    is for a person to look at, not a reason to begin again.
     """
-    damage: DamagedCommitError | None = None
+    damage: DamagedCheckpointError | None = None
     for folder in folders:
         try:
             return verify(folder)
-        except DamagedCommitError as error:
+        except DamagedCheckpointError as error:
             damage = error
             log.warning("damaged checkpoint, falling back to the one before: %s", error)
     if damage is not None:
-        raise DamagedCommitError(f"every checkpoint is damaged; the oldest: {damage}")
+        raise DamagedCheckpointError(f"every checkpoint is damaged; the oldest: {damage}")
     return None
 
 
-def prune(epoch_folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` commits of an epoch; the manifest goes first, so none is left half."""
-    for folder in list_commits(epoch_folder)[keep:]:
+def prune(term_folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints of a term; the manifest goes first, so none is left half."""
+    for folder in list_checkpoints(term_folder)[keep:]:
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder)
 

@@ -1,4 +1,4 @@
-"""The job's storage: room, claims of epochs, and the commit that a new attempt starts from (docs/adr/0003)."""
+"""The job's storage: room, claims of terms, and the checkpoint that a new attempt starts from (docs/adr/0003)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from alignment_api.reward_stage import REWARD_FOLDER
 from alignment_api.spec import AlignmentJobSpec
 from alignment_trainer.checkpoint.checkpoint import (
     MANIFEST,
-    Commit,
-    DamagedCommitError,
-    commit_folder,
-    commit_name,
-    list_commits,
+    Checkpoint,
+    DamagedCheckpointError,
+    checkpoint_folder,
+    checkpoint_name,
+    list_checkpoints,
     newest_verified,
 )
 from alignment_trainer.data.files import flush
@@ -36,13 +36,13 @@ class DamagedClaimError(ValueError):
 
 
 class FencedError(RuntimeError):
-    """A newer attempt has claimed the storage: nothing that this one commits from now on counts."""
+    """A newer attempt has claimed the storage: nothing that this one saves from now on counts."""
 
 
-class Place(Contract):
-    """A commit, by where it stands."""
+class CheckpointName(Contract):
+    """A checkpoint, by where it stands."""
 
-    epoch: int
+    term: int
     """Whose writer made it."""
     step: int
     """Steps it holds."""
@@ -51,16 +51,16 @@ class Place(Contract):
 
 
 class Claim(Contract):
-    """claims/<epoch:04d>.json: the right to write commits of an epoch, taken by creating the file."""
+    """claims/<term:04d>.json: the right to write checkpoints of a term, taken by creating the file."""
 
-    epoch: int
+    term: int
     """Grows by one with every claim."""
     uid: str
     """Identity of the job that owns the storage."""
     attempt: int
     """The attempt that claims, as the operator counts it."""
-    start: Place | None
-    """The commit it starts from; None for the model as it came, or for that of checkpoint.resumeFrom."""
+    start: CheckpointName | None
+    """The checkpoint it starts from; None for the model as it came, or for that of checkpoint.resumeFrom."""
     claimed_at: datetime
     """When."""
 
@@ -74,7 +74,7 @@ def checkpoints_folder(storage: Path) -> Path:
 
 
 def read_claims(storage: Path) -> list[Claim]:
-    """Every claim, in order of epoch. Raises DamagedClaimError."""
+    """Every claim, in order of term. Raises DamagedClaimError."""
     claims = []
     for path in sorted(claims_folder(storage).glob("[0-9]*.json")):
         try:
@@ -97,11 +97,11 @@ def check_owner(storage: Path, uid: str) -> None:
             )
 
 
-def claim_epoch(storage: Path, uid: str, attempt: int) -> Claim:
-    """Takes the next epoch; of two that try at once each gets its own.
+def claim_term(storage: Path, uid: str, attempt: int) -> Claim:
+    """Takes the next term; of two that try at once each gets its own.
 
-    The claim names the newest verified commit of the lineage. Whatever an older epoch commits from now on is never
-    read. Raises UserError for another job's storage, DamagedCommitError where there are commits and none is whole.
+    The claim names the newest verified checkpoint of the lineage. Whatever an older term saves from now on is never
+    read. Raises UserError for another job's storage, DamagedCheckpointError where there are some and none is whole.
     """
     check_owner(storage, uid)
     folder = claims_folder(storage)
@@ -110,13 +110,13 @@ def claim_epoch(storage: Path, uid: str, attempt: int) -> Claim:
         claims = read_claims(storage)
         start = newest_start(storage, claims)
         claim = Claim(
-            epoch=claims[-1].epoch + 1 if claims else 1,
+            term=claims[-1].term + 1 if claims else 1,
             uid=uid,
             attempt=attempt,
-            start=Place(epoch=start.epoch, step=start.step, updates=start.updates) if start else None,
+            start=CheckpointName(term=start.term, step=start.step, updates=start.updates) if start else None,
             claimed_at=datetime.now(UTC),
         )
-        if _create(folder / f"{claim.epoch:04d}.json", claim.model_dump_json(indent=1)):
+        if _create(folder / f"{claim.term:04d}.json", claim.model_dump_json(indent=1)):
             check_owner(storage, uid)
             return claim
 
@@ -140,72 +140,74 @@ def _create(path: Path, text: str) -> bool:
 
 
 def lineage(claims: list[Claim]) -> list[tuple[int, str | None]]:
-    """Epochs whose commits count, newest first, each with the name of the last that counts (None: all of them).
+    """Terms whose checkpoints count, newest first, each with the name of the last that counts (None: all of them).
 
-    Of an older epoch only what the next claim of the lineage starts from, and before, is an ancestor.
+    Of an older term only what the next claim of the lineage starts from, and before, is an ancestor.
     """
-    by_epoch = {claim.epoch: claim for claim in claims}
+    by_term = {claim.term: claim for claim in claims}
     counted: list[tuple[int, str | None]] = []
-    epoch, last = (claims[-1].epoch if claims else None), None
-    while epoch is not None:
-        counted.append((epoch, last))
-        start = by_epoch[epoch].start
-        epoch, last = (start.epoch, commit_name(start.step, start.updates)) if start else (None, None)
+    term, last = (claims[-1].term if claims else None), None
+    while term is not None:
+        counted.append((term, last))
+        start = by_term[term].start
+        term, last = (start.term, checkpoint_name(start.step, start.updates)) if start else (None, None)
     return counted
 
 
-def newest_start(storage: Path, claims: list[Claim]) -> Commit | None:
-    """The newest verified commit of the lineage; None where nothing was ever committed in it.
+def newest_start(storage: Path, claims: list[Claim]) -> Checkpoint | None:
+    """The newest verified checkpoint of the lineage; None where nothing was ever saved in it.
 
-    Raises DamagedCommitError where there are commits and none is whole, or where one that a claim started from is gone.
+    Raises DamagedCheckpointError where there are some and none is whole, or where what a claim started from is gone.
     """
-    newest = newest_verified(_lineage_commits(storage, claims))
+    newest = newest_verified(_lineage_checkpoints(storage, claims))
     if newest is None and any(claim.start for claim in claims):
-        raise DamagedCommitError(f"{checkpoints_folder(storage)}: the commits that the claims started from are gone")
+        raise DamagedCheckpointError(
+            f"{checkpoints_folder(storage)}: the checkpoints that the claims started from are gone"
+        )
     return newest
 
 
-def _lineage_commits(storage: Path, claims: list[Claim]) -> list[Path]:
-    """Every commit that counts, newest first."""
+def _lineage_checkpoints(storage: Path, claims: list[Claim]) -> list[Path]:
+    """Every checkpoint that counts, newest first."""
     return [
         folder
-        for epoch, last in lineage(claims)
-        for folder in list_commits(checkpoints_folder(storage) / f"{epoch:04d}")
+        for term, last in lineage(claims)
+        for folder in list_checkpoints(checkpoints_folder(storage) / f"{term:04d}")
         if last is None or folder.name <= last
     ]
 
 
-def tidy_commits(storage: Path, epoch: int, keep: int) -> None:
-    """Leaves the newest `keep` commits of the lineage, for the holder of the newest epoch.
+def prune_checkpoints(storage: Path, term: int, keep: int) -> None:
+    """Leaves the newest `keep` checkpoints of the lineage, for the holder of the newest term.
 
     Raises FencedError for the holder of an older one, who removes nothing: its successor may be reading them.
     """
     claims = read_claims(storage)
-    if claims[-1].epoch != epoch:
-        raise FencedError(f"epoch {epoch} is over: attempt {claims[-1].attempt} has claimed epoch {claims[-1].epoch}")
-    kept = set(_lineage_commits(storage, claims)[:keep])
+    if claims[-1].term != term:
+        raise FencedError(f"term {term} is over: attempt {claims[-1].attempt} has claimed term {claims[-1].term}")
+    kept = set(_lineage_checkpoints(storage, claims)[:keep])
     for older in sorted(checkpoints_folder(storage).iterdir()):
-        for folder in list_commits(older):
+        for folder in list_checkpoints(older):
             if folder not in kept:
                 (folder / MANIFEST).unlink()
                 shutil.rmtree(folder)
 
 
 def start_of(storage: Path, claim: Claim) -> Path | None:
-    """The folder of the commit that a claim starts from."""
+    """The folder of the checkpoint that a claim starts from."""
     if claim.start is None:
         return None
-    return commit_folder(checkpoints_folder(storage), claim.start.epoch, claim.start.step, claim.start.updates)
+    return checkpoint_folder(checkpoints_folder(storage), claim.start.term, claim.start.step, claim.start.updates)
 
 
-def resume_from(storage: Path, source: str) -> Commit:
-    """The last verified commit of another job's storage, which is only read. Raises UserError where there is none."""
-    commit = newest_start(storage, read_claims(storage))
-    if commit is None:
+def resume_from(storage: Path, source: str) -> Checkpoint:
+    """The last verified checkpoint of another job's storage, only read. Raises UserError where there is none."""
+    checkpoint = newest_start(storage, read_claims(storage))
+    if checkpoint is None:
         raise UserError(
             "NoCheckpoint", f"spec.checkpoint.resumeFrom: `{source}` ({storage}) holds no checkpoint; leave it out"
         )
-    return commit
+    return checkpoint
 
 
 def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Saving and restoring a run: the engine's state, every rank's random numbers and the position, as one commit."""
+"""Saving and restoring a run: the engine's state, every rank's random numbers and the position, as one checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment_trainer.checkpoint.checkpoint import (
-    Commit,
-    DamagedCommitError,
+    Checkpoint,
+    DamagedCheckpointError,
     Part,
-    commit_folder,
+    checkpoint_folder,
     prune,
-    read_commit,
+    read_checkpoint,
     seal_part,
-    start_commit,
+    start_checkpoint,
     verify,
-    write_commit,
+    write_checkpoint,
 )
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import save_state
@@ -48,35 +48,35 @@ class Position:
 
 
 @dataclass
-class Commits:
-    """The commits of one attempt, under its epoch.
+class Checkpoints:
+    """The checkpoints of one attempt, under its term.
 
-    keep: newest ones that stay. tidy: removes the others, given the epoch's folder and `keep`.
-    others: writes what else belongs to a commit into its folder (a critic's state), on every rank; returns its parts.
+    keep: newest ones that stay. prune: removes the others, given the term's folder and `keep`.
+    extra_parts: writes what else belongs to a checkpoint (a critic's state), on every rank; returns its parts.
     """
 
-    checkpoints: Path
-    epoch: int
+    root: Path
+    term: int
     keep: int
-    newest: Commit | None = None
-    tidy: Callable[[Path, int], None] = prune
-    others: Callable[[Path], list[Part]] = lambda folder: []
+    newest: Checkpoint | None = None
+    prune: Callable[[Path, int], None] = prune
+    extra_parts: Callable[[Path], list[Part]] = lambda folder: []
 
-    def save(self, engine: Engine, position: Position) -> Commit:
-        """Writes, reads back and commits; collective."""
+    def save(self, engine: Engine, position: Position) -> Checkpoint:
+        """Writes, reads back and seals; collective."""
         if self.newest is not None and (self.newest.step, self.newest.updates) == (position.step, position.updates):
             return self.newest
-        folder = commit_folder(self.checkpoints, self.epoch, position.step, position.updates)
+        folder = checkpoint_folder(self.root, self.term, position.step, position.updates)
         if distributed.rank() == 0:
-            start_commit(folder)
+            start_checkpoint(folder)
         distributed.barrier()
-        written = _write_parts(folder, engine, position) + self.others(folder)
+        written = _write_parts(folder, engine, position) + self.extra_parts(folder)
         parts = [part for parts in distributed.gather_objects(written) for part in parts]
         if distributed.rank() == 0:
-            write_commit(folder, self.epoch, position.step, parts, position.updates)
-            self.tidy(folder.parent, self.keep)
+            write_checkpoint(folder, self.term, position.step, parts, position.updates)
+            self.prune(folder.parent, self.keep)
         distributed.barrier()
-        self.newest = read_commit(folder)
+        self.newest = read_checkpoint(folder)
         return self.newest
 
 
@@ -90,30 +90,30 @@ def _write_parts(folder: Path, engine: Engine, position: Position) -> list[Part]
 
 
 def restore(folder: Path, engine: Engine) -> Position:
-    """Puts a verified commit's optimizer state and random numbers back and returns its position; collective.
+    """Puts a verified checkpoint's optimizer state and random numbers back and returns its position; collective.
 
-    The weights were loaded before the engine was made. A rank that the commit does not know (there are more ranks now)
-    keeps the random numbers it was seeded with.
+    The weights were loaded before the engine was made. A rank that it does not know (there are more ranks now) keeps
+    the random numbers it was seeded with.
     """
     engine.load(folder)
     random = folder / f"random-{distributed.rank():05d}.safetensors"
-    if random.name in {part.name for part in read_commit(folder).parts}:
+    if random.name in {part.name for part in read_checkpoint(folder).parts}:
         set_random_state(load_file(random))
     return Position(**json.loads((folder / POSITION).read_text()))
 
 
-def verify_together(folder: Path) -> Commit:
-    """Rank 0 reads and checks every part; all ranks get the commit, or its DamagedCommitError."""
-    commit, damage = distributed.from_first_rank(_try_verify(folder) if distributed.rank() == 0 else (None, None))
-    if commit is None:
-        raise damage or DamagedCommitError(f"{folder}: not verified")
-    return commit
+def verify_together(folder: Path) -> Checkpoint:
+    """Rank 0 reads and checks every part; all ranks get the checkpoint, or its DamagedCheckpointError."""
+    checkpoint, damage = distributed.from_first_rank(_try_verify(folder) if distributed.rank() == 0 else (None, None))
+    if checkpoint is None:
+        raise damage or DamagedCheckpointError(f"{folder}: not verified")
+    return checkpoint
 
 
-def _try_verify(folder: Path) -> tuple[Commit | None, DamagedCommitError | None]:
+def _try_verify(folder: Path) -> tuple[Checkpoint | None, DamagedCheckpointError | None]:
     try:
         return verify(folder), None
-    except DamagedCommitError as error:
+    except DamagedCheckpointError as error:
         return None, error
 
 

@@ -62,7 +62,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Experience:
-    """All that the updates of a step need; saved with a commit that holds part of them. Shapes as above."""
+    """All that the updates of a step need; saved with a checkpoint that holds part of them. Shapes as above."""
 
     groups: tuple[PromptGroup, ...]
     mask: Tensor
@@ -88,7 +88,7 @@ _TENSORS = tuple(field.name for field in fields(Experience) if field.name != "gr
 
 
 def save_experience(experience: Experience, folder: Path) -> Path:
-    """Writes it into a commit's folder."""
+    """Writes it into a checkpoint's folder."""
     tensors = {name: torch.from_numpy(array) for name, array in group_arrays(experience.groups).items()}
     tensors |= {name: getattr(experience, name).contiguous() for name in _TENSORS}
     path = folder / EXPERIENCE_FILE

@@ -139,7 +139,7 @@ class ReferenceCache:
         )
         write_text_atomically(path.with_suffix(".sha256"), sha256(path))
 
-    def commit(self, shards: Sequence[Shard]) -> None:
+    def complete(self, shards: Sequence[Shard]) -> None:
         """Declares the cache complete. Raises IncompleteReferenceError where a shard is not there."""
         missing = [shard.name for shard in shards if not self.holds(shard)]
         if missing:

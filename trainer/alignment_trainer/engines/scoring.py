@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack
-from alignment_trainer.model.kinds import Pack
+from alignment_trainer.model.tasks import Pack
 from alignment_trainer.process import distributed
 
 Forward = Callable[[PackedBatch], Tensor]

@@ -2,7 +2,7 @@
 
 Each rank writes the parameters whose turn is its own to `state-<rank>-of-<ranks>.safetensors`, under
 `<kind>/<parameter's name in the model's folder>` with the kinds weight, exp_avg and exp_avg_sq, all in fp32. A prefix
-tells the files of two models in one commit apart.
+tells the files of two models in one checkpoint apart.
 """
 
 from dataclasses import fields

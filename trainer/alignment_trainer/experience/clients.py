@@ -22,7 +22,7 @@ from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards import FunctionScorer
 from alignment_trainer.rewards.total import RewardSum, model_components, score_decoder
 from alignment_trainer.serving.peers import resolved
-from alignment_trainer.serving.pool import meet
+from alignment_trainer.serving.pool import wait_for_servers
 from alignment_trainer.serving.wire import LOGPROBS_PATH, SCORES_PATH, decode_answer
 from alignment_trainer.weights.publisher import WeightPublisher
 
@@ -34,8 +34,8 @@ HELD_OUT = 2**32 - 1
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Who samples and judges for one process. ends: token ids that end a completion. seed: the job's."""
+class OnlineClients:
+    """Who samples, scores and judges for one process. ends: token ids that end a completion. seed: the job's."""
 
     options: Ppo | Grpo
     rollouts: Rollouts
@@ -46,13 +46,13 @@ class Judges:
     seed: int
     instance: Instance
 
-    def meet(self) -> None:
+    def wait_for_servers(self) -> None:
         """Waits until each role that is asked has a server that answers. Raises PhaseStalled."""
         stop = self.instance.stop
         for servers in (self.reward_servers, self.reference_servers):
             if servers is not None:
-                meet(servers.role, servers.peers, stop, FIRST_ANSWER_SECONDS)
-        meet("rollout", self.rollouts.addresses, stop, FIRST_ANSWER_SECONDS)
+                wait_for_servers(servers.role, servers.peers, stop, FIRST_ANSWER_SECONDS)
+        wait_for_servers("rollout", self.rollouts.addresses, stop, FIRST_ANSWER_SECONDS)
 
     def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None:
         """Completions to learn from."""
@@ -88,8 +88,8 @@ _SERVER_GAUGES = {"reference": "servers", "reward": "reward_servers"}
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What judges know of the model: its fingerprint as pinned, its folder and its tokenizer."""
+class PinnedPolicy:
+    """The policy as `prepare` pinned it: its fingerprint, its folder and its tokenizer."""
 
     fingerprint: str
     folder: Path
@@ -102,14 +102,16 @@ def make_functions(instance: Instance) -> FunctionScorer:
     return FunctionScorer(algorithm.rewards, instance.context.sources, f"spec.algorithm.{algorithm.name}")
 
 
-def make_judges(instance: Instance, publisher: WeightPublisher, functions: FunctionScorer, model: Judged) -> Judges:
+def make_clients(
+    instance: Instance, publisher: WeightPublisher, functions: FunctionScorer, model: PinnedPolicy
+) -> OnlineClients:
     """The servers of this instance's peers; roles that the job does not have are left out."""
     options, metrics = instance.spec.algorithm.online, instance.metrics
     if options is None:
         raise ValueError(f"algorithm {instance.spec.algorithm.name} samples nothing")
     has_models = bool(model_components(options.rewards))
     reward_servers = _servers(instance, "reward", SCORES_PATH, score_decoder(options.rewards)) if has_models else None
-    return Judges(
+    return OnlineClients(
         options=options,
         rollouts=Rollouts(publisher.servers, publisher.attempt, instance.token, metrics),
         reward_sum=RewardSum(

@@ -37,7 +37,7 @@ class Critic(Protocol):
     """Every method is collective over the actor's ranks."""
 
     def begin(self, start: Path | None) -> int:
-        """Takes up the critic's part of a commit, or the model as it came. Returns its optimizer steps so far."""
+        """Takes up the critic's part of a checkpoint, or the model as it came. Returns its optimizer steps so far."""
 
     def values(self, groups: Groups) -> Tensor:
         """V(s_t) before each completion token, (tokens,)."""
@@ -49,7 +49,7 @@ class Critic(Protocol):
         """Metrics of the update that was started last."""
 
     def write(self, folder: Path) -> list[Part]:
-        """Writes the critic's part of a commit; the parts that this rank adds to its manifest."""
+        """Writes the critic's part of a checkpoint; the parts that this rank adds to its manifest."""
 
     def close(self) -> None:
         """Lets go of what it holds."""
@@ -78,7 +78,7 @@ class NoCritic:
 
 
 class LocalCritic:
-    """In the actor's process. make: the trainer of the commit in that folder, or of the model as it came."""
+    """In the actor's process. make: the trainer of the checkpoint in that folder, or of the model as it came."""
 
     def __init__(self, make: Callable[[Path | None], ValueTrainer]) -> None:
         self._make = make
@@ -112,7 +112,7 @@ class LocalCritic:
 
 @dataclass(frozen=True)
 class CriticAddress:
-    """Where the critic is. storage: the job's, in which both name the folders of commits. deadline: seconds of one
+    """Where the critic is. storage: the job's, in which both name the folders of checkpoints. deadline: seconds of one
     request, repeats included."""
 
     url: str

@@ -15,7 +15,7 @@ COMPONENT = "reward/"
 _UNCAPPED = float("inf")
 
 
-def measures(scored: Scored, targets: Targets, position: Position) -> dict[str, float]:
+def rollout_metrics(scored: Scored, targets: Targets, position: Position) -> dict[str, float]:
     """By short name; nats are per token, means over tokens but for rewards and lengths, which are over completions.
 
     mismatch: mean of |log pi - log rollout|, by the trainer and by vLLM, of the very tokens that were sampled.

@@ -1,4 +1,4 @@
-"""The value model of PPO at work: values of tokens, updates, its part of a commit. In the critic's process, or the
+"""The value model of PPO at work: values of tokens, updates, its part of a checkpoint. In the critic's process, or the
 actor's (`placement: withActor`); every method is collective over the ranks that share it."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.process import distributed
 
 PREFIX = "critic-"
-"""Of the critic's parts in a commit that it shares with the actor."""
+"""Of the critic's parts in a checkpoint that it shares with the actor."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ValueTrainer:
         return self._engine.steps
 
     def write(self, folder: Path) -> list[Part]:
-        """This rank's part of a commit."""
+        """This rank's part of a checkpoint."""
         random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
         save_file(random_state(), random)
         return [seal_part(save_state(self._engine, folder, PREFIX)), seal_part(random)]

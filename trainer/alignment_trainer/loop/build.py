@@ -10,15 +10,15 @@ from torch import Tensor
 from alignment_api.spec import AlignmentJobSpec
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
-from alignment_trainer.checkpoint.run_state import Commits, Position, restore, verify_together
+from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore, verify_together
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.engines.state import load_weights
-from alignment_trainer.loop.offline import Data, Observer, Pace, Run
-from alignment_trainer.model.kinds import LANGUAGE, Kind
+from alignment_trainer.loop.offline import Data, LoopOptions, Observer, Run
 from alignment_trainer.model.load import LoadedModel
+from alignment_trainer.model.tasks import LANGUAGE, ModelTask
 from alignment_trainer.process import distributed
 
 
@@ -32,13 +32,13 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunServices:
     """What a run saves to, tells and asks.
 
     evaluate: scores the held-out rows at a step; called on every rank. stop: whether this process shall go.
     """
 
-    commits: Commits
+    checkpoints: Checkpoints
     observer: Observer
     evaluate: Callable[[int], None]
     stop: Callable[[], bool]
@@ -58,14 +58,14 @@ def sharding_of(spec: AlignmentJobSpec, ranks: int) -> str:
 
 
 def make_policy(
-    spec: AlignmentJobSpec, model_folder: Path, start: Path | None, device: torch.device, kind: Kind = LANGUAGE
+    spec: AlignmentJobSpec, model_folder: Path, start: Path | None, device: torch.device, task: ModelTask = LANGUAGE
 ) -> Policy:
-    """The model of `model_folder`, or as the commit in `start` left it; collective.
+    """The model of `model_folder`, or as the checkpoint in `start` left it; collective.
 
-    Seeds this rank's random numbers. Raises DamagedCommitError where `start` does not verify.
+    Seeds this rank's random numbers. Raises DamagedCheckpointError where `start` does not verify.
     """
     training, rank = spec.training, distributed.rank()
-    model = kind.load(model_folder, spec)
+    model = task.load(model_folder, spec)
     if start is not None:
         verify_together(start)
         load_weights(model.scorer, start)
@@ -85,16 +85,16 @@ def score_batches(
     """What the algorithm calls scores, of the rows in `batches`, (rows, completions), by row; collective."""
     algorithm = make_algorithm(spec.algorithm)
     groups = [[algorithm.group(examples[index]) for index in batch] for batch in batches]
-    scored = score_sequences(engine.forward, algorithm.kind.pack, groups, spec.training.micro_batch_tokens)
+    scored = score_sequences(engine.forward, algorithm.task.pack, groups, spec.training.micro_batch_tokens)
     by_row = torch.empty_like(scored)
     by_row[[index for batch in batches for index in batch]] = scored
     return by_row
 
 
-def pace_of(spec: AlignmentJobSpec, total_steps: int) -> Pace:
+def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:
     """How much at once, how often and how long."""
     training, every = spec.training, spec.checkpoint.every_steps
-    return Pace(
+    return LoopOptions(
         micro_tokens=training.micro_batch_tokens,
         total_steps=total_steps,
         learning_rate=WarmupCosine(training.learning_rate, total_steps, training.warmup_fraction),
@@ -103,7 +103,7 @@ def pace_of(spec: AlignmentJobSpec, total_steps: int) -> Pace:
     )
 
 
-def make_run(spec: AlignmentJobSpec, policy: Policy, data: Data, around: Surroundings) -> Run:
+def make_run(spec: AlignmentJobSpec, policy: Policy, data: Data, services: RunServices) -> Run:
     """The run from the policy's position to the last step."""
     sampler = make_sampler(spec, len(data.examples))
     return Run(
@@ -111,10 +111,10 @@ def make_run(spec: AlignmentJobSpec, policy: Policy, data: Data, around: Surroun
         algorithm=make_algorithm(spec.algorithm),
         data=data,
         sampler=sampler,
-        pace=pace_of(spec, sampler.total_steps(spec.training.epochs, spec.training.max_steps)),
-        commits=around.commits,
-        observer=around.observer,
-        evaluate=around.evaluate,
-        stop=around.stop,
+        options=loop_options(spec, sampler.total_steps(spec.training.epochs, spec.training.max_steps)),
+        checkpoints=services.checkpoints,
+        observer=services.observer,
+        evaluate=services.evaluate,
+        stop=services.stop,
         position=policy.position,
     )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from alignment_trainer.algorithms import OfflineAlgorithm
-from alignment_trainer.checkpoint.checkpoint import Commit
-from alignment_trainer.checkpoint.run_state import Commits, Position, random_state, set_random_state
+from alignment_trainer.checkpoint.checkpoint import Checkpoint
+from alignment_trainer.checkpoint.run_state import Checkpoints, Position, random_state, set_random_state
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PackedBatch
@@ -45,7 +45,7 @@ class Observer(Protocol):
 
     def stepped(self, report: StepReport) -> None: ...
 
-    def committed(self, commit: Commit) -> None: ...
+    def saved(self, checkpoint: Checkpoint) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Pace:
+class LoopOptions:
     """How much at once, how often and how long. Steps are optimizer steps; a rate is of the step counted from 0."""
 
     micro_tokens: int
@@ -96,8 +96,8 @@ class Run:
     algorithm: OfflineAlgorithm
     data: Data
     sampler: Sampler
-    pace: Pace
-    commits: Commits
+    options: LoopOptions
+    checkpoints: Checkpoints
     observer: Observer
     evaluate: Callable[[int], None]
     stop: Callable[[], bool] = lambda: False
@@ -108,7 +108,7 @@ class Run:
 
     def batches(self) -> Iterator[StepBatch]:
         """The steps that are left, from the run's own position."""
-        while self.position.step < self.pace.total_steps:
+        while self.position.step < self.options.total_steps:
             self._sums, self._began, self._random = {}, time.monotonic(), random_state()
             yield self._batch(self.position.step)
 
@@ -116,13 +116,13 @@ class Run:
         indices = self.sampler.batch(step)
         groups = [self.algorithm.group(self.data.examples[index]) for index in indices]
         lengths = [group.length for group in groups]
-        shares = plan_microbatches(lengths, distributed.world_size(), self.pace.micro_tokens)
+        shares = plan_microbatches(lengths, distributed.world_size(), self.options.micro_tokens)
 
         def micros() -> Iterator[MicroBatch]:
             for plan in shares[distributed.rank()]:
                 self._leave_if_asked()
                 yield MicroBatch(
-                    packed=self.algorithm.kind.pack([groups[place] for place in plan.places]),
+                    packed=self.algorithm.task.pack([groups[place] for place in plan.places]),
                     reference=self.data.reference[[indices[place] for place in plan.places]].to(self.engine.device),
                     weight=torch.full((len(plan.places),), plan.counts / len(indices), device=self.engine.device),
                 )
@@ -130,7 +130,7 @@ class Run:
         return StepBatch(step, micros(), sum(lengths))
 
     def _leave_if_asked(self) -> None:
-        """Ranks leave together, between the same two micro-batches, as if the step had never begun.
+        """Ranks leave together, between the same two micro-batches, as if the step had never start.
 
         Raises Interrupted.
         """
@@ -149,27 +149,27 @@ class Run:
 
     def finish(self, batch: StepBatch) -> None:
         """The optimizer's step, and what the world hears of it."""
-        learning_rate = self.pace.learning_rate(batch.step)
+        learning_rate = self.options.learning_rate(batch.step)
         grad_norm = self.engine.step(learning_rate)
         totals = distributed.sum_over_ranks(torch.stack(list(self._sums.values())).double())
         self.position = self.position.after(batch.tokens)
         if distributed.rank() == 0:
             metrics = dict(zip(self._sums, totals.tolist(), strict=True))
             seconds = time.monotonic() - self._began
-            step, total = self.position.step, self.pace.total_steps
+            step, total = self.position.step, self.options.total_steps
             self.observer.stepped(StepReport(step, total, metrics, learning_rate, grad_norm, batch.tokens, seconds))
 
-    def look_after(self) -> None:
+    def after_step(self) -> None:
         """Saves and evaluates where it is time to. The last step is saved; its evaluation comes after the export."""
-        step, last = self.position.step, self.position.step == self.pace.total_steps
-        if step % self.pace.checkpoint_every == 0 or last:
+        step, last = self.position.step, self.position.step == self.options.total_steps
+        if step % self.options.checkpoint_every == 0 or last:
             self.save()
-        if step % self.pace.evaluate_every == 0 and not last:
+        if step % self.options.evaluate_every == 0 and not last:
             self.evaluate(step)
 
-    def save(self) -> Commit:
-        """Commits the position that was reached; nothing to do where that is committed already. Collective."""
-        commit = self.commits.save(self.engine, self.position)
+    def save(self) -> Checkpoint:
+        """Saves the position that was reached; nothing to do where that is saved already. Collective."""
+        checkpoint = self.checkpoints.save(self.engine, self.position)
         if distributed.rank() == 0:
-            self.observer.committed(commit)
-        return commit
+            self.observer.saved(checkpoint)
+        return checkpoint

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from alignment_trainer.algorithms.advantages import kl_estimate
 from alignment_trainer.algorithms.online import OnlineAlgorithm, TokenBatch
-from alignment_trainer.checkpoint.checkpoint import Commit, Part, seal_part
-from alignment_trainer.checkpoint.run_state import Commits, Position
+from alignment_trainer.checkpoint.checkpoint import Checkpoint, Part, seal_part
+from alignment_trainer.checkpoint.run_state import Checkpoints, Position
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import (
     Experience,
@@ -31,16 +31,16 @@ from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.scoring import token_values
 from alignment_trainer.experience.critic_client import Critic
-from alignment_trainer.experience.metrics import measures
+from alignment_trainer.experience.metrics import rollout_metrics
 from alignment_trainer.experience.minibatches import Micro, UpdateKey, minibatches, plan_micros
 from alignment_trainer.experience.value_trainer import ValueBatch
-from alignment_trainer.loop.offline import Interrupted, Observer, Pace, StepReport
+from alignment_trainer.loop.offline import Interrupted, LoopOptions, Observer, StepReport
 from alignment_trainer.process import distributed
 
 T = TypeVar("T")
 
 
-class Others(Protocol):
+class Clients(Protocol):
     """The roles that sample and judge, here or over HTTP; asked by rank 0, for every rank. None where it shall go."""
 
     def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None: ...
@@ -53,7 +53,7 @@ class Others(Protocol):
 
 
 @dataclass(frozen=True)
-class Learning:
+class UpdateOptions:
     """How rollouts become updates. critic_rate: of the step counted from 0. warmup: critic's updates before the
     actor's first. Seeds and keys: see UpdateKey."""
 
@@ -81,19 +81,19 @@ class OnlineRun:
 
     keep: keeps what a step has sampled, on rank 0. publish: hands the weights to the rollout servers as a version;
     collective. evaluate: scores held-out prompts at a position; collective. phase, working: tell the metrics what time
-    goes into. unfinished: what a commit held of the updates of the step that comes next. critic_steps: optimizer steps
-    of the critic so far.
+    goes into. unfinished: what a checkpoint held of the updates of the next step. critic_steps: optimizer steps of the
+    critic so far.
     """
 
     engine: Engine
     critic: Critic
     algorithm: OnlineAlgorithm
-    others: Others
+    clients: Clients
     prompts: Sequence[PromptExample]
     sampler: Sampler
-    pace: Pace
-    learning: Learning
-    commits: Commits
+    options: LoopOptions
+    update_options: UpdateOptions
+    checkpoints: Checkpoints
     observer: Observer
     keep: Callable[[int, Scored], None]
     publish: Callable[[int], None]
@@ -111,30 +111,32 @@ class OnlineRun:
     _has_learnt: bool = False
 
     def __post_init__(self) -> None:
-        self.commits.others = self._write_others
+        self.checkpoints.extra_parts = self._write_extra_parts
         self._has_learnt = self.position.updates > 0
 
     def batches(self) -> Iterator[tuple[PromptExample, ...]]:
         """The prompts of each step that is left, from the run's own position."""
-        while self.position.step < self.pace.total_steps:
+        while self.position.step < self.options.total_steps:
             self._sums, self._told, self._began, self._tokens = {}, {}, time.monotonic(), 0
             yield tuple(self.prompts[index] for index in self.sampler.batch(self.position.step))
 
     def rollout(self, rows: tuple[PromptExample, ...]) -> Rollout:
         """The prompts' completions, by weights that are new enough."""
         with self.phase("rollout"):
-            return self._asked(lambda: self.others.sample(rows, self.position.step, self.position.version))
+            return self._asked(lambda: self.clients.sample(rows, self.position.step, self.position.version))
 
     def score(self, rollout: Rollout) -> Scored:
         """What rewards, reference, critic and the policy itself say of them."""
         with self.phase("reward"):
-            components, scores = self._asked(lambda: self.others.rewards(rollout))
+            components, scores = self._asked(lambda: self.clients.rewards(rollout))
         with self.phase("reference"):
-            reference = self._asked(lambda: self.others.reference(rollout))
+            reference = self._asked(lambda: self.clients.reference(rollout))
         with self.phase("values"):
             values = self.critic.values(rollout.groups)
         with self.phase("logprobs"), self.working():
-            logprobs = padded(token_values(self.engine.forward, rollout.groups, self.pace.micro_tokens), rollout.mask)
+            logprobs = padded(
+                token_values(self.engine.forward, rollout.groups, self.options.micro_tokens), rollout.mask
+            )
         return Scored(
             rollout=rollout,
             components=components,
@@ -153,7 +155,7 @@ class OnlineRun:
         rollout, mask = scored.rollout, scored.rollout.mask
         kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, "k3")
         mean_kl = ((kl * mask).sum() / mask.sum()).item()
-        self._told = measures(scored, targets, self.position) | {"kl": mean_kl, "kl_coef": kl_coef}
+        self._told = rollout_metrics(scored, targets, self.position) | {"kl": mean_kl, "kl_coef": kl_coef}
         next_coef = self.algorithm.next_kl_coef(kl_coef, mean_kl, len(mask))
         self.position = replace(self.position, kl_coef=next_coef)
         return Experience(
@@ -179,10 +181,12 @@ class OnlineRun:
         """
         self.unfinished = experience
         step, each = self.position.step, []
-        for epoch in range(self.learning.epochs):
-            parts = minibatches(experience.groups, self.learning.batch_size, (self.learning.seed, step, epoch))
+        for epoch in range(self.update_options.epochs):
+            parts = minibatches(
+                experience.groups, self.update_options.batch_size, (self.update_options.seed, step, epoch)
+            )
             each += [
-                Minibatch(UpdateKey(self.learning.attempt, step, epoch, number), experience, part)
+                Minibatch(UpdateKey(self.update_options.attempt, step, epoch, number), experience, part)
                 for number, part in enumerate(parts)
             ]
         for minibatch in each[self.position.updates :]:
@@ -206,7 +210,7 @@ class OnlineRun:
             weights=_token_mean(experience.mask, indices),
         )
         with self.phase("update"):
-            self.critic.start_update(minibatch.key, self.learning.critic_rate(self.position.step), batch)
+            self.critic.start_update(minibatch.key, self.update_options.critic_rate(self.position.step), batch)
             with self.working():
                 found = self._update_policy(experience, indices, weights) if self._is_warm else {}
             found |= self.critic.finish_update()
@@ -216,10 +220,10 @@ class OnlineRun:
 
     @property
     def _is_warm(self) -> bool:
-        return not self.algorithm.needs_critic or self.critic_steps >= self.learning.warmup
+        return not self.algorithm.needs_critic or self.critic_steps >= self.update_options.warmup
 
     def _update_policy(self, experience: Experience, indices: tuple[int, ...], weights: Tensor) -> dict[str, float]:
-        shares = plan_micros(experience.groups, indices, distributed.world_size(), self.pace.micro_tokens)
+        shares = plan_micros(experience.groups, indices, distributed.world_size(), self.options.micro_tokens)
         sums: dict[str, Tensor] = {}
         for micro in shares[distributed.rank()]:
             weight = flatten(weights, experience.mask, micro.indices).to(self.engine.device) * micro.counts
@@ -227,7 +231,7 @@ class OnlineRun:
             self.engine.backward((result[0] * weight).sum())
             for name, value in result[1].items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.engine.device)) + value @ weight
-        norm = self.engine.step(self.pace.learning_rate(self.position.step))
+        norm = self.engine.step(self.options.learning_rate(self.position.step))
         totals = distributed.sum_over_ranks(torch.stack(list(sums.values())).double().cpu())
         self._has_learnt = True
         return dict(zip(sums, totals.tolist(), strict=True)) | {"gradient_norm": norm}
@@ -252,35 +256,35 @@ class OnlineRun:
         if distributed.rank() == 0:
             means = {name: sum(values) / len(values) for name, values in self._sums.items()}
             norm = means.pop("gradient_norm", 0.0)
-            step, rate = self.position.step, self.pace.learning_rate(self.position.step - 1)
+            step, rate = self.position.step, self.options.learning_rate(self.position.step - 1)
             seconds = time.monotonic() - self._began
             told = self._told | means | {"weight_version": float(self.position.version)}
-            self.observer.stepped(StepReport(step, self.pace.total_steps, told, rate, norm, tokens, seconds))
+            self.observer.stepped(StepReport(step, self.options.total_steps, told, rate, norm, tokens, seconds))
 
-    def look_after(self) -> None:
+    def after_step(self) -> None:
         """Saves and evaluates where it is time to. The last step is saved; its evaluation comes after the export."""
-        step, last = self.position.step, self.position.step == self.pace.total_steps
-        if step % self.pace.checkpoint_every == 0 or last:
+        step, last = self.position.step, self.position.step == self.options.total_steps
+        if step % self.options.checkpoint_every == 0 or last:
             self.save()
-        if step % self.pace.evaluate_every == 0 and not last:
+        if step % self.options.evaluate_every == 0 and not last:
             with self.phase("evaluate"):
                 self.evaluate(self.position)
 
-    def save(self) -> Commit:
-        """Commits the position that was reached, in the middle of a step too; actor and critic together. Collective."""
-        commit = self.commits.save(self.engine, self.position)
+    def save(self) -> Checkpoint:
+        """Saves the position that was reached, in the middle of a step too; actor and critic together. Collective."""
+        checkpoint = self.checkpoints.save(self.engine, self.position)
         if distributed.rank() == 0:
-            self.observer.committed(commit)
-        return commit
+            self.observer.saved(checkpoint)
+        return checkpoint
 
-    def _write_others(self, folder: Path) -> list[Part]:
+    def _write_extra_parts(self, folder: Path) -> list[Part]:
         parts = self.critic.write(folder)
         if self.unfinished is not None and distributed.rank() == 0:
             parts = [*parts, seal_part(save_experience(self.unfinished, folder))]
         return parts
 
     def _far_enough(self) -> bool:
-        limit, seen = self.learning.max_update_kl, self._sums.get("update_kl")
+        limit, seen = self.update_options.max_update_kl, self._sums.get("update_kl")
         return limit is not None and seen is not None and seen[-1] > limit
 
     def _leave_if_asked(self) -> None:

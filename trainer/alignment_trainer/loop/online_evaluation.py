@@ -13,7 +13,7 @@ from alignment_trainer.checkpoint.run_state import Position
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Rollout, padded
 from alignment_trainer.data.statistics import mean_interval, share_interval
-from alignment_trainer.experience.clients import Judges
+from alignment_trainer.experience.clients import OnlineClients
 from alignment_trainer.experience.metrics import COMPONENT
 from alignment_trainer.loop.offline import Interrupted
 from alignment_trainer.loop.reporting import Reporter
@@ -21,17 +21,17 @@ from alignment_trainer.process import distributed
 
 
 def judge_held_out(
-    rows: Sequence[PromptExample], judges: Judges, version: int, with_kl: bool = False
+    rows: Sequence[PromptExample], clients: OnlineClients, version: int, with_kl: bool = False
 ) -> Evaluated | None:
     """One completion of each prompt by these weights, and what it is worth; None where this process shall go.
 
     with_kl: asks the reference too, where there is one.
     """
-    rollout = judges.sample_held_out(rows, version)
-    rewarded = judges.rewards(rollout) if rollout is not None else None
+    rollout = clients.sample_held_out(rows, version)
+    rewarded = clients.rewards(rollout) if rollout is not None else None
     if rollout is None or rewarded is None:
         return None
-    reference = judges.reference(rollout) if with_kl else None
+    reference = clients.reference(rollout) if with_kl else None
     return evaluated(rollout, rewarded[0], rewarded[1], reference if reference is not None and len(reference) else None)
 
 
@@ -52,11 +52,13 @@ def evaluated(
     return found | {"finished": share_interval(rollout.finished.numpy().astype(np.float64), prompts)}
 
 
-def heldout_evaluator(rows: Sequence[PromptExample], judges: Judges, reporter: Reporter) -> Callable[[Position], None]:
+def heldout_evaluator(
+    rows: Sequence[PromptExample], clients: OnlineClients, reporter: Reporter
+) -> Callable[[Position], None]:
     """What the loop calls at a checkpoint; collective. Raises Interrupted."""
 
     def evaluate(position: Position) -> None:
-        figures = judge_held_out(rows, judges, position.version) if distributed.rank() == 0 else None
+        figures = judge_held_out(rows, clients, position.version) if distributed.rank() == 0 else None
         if distributed.any_rank(distributed.rank() == 0 and figures is None):
             raise Interrupted
         if figures is not None:

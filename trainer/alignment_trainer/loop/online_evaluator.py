@@ -13,7 +13,7 @@ from alignment_api.status import Evaluated, EvaluationReport, Progress
 from alignment_trainer.checkpoint.export import DTYPES
 from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
 from alignment_trainer.data.sources import resolve_model
-from alignment_trainer.experience.clients import Judged, Judges, make_functions, make_judges
+from alignment_trainer.experience.clients import OnlineClients, PinnedPolicy, make_clients, make_functions
 from alignment_trainer.loop.online_evaluation import judge_held_out
 from alignment_trainer.model.inspect import load_tokenizer
 from alignment_trainer.process.instance import Instance
@@ -30,12 +30,12 @@ def evaluate_online(instance: Instance, exported: Path) -> EvaluationReport | No
     with WeightPublisher(instance) as publisher, make_functions(instance) as functions:
         instance.board.update(state="waiting for rollout servers", ready=True)
         tokenizer = load_tokenizer(instance.spec.model.source, base)
-        judged = Judged(prepared.manifest.model.fingerprint, base, tokenizer)
-        judges = make_judges(instance, publisher, functions, judged)
-        judges.meet()
+        pinned = PinnedPolicy(prepared.manifest.model.fingerprint, base, tokenizer)
+        clients = make_clients(instance, publisher, functions, pinned)
+        clients.wait_for_servers()
         found: list[Evaluated] = []
         for version, folder in enumerate((base, exported)):
-            figures = _evaluate(instance, prepared, judges, publisher, version, folder)
+            figures = _evaluate(instance, prepared, clients, publisher, version, folder)
             if figures is None:
                 return None
             found.append(figures)
@@ -45,7 +45,7 @@ def evaluate_online(instance: Instance, exported: Path) -> EvaluationReport | No
 def _evaluate(
     instance: Instance,
     prepared: PreparedPrompts,
-    judges: Judges,
+    clients: OnlineClients,
     publisher: WeightPublisher,
     version: int,
     folder: Path,
@@ -53,7 +53,7 @@ def _evaluate(
     publisher.publish(version, folder_tensors(folder, DTYPES[instance.spec.training.precision]))
     which = ("the model as it came", "the exported model")[version]
     instance.board.update(state=f"sampling from {which}", progress=Progress(step=version, total_steps=2))
-    return judge_held_out(prepared.evaluation, judges, version, with_kl=True)
+    return judge_held_out(prepared.evaluation, clients, version, with_kl=True)
 
 
 def folder_tensors(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

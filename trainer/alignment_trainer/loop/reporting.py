@@ -15,14 +15,14 @@ from alignment_trainer.experience.metrics import COMPONENT
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from alignment_trainer.checkpoint.checkpoint import Commit
+    from alignment_trainer.checkpoint.checkpoint import Checkpoint
     from alignment_trainer.loop.offline import StepReport
     from alignment_trainer.process.instance import Instance
 
 log = logging.getLogger(__name__)
 
 _WINDOW_STEPS = 20
-"""Steps over which the pace is averaged."""
+"""Steps over which tokens per second are averaged."""
 HELD_OUT = {
     "accuracy": "heldout_accuracy",
     "margin": "heldout_margin",
@@ -40,13 +40,13 @@ class Reporter:
     def __init__(self, instance: Instance) -> None:
         self._board, self._metrics = instance.board, instance.metrics
         self._latest: dict[str, float] = {}
-        self._pace: deque[tuple[int, float]] = deque(maxlen=_WINDOW_STEPS)
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW_STEPS)
         self._curves = _open_curves(instance.storage) if instance.spec.tracking.tensorboard else None
 
     def stepped(self, report: StepReport) -> None:
         """One optimizer step is done."""
-        self._pace.append((report.tokens, report.seconds))
-        tokens, seconds = map(sum, zip(*self._pace, strict=True))
+        self._recent.append((report.tokens, report.seconds))
+        tokens, seconds = map(sum, zip(*self._recent, strict=True))
         values = report.metrics | {
             "learning_rate": report.learning_rate,
             "gradient_norm": report.grad_norm,
@@ -56,7 +56,7 @@ class Reporter:
         self._publish(report.step, values)
         self._metrics.set("step", report.step)
         self._metrics.add_tokens(report.tokens)
-        eta = round((report.total_steps - report.step) * seconds / len(self._pace))
+        eta = round((report.total_steps - report.step) * seconds / len(self._recent))
         self._board.update(
             progress=Progress(
                 step=report.step,
@@ -68,12 +68,12 @@ class Reporter:
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         log.info("step %d of %d", report.step, report.total_steps, extra={"step": report.step, **rounded})
 
-    def committed(self, commit: Commit) -> None:
+    def saved(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is written and read back."""
-        status = checkpoint_status(commit)
-        self._metrics.set("checkpoint_step", commit.step)
+        status = checkpoint_status(checkpoint)
+        self._metrics.set("checkpoint_step", checkpoint.step)
         self._board.update(checkpoint=status)
-        log.info("saved step %d", commit.step, extra={"folder": str(commit.folder)})
+        log.info("saved step %d", checkpoint.step, extra={"folder": str(checkpoint.folder)})
 
     def evaluated(self, step: int, figures: Evaluated) -> None:
         """The held-out rows were scored by the model after `step` steps."""
@@ -102,9 +102,9 @@ class Reporter:
             (self._metrics.add if name in _COUNTED else self._metrics.set)(name, value)
 
 
-def checkpoint_status(commit: Commit) -> CheckpointStatus:
-    """A commit that was just verified, as status says it."""
-    return CheckpointStatus(step=commit.step, verified_at=datetime.now(UTC))
+def checkpoint_status(checkpoint: Checkpoint) -> CheckpointStatus:
+    """A checkpoint that was just verified, as status says it."""
+    return CheckpointStatus(step=checkpoint.step, verified_at=datetime.now(UTC))
 
 
 def _open_curves(storage: Path) -> SummaryWriter:

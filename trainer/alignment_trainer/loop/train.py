@@ -11,7 +11,7 @@ def train(run: Run) -> None:
             for micro in batch.micros:
                 run.engine.backward(run.loss(micro))
             run.finish(batch)
-            run.look_after()
+            run.after_step()
     except Interrupted:
         run.save()
         raise
@@ -25,7 +25,7 @@ def train_online(run: OnlineRun) -> None:
             for minibatch in run.minibatches(experience):
                 run.update(minibatch)
             run.deliver()
-            run.look_after()
+            run.after_step()
     except Interrupted:
         run.save()
         raise

@@ -16,8 +16,8 @@ from alignment_api.spec import AlignmentJobSpec
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.kinds import Kind
 from alignment_trainer.model.precision import autocast
+from alignment_trainer.model.tasks import ModelTask
 
 
 class LocalScorer:
@@ -26,12 +26,12 @@ class LocalScorer:
     spec: of the job, for the model's options, precision and micro-batches. gpus: 0 is the CPU.
     """
 
-    def __init__(self, kind: Kind, folder: Path, spec: AlignmentJobSpec, gpus: int = 0) -> None:
-        self._kind, self._training = kind, spec.training
+    def __init__(self, task: ModelTask, folder: Path, spec: AlignmentJobSpec, gpus: int = 0) -> None:
+        self._task, self._training = task, spec.training
         devices = [torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")]
         self._free: queue.SimpleQueue[tuple[torch.device, PackedModel]] = queue.SimpleQueue()
         for device in devices:
-            model = kind.load(folder, spec)
+            model = task.load(folder, spec)
             self.vocabulary = int(model.network.config.vocab_size)
             self._free.put((device, model.scorer.to(device).eval()))
         self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="scorer")
@@ -48,9 +48,9 @@ class LocalScorer:
         shares = plan_microbatches([group.length for group in batch], ranks, self._training.micro_batch_tokens)
         micros = [micro.places for share in shares for micro in share if micro.counts]
         results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
-        packed = [self._kind.pack([batch[place] for place in places]) for places in micros]
+        packed = [self._task.pack([batch[place] for place in places]) for places in micros]
         for places, numbers in zip(micros, self._pool.map(self._score, packed), strict=True):
-            counts = [self._kind.predictors(batch[place]) for place in places]
+            counts = [self._task.predictors(batch[place]) for place in places]
             for place, part in zip(places, torch.split(numbers, counts), strict=True):
                 results[place] = part.numpy()
         return results

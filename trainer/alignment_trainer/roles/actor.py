@@ -1,4 +1,4 @@
-"""The role `actor`: the trainee of PPO and GRPO. It claims an epoch, begins with its critic, trains, exports."""
+"""The role `actor`: the trainee of PPO and GRPO. It claims a fencing term, begins with its critic, trains, exports."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 from alignment_api.context import Outcome
 from alignment_trainer.algorithms import make_online
 from alignment_trainer.algorithms.schedule import WarmupCosine
-from alignment_trainer.checkpoint.attempt import claim_attempt, make_commits, start_folder
+from alignment_trainer.checkpoint.attempt import claim_attempt, make_checkpoints, start_folder
 from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import DTYPES, export_model
-from alignment_trainer.checkpoint.run_state import Commits
+from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.experience import EXPERIENCE_FILE, Experience, load_experience
 from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.sources import resolve_model
-from alignment_trainer.experience.clients import Judged, Judges, make_functions, make_judges
+from alignment_trainer.experience.clients import OnlineClients, PinnedPolicy, make_clients, make_functions
 from alignment_trainer.experience.critic_client import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
 from alignment_trainer.experience.record import keep_rollouts
-from alignment_trainer.loop.build import Policy, make_policy, pace_of
+from alignment_trainer.loop.build import Policy, loop_options, make_policy
 from alignment_trainer.loop.offline import Interrupted
-from alignment_trainer.loop.online import Learning, OnlineRun
+from alignment_trainer.loop.online import OnlineRun, UpdateOptions
 from alignment_trainer.loop.online_evaluation import heldout_evaluator
 from alignment_trainer.loop.reporting import Reporter, checkpoint_status
 from alignment_trainer.loop.train import train_online
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where an attempt starts. unfinished: an experience whose updates a former one had begun."""
+class ActorStart:
+    """Where an attempt starts. unfinished: an experience whose updates a former one had start."""
 
     prepared: PreparedPrompts
     model: Path
@@ -68,30 +68,30 @@ def run(instance: Instance) -> Outcome:
 
 def _train(instance: Instance, device: torch.device, publisher: WeightPublisher, functions: FunctionScorer) -> Outcome:
     claim = claim_attempt(instance)
-    begun = _begin(instance, device, start_folder(instance, claim))
-    tokenizer = load_tokenizer(instance.spec.model.source, begun.model)
-    judges = make_judges(
-        instance, publisher, functions, Judged(begun.prepared.manifest.model.fingerprint, begun.model, tokenizer)
+    start = _begin(instance, device, start_folder(instance, claim))
+    tokenizer = load_tokenizer(instance.spec.model.source, start.model)
+    clients = make_clients(
+        instance, publisher, functions, PinnedPolicy(start.prepared.manifest.model.fingerprint, start.model, tokenizer)
     )
-    publish = _publishing(instance, begun.policy, publisher)
-    with closing(begun.critic), closing(Reporter(instance)) as reporter:
-        loop = _make_run(instance, begun, judges, reporter, publish, make_commits(instance, claim))
+    publish = _publishing(instance, start.policy, publisher)
+    with closing(start.critic), closing(Reporter(instance)) as reporter:
+        loop = _make_run(instance, start, clients, reporter, publish, make_checkpoints(instance, claim))
         publish(loop.position.version)
         if distributed.rank() == 0:
-            judges.meet()
+            clients.wait_for_servers()
         instance.board.update(state="training")
         try:
             train_online(loop)
             instance.board.update(state="exporting the model")
             precision = instance.spec.training.precision
-            export_model(begun.policy.model, begun.policy.engine, instance.exported_model, precision)
+            export_model(start.policy.model, start.policy.engine, instance.exported_model, precision)
         except Interrupted:
             return _outcome("interrupted", loop)
         return _outcome("succeeded", loop)
 
 
-def _begin(instance: Instance, device: torch.device, folder: Path | None) -> Beginning:
-    """Actor and critic, both from the same commit."""
+def _begin(instance: Instance, device: torch.device, folder: Path | None) -> ActorStart:
+    """Actor and critic, both from the same checkpoint."""
     spec = instance.spec
     prepared = open_prompts(instance.storage)
     model = resolve_model(spec.model, instance.context.sources, prepared.manifest.model.revision).path
@@ -100,7 +100,7 @@ def _begin(instance: Instance, device: torch.device, folder: Path | None) -> Beg
     critic = _make_critic(instance, model, device)
     instance.board.update(state="waiting for the critic" if isinstance(critic, RemoteCritic) else "starting")
     has_experience = folder is not None and (folder / EXPERIENCE_FILE).is_file()
-    return Beginning(
+    return ActorStart(
         prepared=prepared,
         model=model,
         folder=folder,
@@ -136,29 +136,29 @@ def _publishing(instance: Instance, policy: Policy, publisher: WeightPublisher) 
 
 def _make_run(
     instance: Instance,
-    begun: Beginning,
-    judges: Judges,
+    start: ActorStart,
+    clients: OnlineClients,
     reporter: Reporter,
     publish: Callable[[int], None],
-    commits: Commits,
+    checkpoints: Checkpoints,
 ) -> OnlineRun:
     spec, training, metrics = instance.spec, instance.spec.training, instance.metrics
-    options, algorithm = judges.options, make_online(instance.spec.algorithm)
-    sampler = Sampler(len(begun.prepared.train), options.prompts_per_rollout, training.seed)
+    options, algorithm = clients.options, make_online(instance.spec.algorithm)
+    sampler = Sampler(len(start.prepared.train), options.prompts_per_rollout, training.seed)
     total = sampler.total_steps(training.epochs, training.max_steps)
     critic = spec.algorithm.ppo.critic if spec.algorithm.ppo is not None else None
-    position = begun.policy.position
-    if begun.folder is None:
+    position = start.policy.position
+    if start.folder is None:
         position = replace(position, kl_coef=algorithm.first_kl_coef)
     return OnlineRun(
-        engine=begun.policy.engine,
-        critic=begun.critic,
+        engine=start.policy.engine,
+        critic=start.critic,
         algorithm=algorithm,
-        others=judges,
-        prompts=begun.prepared.train,
+        clients=clients,
+        prompts=start.prepared.train,
         sampler=sampler,
-        pace=pace_of(spec, total),
-        learning=Learning(
+        options=loop_options(spec, total),
+        update_options=UpdateOptions(
             batch_size=training.batch_size,
             epochs=options.epochs_per_rollout,
             max_update_kl=options.max_update_kl,
@@ -167,20 +167,20 @@ def _make_run(
             seed=training.seed,
             attempt=instance.context.life,
         ),
-        commits=commits,
+        checkpoints=checkpoints,
         observer=reporter,
-        keep=keep_rollouts(instance.storage, instance.context.life, judges.reward_sum.tokenizer),
+        keep=keep_rollouts(instance.storage, instance.context.life, clients.reward_sum.tokenizer),
         publish=publish,
-        evaluate=heldout_evaluator(begun.prepared.evaluation, judges, reporter),
+        evaluate=heldout_evaluator(start.prepared.evaluation, clients, reporter),
         phase=metrics.phase,
         working=metrics.working,
         stop=instance.stop,
         position=position,
-        unfinished=begun.unfinished,
-        critic_steps=begun.critic_steps,
+        unfinished=start.unfinished,
+        critic_steps=start.critic_steps,
     )
 
 
 def _outcome(result: Literal["succeeded", "interrupted"], loop: OnlineRun) -> Outcome:
-    newest = loop.commits.newest
+    newest = loop.checkpoints.newest
     return Outcome(result=result, step=loop.position.step, checkpoint=checkpoint_status(newest) if newest else None)

@@ -28,7 +28,7 @@ from alignment_trainer.engines.state import load_weights
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.value_trainer import PREFIX, ValueTrainer
 from alignment_trainer.loop.build import sharding_of
-from alignment_trainer.model.kinds import CRITIC
+from alignment_trainer.model.tasks import CRITIC
 from alignment_trainer.process import distributed
 from alignment_trainer.process.instance import Instance
 
@@ -42,7 +42,7 @@ _PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Order:
+class CriticCall:
     """What the actor wants, as every rank of the critic hears it."""
 
     path: str
@@ -50,13 +50,13 @@ class Order:
 
 
 @dataclass
-class Desk:
-    """Where the HTTP server leaves orders for the ranks, and finds their answers. On rank 0."""
+class CriticInbox:
+    """Where the HTTP server leaves calls for the ranks, and finds their answers. On rank 0."""
 
     attempt: int
     patience: float
     """Seconds of silence after which one that is asked to go thinks its actor gone."""
-    orders: queue.SimpleQueue[tuple[Order, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
+    calls: queue.SimpleQueue[tuple[CriticCall, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
     released: bool = False
     """The actor needs it no more."""
     heard_at: float = field(default_factory=time.monotonic)
@@ -72,7 +72,7 @@ class Desk:
                 self.released = path == wire.RELEASE_PATH
                 return Response()
             done: Future[bytes] = Future()
-            self.orders.put((Order(path, await request.body()), done))
+            self.calls.put((CriticCall(path, await request.body()), done))
             try:
                 return Response(await run_in_threadpool(done.result), media_type="application/octet-stream")
             except WireError as error:
@@ -80,12 +80,12 @@ class Desk:
 
         return answer
 
-    def next(self, asked_to_go: Callable[[], bool]) -> tuple[Order, Future[bytes]] | tuple[None, None]:
-        """The next order; none where it is time to go, or to give the other ranks a sign of life."""
+    def next(self, asked_to_go: Callable[[], bool]) -> tuple[CriticCall, Future[bytes]] | tuple[None, None]:
+        """The next call; none where it is time to go, or to give the other ranks a sign of life."""
         end = time.monotonic() + _IDLE_SECONDS
         while time.monotonic() < end and not self.may_go(asked_to_go):
             with contextlib.suppress(queue.Empty):
-                return self.orders.get(timeout=_TICK)
+                return self.calls.get(timeout=_TICK)
         return None, None
 
     def may_go(self, asked_to_go: Callable[[], bool]) -> bool:
@@ -94,7 +94,7 @@ class Desk:
 
 
 class CriticService:
-    """Carries out orders, the same on every rank."""
+    """Carries out calls, the same on every rank."""
 
     def __init__(self, instance: Instance, device: torch.device) -> None:
         self._instance, self._device = instance, device
@@ -106,10 +106,10 @@ class CriticService:
             wire.WRITE_PATH: self._write,
         }
 
-    def carry_out(self, order: Order) -> bytes:
+    def carry_out(self, call: CriticCall) -> bytes:
         """The answer's body. Raises WireError for a body that is not what it should be."""
         with self._instance.metrics.working():
-            return self._actions[order.path](order.body)
+            return self._actions[call.path](call.body)
 
     def _begin(self, body: bytes) -> bytes:
         start = json.loads(body)["start"]
@@ -148,31 +148,31 @@ def run(instance: Instance) -> Outcome:
     """Serves the actor until it is asked to go. It claims nothing: the actor's claim says where both start."""
     device = distributed.local_device(instance.context.gpus)
     with distributed.process_group(device):
-        desk = Desk(instance.context.life, min(_PATIENCE_SECONDS, instance.context.notice_seconds / 4))
+        inbox = CriticInbox(instance.context.life, min(_PATIENCE_SECONDS, instance.context.notice_seconds / 4))
         if instance.server is not None:
             for path in wire.PATHS:
-                instance.server.add_route(path, desk.handler(path))
+                instance.server.add_route(path, inbox.handler(path))
         instance.board.update(state="waiting for the actor", ready=True)
-        _serve(desk, CriticService(instance, device), instance.stop)
+        _serve(inbox, CriticService(instance, device), instance.stop)
         instance.board.update(state="leaving", ready=False)
     return Outcome(result="interrupted")
 
 
-def _serve(desk: Desk, service: CriticService, asked_to_go: Callable[[], bool]) -> None:
-    """Rank 0 hears orders, all ranks carry them out."""
+def _serve(inbox: CriticInbox, service: CriticService, asked_to_go: Callable[[], bool]) -> None:
+    """Rank 0 hears calls, all ranks carry them out."""
     while True:
-        order, done = desk.next(asked_to_go) if distributed.rank() == 0 else (None, None)
-        going, order = distributed.from_first_rank((order is None and desk.may_go(asked_to_go), order))
+        call, done = inbox.next(asked_to_go) if distributed.rank() == 0 else (None, None)
+        going, call = distributed.from_first_rank((call is None and inbox.may_go(asked_to_go), call))
         if going:
             return
-        if order is not None:
-            _carry_out(service, order, done)
+        if call is not None:
+            _carry_out(service, call, done)
 
 
-def _carry_out(service: CriticService, order: Order, done: Future[bytes] | None) -> None:
+def _carry_out(service: CriticService, call: CriticCall, done: Future[bytes] | None) -> None:
     """A body that is wrong is the asker's to hear; anything else ends this process."""
     try:
-        answer = service.carry_out(order)
+        answer = service.carry_out(call)
     except WireError as error:
         if done is not None:
             done.set_exception(error)
@@ -182,7 +182,7 @@ def _carry_out(service: CriticService, order: Order, done: Future[bytes] | None)
 
 
 def make_value_trainer(spec: AlignmentJobSpec, model: Path, start: Path | None, device: torch.device) -> ValueTrainer:
-    """The critic's engine, from the commit in `start` or with a head of zeros on `model`; collective."""
+    """The critic's engine, from the checkpoint in `start` or with a head of zeros on `model`; collective."""
     options = spec.algorithm.ppo
     if options is None:
         raise ValueError(f"algorithm {spec.algorithm.name} has no critic")

@@ -38,7 +38,7 @@ def evaluate_offline(instance: Instance, exported: Path) -> EvaluationReport | N
     held_out = HeldOut.of(instance.spec, open_prepared(instance.storage))
     before = held_out.before(instance.storage)
     instance.board.update(state="loading the exported model", ready=True)
-    scorer = LocalScorer(held_out.algorithm.kind, exported, instance.spec, instance.context.gpus)
+    scorer = LocalScorer(held_out.algorithm.task, exported, instance.spec, instance.context.gpus)
     try:
         scores = _score(instance, scorer, held_out)
     finally:

@@ -1,4 +1,4 @@
-"""The role `policy`: claims an epoch, takes up where the lineage left off, trains, exports."""
+"""The role `policy`: claims a fencing term, takes up where the lineage left off, trains, exports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alignment_api.context import Failure, Outcome
 from alignment_api.reward_stage import training_field
 from alignment_api.status import Evaluated, EvaluationReport
 from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
-from alignment_trainer.checkpoint.attempt import claim_attempt, make_commits, start_folder
+from alignment_trainer.checkpoint.attempt import claim_attempt, make_checkpoints, start_folder
 from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import export_model
 from alignment_trainer.data.prepared import PreparedData, open_prepared
@@ -28,7 +28,7 @@ from alignment_trainer.data.reference import (
 )
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.engines.scoring import score_sequences
-from alignment_trainer.loop.build import Policy, Surroundings, make_policy, make_run, score_batches
+from alignment_trainer.loop.build import Policy, RunServices, make_policy, make_run, score_batches
 from alignment_trainer.loop.offline import Data, Interrupted, Run
 from alignment_trainer.loop.offline_evaluation import (
     HeldOut,
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Materials:
+class PolicyInputs:
     """What every attempt of a job finds: the same algorithm, rows, reference and model."""
 
     algorithm: OfflineAlgorithm
@@ -61,75 +61,75 @@ def run(instance: Instance) -> Outcome:
     device = distributed.local_device(instance.context.gpus)
     with distributed.process_group(device):
         instance.board.update(state="reading prepared data", ready=True)
-        materials = _gather_materials(instance, device)
+        inputs = _gather_inputs(instance, device)
         try:
-            first = _fill_cache(instance, materials)
+            first = _fill_cache(instance, inputs)
         except Interrupted:
             return Outcome(result="interrupted")
-        return _train(instance, materials, first)
+        return _train(instance, inputs, first)
 
 
-def _gather_materials(instance: Instance, device: torch.device) -> Materials:
+def _gather_inputs(instance: Instance, device: torch.device) -> PolicyInputs:
     check_owner(instance.storage, instance.context.uid)
     prepared = open_prepared(instance.storage)
     pinned = prepared.manifest.model.revision
     folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
     cache = reference_cache(prepared, instance.spec.training)
-    return Materials(make_algorithm(instance.spec.algorithm), prepared, cache, folder, device)
+    return PolicyInputs(make_algorithm(instance.spec.algorithm), prepared, cache, folder, device)
 
 
-def _fill_cache(instance: Instance, materials: Materials) -> Policy | None:
+def _fill_cache(instance: Instance, inputs: PolicyInputs) -> Policy | None:
     """With `placement: withPolicy`, before the first step ever: the reference's log-probs by the policy itself.
 
     Collective; every rank computes its share, the first writes. Returns the untouched policy where it was needed.
     Raises Interrupted.
     """
-    spec, cache = instance.spec, materials.cache
-    if not materials.algorithm.needs_reference or spec.roles.reference.placement != "withPolicy":
+    spec, cache = instance.spec, inputs.cache
+    if not inputs.algorithm.needs_reference or spec.roles.reference.placement != "withPolicy":
         return None
-    shards = plan_shards(materials.prepared, spec.training)
+    shards = plan_shards(inputs.prepared, spec.training)
     missing = distributed.from_first_rank([shard for shard in shards if not cache.holds(shard)])
     if not missing and cache.is_complete(shards):
         return None
     instance.board.update(state="computing the reference")
-    policy = _policy(instance, materials, None)
+    policy = _policy(instance, inputs, None)
     with instance.metrics.phase("reference"):
         for shard in missing:
-            _compute_shard(instance, materials, policy, shard)
+            _compute_shard(instance, inputs, policy, shard)
     if distributed.rank() == 0:
-        cache.commit(shards)
+        cache.complete(shards)
     distributed.barrier()
     return policy
 
 
-def _compute_shard(instance: Instance, materials: Materials, policy: Policy, shard: Shard) -> None:
+def _compute_shard(instance: Instance, inputs: PolicyInputs, policy: Policy, shard: Shard) -> None:
     if distributed.any_rank(instance.stop()):
         raise Interrupted
-    rows = materials.prepared.split(shard.split)
-    algorithm, micro_tokens = materials.algorithm, instance.spec.training.micro_batch_tokens
+    rows = inputs.prepared.split(shard.split)
+    algorithm, micro_tokens = inputs.algorithm, instance.spec.training.micro_batch_tokens
     groups = [[algorithm.group(rows[index]) for index in batch] for batch in shard.batches]
-    logprobs = score_sequences(policy.engine.forward, algorithm.kind.pack, groups, micro_tokens)
+    logprobs = score_sequences(policy.engine.forward, algorithm.task.pack, groups, micro_tokens)
     if distributed.rank() == 0:
-        materials.cache.write(shard, logprobs.numpy())
+        inputs.cache.write(shard, logprobs.numpy())
 
 
-def _policy(instance: Instance, materials: Materials, start: Path | None) -> Policy:
-    return make_policy(instance.spec, materials.model, start, materials.device, materials.algorithm.kind)
+def _policy(instance: Instance, inputs: PolicyInputs, start: Path | None) -> Policy:
+    return make_policy(instance.spec, inputs.model, start, inputs.device, inputs.algorithm.task)
 
 
-def _train(instance: Instance, materials: Materials, untouched: Policy | None) -> Outcome:
+def _train(instance: Instance, inputs: PolicyInputs, untouched: Policy | None) -> Outcome:
     spec = instance.spec
     claim = claim_attempt(instance)
     start = start_folder(instance, claim)
     instance.board.update(state="loading the model")
-    policy = untouched if untouched and start is None else _policy(instance, materials, start)
-    commits = make_commits(instance, claim)
+    policy = untouched if untouched and start is None else _policy(instance, inputs, start)
+    checkpoints = make_checkpoints(instance, claim)
     reporter = Reporter(instance)
-    held_out = HeldOut.of(spec, materials.prepared)
+    held_out = HeldOut.of(spec, inputs.prepared)
     figures = _evaluation(instance, policy, held_out)
     _keep_before(instance, held_out, figures)
-    surroundings = Surroundings(commits, reporter, lambda step: _report(reporter, step, figures()), instance.stop)
-    loop = make_run(spec, policy, _data(instance, materials), surroundings)
+    services = RunServices(checkpoints, reporter, lambda step: _report(reporter, step, figures()), instance.stop)
+    loop = make_run(spec, policy, _data(instance, inputs), services)
     instance.board.update(state="training")
     try:
         train(loop)
@@ -142,8 +142,8 @@ def _train(instance: Instance, materials: Materials, untouched: Policy | None) -
     return _judge(instance, held_out, figures, loop) if instance.makes_reward else _outcome("succeeded", loop)
 
 
-def _data(instance: Instance, materials: Materials) -> Data:
-    prepared, needed = materials.prepared, materials.algorithm.needs_reference
+def _data(instance: Instance, inputs: PolicyInputs) -> Data:
+    prepared, needed = inputs.prepared, inputs.algorithm.needs_reference
     return Data(prepared.train, torch.from_numpy(read_reference(prepared, instance.spec.training, "train", needed)))
 
 
@@ -190,7 +190,7 @@ def _outcome(
     evaluation: EvaluationReport | None = None,
     failure: Failure | None = None,
 ) -> Outcome:
-    newest = loop.commits.newest
+    newest = loop.checkpoints.newest
     return Outcome(
         result=result,
         failure=failure,

@@ -200,7 +200,7 @@ def _fill_reference(instance: Instance, prepared: PreparedData) -> bool:
         with metrics.phase("reference"):
             if not pool.run(missing, instance.stop):
                 return False
-    cache.commit(shards)
+    cache.complete(shards)
     board.update(state="reference complete")
     return True
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from alignment_api.context import Outcome
 from alignment_trainer.model.frozen_model import LocalScorer
-from alignment_trainer.model.kinds import LANGUAGE
 from alignment_trainer.model.served_model import find_served_model
+from alignment_trainer.model.tasks import LANGUAGE
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.serving.frozen_server import serve
 from alignment_trainer.serving.wire import LOGPROBS_PATH, LogprobsRequest, encode_answer

@@ -11,7 +11,7 @@ from alignment_trainer.data.prepared import read_manifest
 from alignment_trainer.data.sources import Resolved, resolve_model
 from alignment_trainer.model.frozen_model import LocalScorer
 from alignment_trainer.model.inspect import check_model, check_same_tokenizer, load_tokenizer, reward_model
-from alignment_trainer.model.kinds import REWARD
+from alignment_trainer.model.tasks import REWARD
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import RewardModel, find_reward_models, fingerprint_of_models
 from alignment_trainer.serving.frozen_server import serve

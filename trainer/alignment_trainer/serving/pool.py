@@ -263,7 +263,7 @@ class ServerPool(Generic[Item]):
             self.servers(len(self._serving))
 
 
-def meet(role: str, peers: Peers, stop: Callable[[], bool], patience: float) -> None:
+def wait_for_servers(role: str, peers: Peers, stop: Callable[[], bool], patience: float) -> None:
     """Waits until a server of the role answers. Raises PhaseStalled, by the role's field, after `patience` seconds.
 
     Servers are ready before a trainee may start, so one that cannot be reached then never will be: an address, a

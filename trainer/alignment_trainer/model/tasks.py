@@ -1,4 +1,4 @@
-"""The kinds of model, as data: how a folder is loaded, and how rows are laid out for it."""
+"""What a model is trained to say, as data: how its folder is loaded, and how rows are laid out for it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Pack = Callable[[Sequence[PromptGroup]], PackedBatch]
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelTask:
     """load: the model of a folder, with the spec's options. predictors: numbers that a group gets when packed."""
 
     load: Callable[[Path, AlignmentJobSpec], LoadedModel]
@@ -40,9 +40,9 @@ def _critic(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
     return load_value_model(folder, spec.training.gradient_checkpointing, zero_head=True)
 
 
-LANGUAGE = Kind(_language, pack, _each_token)
+LANGUAGE = ModelTask(_language, pack, _each_token)
 """Log-probs (nats) of completion tokens, at the temperature of sampling."""
-REWARD = Kind(_reward, pack_whole, _each_completion)
+REWARD = ModelTask(_reward, pack_whole, _each_completion)
 """A score of each completion, by the state of its last token. A new head is random by the job's seed."""
-CRITIC = Kind(_critic, pack, _each_token)
+CRITIC = ModelTask(_critic, pack, _each_token)
 """The value V(s_t) of the state before each completion token. A new head is zero."""
