@@ -17,6 +17,8 @@ from alignment_api.status import AlignmentJobStatus, Progress
 from alignment_operator.plan.types import PodView
 
 _SECONDS_BETWEEN_LINES = 5.0
+_LONGEST_SILENCE = 10.0
+"""Seconds without a line, after which one says what goes on: a screen that stands still looks like a run that hangs."""
 _METRICS = {
     "reward": "reward",
     "heldout_reward": "held-out reward",
@@ -35,12 +37,13 @@ _METRICS = {
 class Display:
     """Shows each pass. A context manager: the live table lives inside it."""
 
-    def __init__(self, console: Console, name: str) -> None:
-        self._name = name
+    def __init__(self, console: Console, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._clock = name, clock
         self._console = console
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self._told: dict[str, str] = {}
         self._next_line = 0.0
+        self._began = self._spoke = self._clock()
 
     def __enter__(self) -> Display:
         self._context: AbstractContextManager[object] = self._live or nullcontext()
@@ -57,7 +60,7 @@ class Display:
     def show(self, status: AlignmentJobStatus, views: tuple[PodView, ...]) -> None:
         """The state after a pass."""
         if self._live is not None:
-            self._live.update(_table(self._name, status, views))
+            self._live.update(_table(self._name, self._elapsed(), status, views))
         else:
             self._lines(status, views)
 
@@ -67,16 +70,22 @@ class Display:
         for view in views:
             self._when_new(view.name, f"{_instance_name(view)}: {_state(view)}", self._print)
         progress = _progress_line(status, views)
-        if progress and time.monotonic() >= self._next_line:
+        if progress and self._clock() >= self._next_line:
             self._when_new("progress", progress, self._print)
-            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            self._next_line = self._clock() + _SECONDS_BETWEEN_LINES
+        if self._clock() - self._spoke >= _LONGEST_SILENCE:
+            self._print(f"{self._elapsed()}  {_busy_line(views)}")
 
     def _when_new(self, what: str, line: str, tell: Callable[[str], None]) -> None:
         if self._told.get(what) != line:
             self._told[what] = line
             tell(line)
 
+    def _elapsed(self) -> str:
+        return duration(self._clock() - self._began)
+
     def _print(self, line: str) -> None:
+        self._spoke = self._clock()
         self._console.print(Text(f"{datetime.now():%H:%M:%S} {line}"), soft_wrap=True)
 
 
@@ -89,8 +98,14 @@ def _progress_line(status: AlignmentJobStatus, views: tuple[PodView, ...]) -> st
     return "  ".join([*parts, *_pace(status.progress), memory_text(_memory(views))])
 
 
-def _table(name: str, status: AlignmentJobStatus, views: tuple[PodView, ...]) -> RenderableType:
-    head = Text.assemble((name, "bold"), f"  {status.algorithm or ''}  ", (status.stage or status.phase, "cyan"))
+def _busy_line(views: tuple[PodView, ...]) -> str:
+    """What those that run are doing."""
+    return "; ".join(f"{_instance_name(view)}: {_state(view)}" for view in views if not view.ended) or "starting"
+
+
+def _table(name: str, elapsed: str, status: AlignmentJobStatus, views: tuple[PodView, ...]) -> RenderableType:
+    stage = (status.stage or status.phase, "cyan")
+    head = Text.assemble((name, "bold"), f"  {status.algorithm or ''}  ", stage, f"  {elapsed}")
     parts: list[RenderableType] = [head]
     progress = status.progress
     if progress is not None and progress.total_steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import signal
 import sys
 import uuid
@@ -23,14 +24,15 @@ from alignment_api.status import AlignmentJobStatus
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display
 from alignment_cli.errors import Refused
+from alignment_cli.estimate import duration_range
 from alignment_cli.memory import count_parameters, memory_advice
 from alignment_cli.reading import Manifest, check_files, check_volumes
 from alignment_cli.summary import print_summary
 from alignment_operator.local.context import Places
 from alignment_operator.local.folder import RunFolder
-from alignment_operator.local.machine import available_memory, local_platform, machine_gpus
+from alignment_operator.local.machine import available_memory, local_platform, machine_gpus, machine_has_bf16
 from alignment_operator.local.run import run_to_rest
-from alignment_operator.local.world import LocalWorld, end_stale_processes
+from alignment_operator.local.world import LocalWorld, end_stale_processes, fork_or_execute
 from alignment_operator.plan.types import JobKey
 
 EXIT_CODES = {"Complete": 0, "Failed": 1, "Suspended": 130}
@@ -74,6 +76,7 @@ def _run_in(folder: RunFolder, manifest: Manifest, options: RunOptions, console:
         return 0
     _check_devices(job, places)
     _advise(console, job, places)
+    _say_duration(console, job, places)
     status = _drive(job, places, console)
     if status.phase == "Complete":
         _summarize(console, job, status, places)
@@ -86,7 +89,7 @@ def _run_in(folder: RunFolder, manifest: Manifest, options: RunOptions, console:
 
 def _drive(job: AlignmentJob, places: Places, console: Console) -> AlignmentJobStatus:
     places.folder.make_token()
-    world = LocalWorld(job, places, gpus=len(machine_gpus()))
+    world = LocalWorld(job, places, fork_or_execute(), gpus=len(machine_gpus()))
 
     async def drive(display: Display) -> None:
         with _interruptible(world, display):
@@ -186,6 +189,21 @@ def _advise(console: Console, job: AlignmentJob, places: Places) -> None:
     advice = memory_advice(job.spec, parameters, available) if parameters is not None else None
     if advice:
         console.print(f"memory may not suffice: {advice}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
+    """The first line: a guess, as a range. Of GPUs nothing is known here yet."""
+    parameters = _parameters(job)
+    if parameters is None or places.platform.pools.on_demand.gpu is not None:
+        return
+    bf16 = job.spec.training.precision != "fp32" and machine_has_bf16()
+    expected = duration_range(job.spec, parameters, bf16)
+    if expected is not None:
+        low, high = (max(1, round(seconds / 60)) for seconds in expected)
+        console.print(
+            f"about {low} to {high} minutes on this machine's {os.cpu_count()} cores, in {'bf16' if bf16 else 'fp32'}",
+            highlight=False,
+        )
 
 
 def _summarize(console: Console, job: AlignmentJob, status: AlignmentJobStatus, places: Places) -> None:

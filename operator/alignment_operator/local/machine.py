@@ -12,6 +12,7 @@ from alignment_api.platform import Gpu, Platform, Pool, Pools
 NOTICE_SECONDS = 120
 """What a process gets to save a checkpoint after Ctrl-C. Nobody reclaims a laptop: only patience bounds it."""
 
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -35,6 +36,17 @@ def parse_gpus(table: str) -> list[Gpu]:
     """Lines of `name, MiB` as GPUs."""
     rows = [line.rpartition(",") for line in table.splitlines() if line.strip()]
     return [Gpu(product=name.strip(), memory_gib=int(mebibytes) / 1024) for name, _, mebibytes in rows]
+
+
+def machine_has_bf16() -> bool:
+    """Whether the CPU says it multiplies bf16; torch, which decides for a job, takes seconds to ask."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return bool(flags & _BF16_FLAGS) and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in (
+        "AVX",
+        "AVX2",
+        "SSE41",
+    )
 
 
 def available_memory() -> int | None:

@@ -10,11 +10,29 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 LIFE_VARIABLE = "ALIGNMENT_LIFE"
 """Names the life in its processes' environment, which children inherit: so they are found when their parent is gone."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class RoleProcess(Protocol):
+    """A role that runs, or has run."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs, or was not asked."""
+
+    def poll(self) -> int | None:
+        """Asks, and returns its exit code."""
+
+    def wait(self) -> object:
+        """Waits for its end."""
 
 
 def start(command: list[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,7 +26,7 @@ class Task:
     created_at: datetime
     uid: str = field(default_factory=lambda: str(uuid.uuid4()))
     gated: bool = False
-    process: subprocess.Popen[bytes] | None = None
+    process: process.RoleProcess | None = None
     gpus: tuple[int, ...] = ()
     """Indices of the GPUs that are its own."""
     go_by: datetime | None = None
@@ -93,8 +92,8 @@ class Task:
         return PodView(**vars(view) | self._end(folder)) if self.ended else view
 
     def _end(self, folder: RunFolder) -> dict[str, object]:
-        assert self.process is not None
-        code = self.process.returncode
+        code = self.process.returncode if self.process is not None else None
+        assert code is not None, "asked of a task that has ended"
         exit_code = 128 - code if code < 0 else code
         outcome = _read_outcome(folder, self.instance.name)
         return {

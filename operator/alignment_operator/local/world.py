@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from alignment_api.context import CONTEXT_VARIABLE
 from alignment_api.job import AlignmentJob
@@ -14,27 +15,30 @@ from alignment_api.roles import PoolName
 from alignment_api.status import AlignmentJobStatus
 from alignment_operator.local import process
 from alignment_operator.local.context import Places, build_context
+from alignment_operator.local.forking import ForkServer
 from alignment_operator.local.machine import NOTICE_SECONDS
 from alignment_operator.local.poll import poll
 from alignment_operator.local.task import Task
 from alignment_operator.plan.types import Instance, JobKey, Observed, Plan, PodView
 
-COMMAND = (sys.executable, "-m", "alignment_trainer.main")
+ROLE_MODULE = "alignment_trainer.main"
+Starter = Callable[[Instance, Mapping[str, str], Path], process.RoleProcess]
+"""Starts a role's process, given its environment and its log."""
 _NODES: Mapping[PoolName, int] = {"onDemand": 1, "spot": 1, "cpu": 1}
 
 
 class LocalWorld:
     """Holds the run's processes. `close` leaves none behind."""
 
-    def __init__(self, job: AlignmentJob, places: Places, gpus: int = 0, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, job: AlignmentJob, places: Places, starter: Starter, gpus: int = 0) -> None:
         """`job` has its UID and sources as `local_job` gives them; the folder of `places` is locked.
 
-        command: starts any role, which its environment names.
+        starter: `execute` of a command, or `fork_or_execute`.
         """
         self._job = job
         self._places = places
         self._gpus = gpus
-        self._command = list(command)
+        self._starter = starter
         self._tasks: dict[str, Task] = {}
         self.status = places.folder.read_status()
         self.views: tuple[PodView, ...] = ()
@@ -150,7 +154,7 @@ class LocalWorld:
         folder.outcome_file(name).unlink(missing_ok=True)
         folder.make_scratch(name)
         own = {CONTEXT_VARIABLE: context.model_dump_json(by_alias=True), process.LIFE_VARIABLE: folder.mark(name)}
-        task.process = process.start(self._command, {**os.environ, **own, **_visible(gpus)}, folder.log_file(name))
+        task.process = self._starter(task.instance, {**os.environ, **own, **_visible(gpus)}, folder.log_file(name))
 
     def _has_predecessor(self, task: Task) -> bool:
         """Whether an older life of its place still runs, and with it holds the port that peers know."""
@@ -167,6 +171,31 @@ class LocalWorld:
         pids = [task.process.pid for task in self._tasks.values() if task.process is not None and task.running]
         started = {pid: process.started_at(pid) for pid in pids}
         self._places.folder.write_processes({pid: at for pid, at in started.items() if at is not None})
+
+
+def execute(command: Sequence[str] = (sys.executable, "-m", ROLE_MODULE)) -> Starter:
+    """Starts each role as a command of its own, which its environment tells what it is."""
+
+    def start(instance: Instance, environment: Mapping[str, str], log: Path) -> process.RoleProcess:
+        return process.start(list(command), environment, log)
+
+    return start
+
+
+def fork_or_execute() -> Starter:
+    """Forks roles of one process on CPUs from one that has imported torch; executes the others.
+
+    A forked process keeps the environment of its origin in /proc, so what finds lives by their mark would not find the
+    processes that vLLM forks; ranks are torchrun's to start; CUDA after a fork was never tried here.
+    """
+    server, by_command = ForkServer(ROLE_MODULE, preload="alignment_trainer.preload"), execute()
+
+    def start(instance: Instance, environment: Mapping[str, str], log: Path) -> process.RoleProcess:
+        if instance.gpus or instance.processes > 1 or instance.role == "rollout":
+            return by_command(instance, environment, log)
+        return server.start(environment, log)
+
+    return start
 
 
 def end_stale_processes(places: Places) -> list[int]:

@@ -277,6 +277,25 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
     ]
 
 
+def test_a_screen_never_stands_still_for_long() -> None:
+    """Ten seconds without a line bring one that says who does what, and when it was."""
+    output, now = StringIO(), [100.0]
+    status = AlignmentJobStatus(phase="Running", stage="train")
+    policy = PodView("p", "u", "policy", 0, 1, "train", "Running", datetime(2026, 1, 1, tzinfo=UTC))
+    with Display(Console(file=output, width=200), "tiny", clock=lambda: now[0]) as display:
+        for seconds in (0, 5, 11, 5, 5):
+            now[0] += seconds
+            display.show(status, (policy,))
+    lines = [line.split(" ", 1)[1] for line in output.getvalue().splitlines()]
+    assert lines == [
+        "tiny: Running",
+        "stage train",
+        "policy-0: starting",
+        "16s  policy-0: starting",
+        "26s  policy-0: starting",
+    ]
+
+
 def test_the_summary_tells_the_reward_model_before_what_was_trained_with_it(tmp_path: Path) -> None:
     def figures(**values: tuple[float, int]) -> dict[str, Interval]:
         return {n: Interval(value=v, low=v - 0.1, high=v + 0.1, count=count) for n, (v, count) in values.items()}

@@ -21,7 +21,7 @@ from alignment_operator.local import process
 from alignment_operator.local.context import Places
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.local.machine import local_platform
-from alignment_operator.local.world import LocalWorld, end_stale_processes
+from alignment_operator.local.world import LocalWorld, end_stale_processes, execute
 from alignment_operator.plan.types import Instance, JobKey, Plan, Removal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -75,7 +75,7 @@ def eventually(holds: Callable[[], object], seconds: float = 20) -> bool:
 
 def start(places: Places, *instances: Instance) -> LocalWorld:
     job = make_job(ppo_spec())
-    world = LocalWorld(job, places, command=(sys.executable, "-c", ROLE))
+    world = LocalWorld(job, places, execute((sys.executable, "-c", ROLE)))
     asyncio.run(world.apply(job, Plan(AlignmentJobStatus(), create=instances)))
     return world
 

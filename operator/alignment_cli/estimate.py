@@ -1,0 +1,143 @@
+"""How long a job will take on this machine's CPUs, said before it starts: arithmetic over a measured rate."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from alignment_api.algorithms import Grpo, Ppo
+from alignment_api.reward_stage import spec_of_stage
+from alignment_api.roles import stages_of
+from alignment_api.sources import parse_source
+from alignment_api.spec import AlignmentJobSpec
+
+_SAMPLED_ROWS = 200
+_LETTERS_PER_TOKEN = 4.0
+"""Of English; what a tokenizer makes of other texts is part of the range."""
+_FORWARD, _BACKWARD = 2, 4
+"""FLOPs a parameter and token (Kaplan et al. 2020, section 2.1)."""
+_BF16_GAIN = 3.0
+"""A step in bf16 against fp32 on a CPU that multiplies bf16: products gain five times, the rest nothing."""
+_SAMPLING_SHARE = 0.3
+"""Of the rate: decoding a batch of short sequences waits for memory."""
+_SECONDS_PER_ROLE = 12.0
+"""To load a model, save it, and look whether peers are there."""
+_RANGE = (0.7, 1.6)
+"""Around the figure: other things that run here, and texts that are longer or shorter than the first rows."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job computes, in tokens through a model of its size, and how many roles start."""
+
+    forward: float = 0.0
+    trained: float = 0.0
+    sampled: float = 0.0
+    roles: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.forward + other.forward,
+            self.trained + other.trained,
+            self.sampled + other.sampled,
+            self.roles + other.roles,
+        )
+
+    def seconds(self, parameters: int, rate: float) -> float:
+        """rate: FLOPs a second of this machine."""
+        passes = _FORWARD * self.forward + (_FORWARD + _BACKWARD) * self.trained
+        return parameters * (passes + _FORWARD * self.sampled / _SAMPLING_SHARE) / rate + self.roles * _SECONDS_PER_ROLE
+
+
+def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple[float, float] | None:
+    """Seconds, from and to, by a rate that is measured here and now; None where the data is not on this machine.
+
+    bf16: whether the job computes in it, in hardware.
+    """
+    work = work_of(spec)
+    if work is None:
+        return None
+    seconds = work.seconds(parameters, measured_rate() * (_BF16_GAIN if bf16 else 1.0))
+    return seconds * _RANGE[0], seconds * _RANGE[1]
+
+
+def work_of(spec: AlignmentJobSpec) -> Work | None:
+    """Over all stages; None where the data is not on this machine."""
+    roles = Work(roles=sum(len(stage.roles) for stage in stages_of(spec)))
+    parts = [roles, _online(spec, spec.algorithm.online) if spec.algorithm.online else _offline(spec)]
+    if any(stage.name == "reward" for stage in stages_of(spec)):
+        parts.append(_offline(spec_of_stage(spec, "reward")))
+    return None if None in parts else sum((part for part in parts if part), Work())
+
+
+def measured_rate(seconds: float = 0.3) -> float:
+    """FLOPs a second of an fp32 product of a small model's size, over all cores."""
+    import numpy as np
+
+    left, right = np.ones((1024, 576), np.float32), np.ones((576, 1536), np.float32)
+    operations, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        np.matmul(left, right)
+        operations += 2 * 1024 * 576 * 1536
+    return operations / (time.perf_counter() - began)
+
+
+def _offline(spec: AlignmentJobSpec) -> Work | None:
+    rows = _rows(spec.data.source)
+    if rows is None:
+        return None
+    evaluation = spec.data.evaluation
+    held_out = _rows(evaluation.source) if evaluation.source else None
+    count, tokens = rows
+    held = held_out[0] if held_out else count * (evaluation.fraction or 0.0)
+    steps = spec.training.max_steps or max(1, round(count * spec.training.epochs / spec.training.batch_size))
+    trained = steps * spec.training.batch_size * tokens
+    reference = (min(count, trained / tokens) + held) * tokens if spec.algorithm.dpo else held * tokens
+    return Work(forward=reference + held * tokens, trained=trained)
+
+
+def _online(spec: AlignmentJobSpec, options: Ppo | Grpo) -> Work | None:
+    rows = _rows(spec.data.source)
+    if rows is None:
+        return None
+    held_out = _rows(spec.data.evaluation.source) if spec.data.evaluation.source else None
+    steps = spec.training.max_steps or max(1, round(rows[0] * spec.training.epochs / options.prompts_per_rollout))
+    sampled = float(steps * options.completions_per_rollout * options.max_new_tokens)
+    seen = sampled + steps * options.prompts_per_rollout * rows[1]
+    trainees, judges = (2, 3) if isinstance(options, Ppo) else (1, 2)
+    evaluated = 2 * (held_out[0] if held_out else 0) * options.max_new_tokens
+    return Work(
+        forward=judges * seen + evaluated,
+        trained=trainees * options.epochs_per_rollout * seen,
+        sampled=sampled + evaluated,
+    )
+
+
+def _rows(source: str) -> tuple[int, float] | None:
+    """Rows of a file of JSON lines, and tokens a row by the first of them; None where it is not such a file here."""
+    parsed = parse_source(source)
+    path = Path(parsed.path)
+    if parsed.scheme != "file" or path.suffix != ".jsonl" or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        count = sum(1 for line in file if line.strip())
+    lengths = [_letters(json.loads(line)) / _LETTERS_PER_TOKEN for line in islice(_lines(path), _SAMPLED_ROWS)]
+    return count, sum(lengths) / max(1, len(lengths))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from (line for line in file if line.strip())
+
+
+def _letters(value: object) -> int:
+    """Of every text in a row, however deep it stands."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_letters, value.values()))
+    return sum(map(_letters, value)) if isinstance(value, list) else 0
