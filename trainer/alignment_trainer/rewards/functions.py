@@ -16,6 +16,7 @@ from typing import Any
 
 from alignment_api.rewards import JsonSchema, Length, NumericAnswer, PythonFunction, Regex, RewardFunction
 from alignment_trainer.rewards.answer import Answer
+from alignment_trainer.rewards.extraction import answer_text
 
 Score = Callable[[Answer], Any]
 """What an answer is worth; what is no finite number is its author's mistake."""
@@ -45,15 +46,26 @@ def _numeric_answer(options: NumericAnswer, path: Path | None) -> Score:
     # Its own time limits are alarms, and so is ours: without them it warns once for each thing it parses.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
+    def read(text: str | None) -> list[Any]:
+        found: list[Any] = parse(text, parsing_timeout=None) if text else []
+        if not found and text and "\\" in text:
+            found = parse(f"${text}$", parsing_timeout=None)  # LaTeX without its dollars
+        return found
+
     @lru_cache(maxsize=4096)
     def expected(answer: str) -> list[Any]:
-        found: list[Any] = parse(answer, parsing_timeout=None)
+        found = read(answer_text(answer)) or read(answer)
         if not found:
             raise BadRow(
                 f"`{options.answer_field}` is {answer!r}, in which no number is found; write `42`, `3/4` or "
                 "`$\\sqrt{2}$`, or name another field as answerField"
             )
         return found
+
+    def is_right(gold: list[Any], found: list[Any]) -> bool:
+        if _is_integer(gold[0]) and found and not _is_worked_out(found[0]):
+            return False
+        return bool(verify(gold, found, timeout_seconds=None))
 
     def score(answer: Answer) -> float:
         if options.answer_field not in answer.row:
@@ -62,10 +74,9 @@ def _numeric_answer(options: NumericAnswer, path: Path | None) -> Score:
                 "every row, or name the field that has it as answerField"
             )
         gold = expected(str(answer.row[options.answer_field]))
-        found = parse(answer.text, parsing_timeout=None)
-        if _is_integer(gold[0]) and found and not _is_worked_out(found[0]):
-            return 0.0
-        return float(verify(gold, found, timeout_seconds=None))
+        said = answer_text(answer.text)
+        readings = [said, said.replace("%", "")] if said and "%" in said else [said]  # 50% is 0.5, and "how many %?" 50
+        return float(any(is_right(gold, read(reading)) for reading in readings))
 
     return score
 
