@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from alignment_api.base import Contract
 from alignment_api.inputs import Data, Model
-from alignment_api.numbers import Count, NotNegative, Positive
+from alignment_api.numbers import Count, Fraction, NotNegative, Positive
 from alignment_api.sources import ReadableSource
 
 
@@ -45,12 +45,24 @@ class JsonSchema(Contract):
 
 
 class PythonFunction(Contract):
-    """A function of your own: `score(completion: str, row: dict) -> float`."""
+    """A function of your own: `score(completion: str, row: dict) -> float`, called by these names.
+
+    It is called for one completion at a time. `row` is the prompt's row as written in the data."""
 
     entrypoint: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """module:function, as an import finds it."""
     path: ReadableSource | None = None
     """A folder to import it from: pvc://claim/path or file:///path. Default: the image's own packages."""
+    first_call_timeout_seconds: Positive = 120.0
+    """Seconds for its first call in a process, and for the import of its module: it may load a model there. Default
+    120: some GB from a volume. `prepare` refuses a function that takes longer."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """For a completion on which it raises or returns no finite number. `fail` ends the job and names completion and
+    row. `skip` leaves the completion out, also one on which it takes too long or ends its process: it gets no reward,
+    teaches nothing and is counted. Default fail: an error is a mistake until its author says otherwise."""
+    max_skipped_fraction: Fraction = 0.05
+    """Share of the newest 200 completions that may be skipped; more end the job. Default 0.05: the odd completion,
+    not a kind of completions, which the model would learn to make or to avoid unseen."""
 
 
 class RewardFunction(Contract):
@@ -67,7 +79,8 @@ class RewardFunction(Contract):
     python: PythonFunction | None = None
     """A function of your own."""
     timeout_seconds: Positive = 5.0
-    """For one completion; a function that takes longer scores 0 there, and is counted."""
+    """For one completion; a function that takes longer scores 0 there, and is counted. One that is lost on more than
+    half of its newest 16 completions ends the job."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> RewardFunction:

@@ -77,7 +77,8 @@ def python(tmp_path: Path) -> Iterator[Any]:
     sources = {"pvc://code/rewards": str(tmp_path)}
 
     def make(name: str, module: str = "mine", **options: Any) -> tuple[tuple[Reward, ...], dict[str, str]]:
-        function = {"python": {"entrypoint": f"{module}:{name}", "path": "pvc://code/rewards"}, **options}
+        entry = {"entrypoint": f"{module}:{name}", "path": "pvc://code/rewards"}
+        function = {"python": entry | {"firstCallTimeoutSeconds": options.get("timeoutSeconds", 30)}, **options}
         return rewards(function), sources
 
     yield make
@@ -225,7 +226,7 @@ from alignment_trainer.rewards import Answer, FunctionScorer
 reward = Reward.model_validate({{"function": {BACKTRACKING | {"timeoutSeconds": 3.0}}}})
 scorer = FunctionScorer([reward], {{}})
 scorer.start()
-print(scorer._worker._process.pid, flush=True)
+print(scorer._calls._worker._process.pid, flush=True)
 scorer.score([Answer("a" * 60 + "b", 1, {{}})])
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -38,7 +38,7 @@ _BY_THE_WAY = r"(?:\s+(?:to|for|of)\s[^.\n:=?\d]{0,80}?|\s*,[^.\n:=?\d,]{0,40},)
 _NO_ANSWER_YET = r"not|found|given|obtained|got|calculated|computed|derived|determined|reached|below|above|as follows"
 _WORD = re.compile(
     rf"\banswer\b{_BY_THE_WAY}[\"'*_`)\s]{{0,6}}"
-    r"(?:(?:\b(?:is|was|equals|would be|will be|should be|must be|comes to)\b[\s*_`\"']{0,6})?[:：=]|"
+    r"(?:(?:\b(?:is|was|equals|would be|will be|should be|must be|comes to)\b[\s*_`\"']{0,6})?[:\uff1a=]|"
     rf"\b(?:is|was|equals|would be|will be|should be|must be|comes to)\b(?!\s*(?:{_NO_ANSWER_YET})\b))"
     r"[\s*_`\"']*(?P<text>[^\n]*)",
     re.IGNORECASE,
@@ -61,10 +61,12 @@ _AFTER = re.compile(
 _EITHER = re.compile(rf"(?<![\w.])({_NUMBER})(?:\s+[a-z]+)?,?\s+or\s+(?:[a-z]+\s+){{0,3}}({_NUMBER})", re.IGNORECASE)
 _UNIT = r"(?:\s*[A-Za-z°€£%]{1,20}\.?){0,3}"
 _BRACKETS = re.compile(
-    rf"(?<![\w\\)\]}}])[(\[{{]\s*((?:[A-Za-z]\s*=\s*)?{_NUMBER}(?:\s*/\s*\d{{1,40}})?{_UNIT})\s*[)\]}}](?!\s*[*/^+×÷(\w-])"
+    rf"(?<![\w\\)\]}}])[(\[{{]\s*((?:[A-Za-z]\s*=\s*)?{_NUMBER}(?:\s*/\s*\d{{1,40}})?{_UNIT})\s*[)\]}}]"
+    r"(?!\s*[*/^+\u00d7\u00f7(\w-])"
 )
 _EMPHASIS = re.compile(r"(?<![\w*)])(\*{1,3}|_{1,3}|`{1,3}|~~)(?=\S)([^\n]{0,200}?(?<=\S))\1(?![\w*(])")
 _DANGLING = re.compile(r"(?:^|(?<=\s))[*_`]+(?=[-+]?[\d.])")
+_QUOTES = re.compile(r"[\"“”„«»|]|(?<!\w)['\u2018\u2019]|['\u2018\u2019](?!\w)")
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,2})(?!\w)")
 _UNITS_IN_BOX = re.compile(rf"\s*{_NUMBER}\s*[A-Za-z]{{2,}}[^\\]*")
 
@@ -189,7 +191,7 @@ def _single(text: str) -> str | None:
 def _plain(text: str) -> str:
     """Without what surrounds numbers: markup, money, quotes, brackets. Formulas stay."""
     text = _MARKUP.sub(" ", text)
-    for found, instead in (("−", "-"), ("\u00a0", " "), ("{,}", ","), ("\\%", "%"), ("\\#", " "), ("\\ ", " ")):
+    for found, instead in (("\u2212", "-"), ("\u00a0", " "), ("{,}", ","), ("\\%", "%"), ("\\#", " "), ("\\ ", " ")):
         text = text.replace(found, instead)
     text = re.sub(r"(?<=\d)\\[,!;](?=\d{3})", ",", text)
     text = re.sub(r"\\\$(?=\s*[-\d.])", "", text)
@@ -203,7 +205,7 @@ def _plain(text: str) -> str:
 
 def _without_markup(text: str) -> str:
     text = re.sub(r"-\s?\$\s?(?=[\d.])", "-", text).replace("$", " ")
-    text = re.sub(r"[\"“”„«»|]|(?<!\w)['‘’]|['‘’](?!\w)", " ", text)
+    text = _QUOTES.sub(" ", text)
     for _ in range(2):  # one inside the other, `**(72)**`
         text = _EMPHASIS.sub(r" \2 ", text)
         text = _BRACKETS.sub(r" \1 ", text)

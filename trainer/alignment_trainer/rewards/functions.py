@@ -140,17 +140,36 @@ def _python(options: PythonFunction, path: Path | None) -> Score:
     wanted = f"write `{_SIGNATURE.format(name=name)}`"
     if not callable(function):
         raise BadFunction("python.entrypoint", f"`{name}` is {type(function).__name__}, not a function; {wanted}")
+    _check_parameters(name, function, wanted)
+    return lambda answer: function(completion=answer.text, row=dict(answer.row))
+
+
+def _check_parameters(name: str, function: Any, wanted: str) -> None:
+    """They are matched by name: what takes two of anything may be made for a batch, and would score a row as texts."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # of some written in C
-        signature = None
-    if signature is not None:
-        try:
-            signature.bind("", {})
-        except TypeError as error:
-            message = f"`{name}{signature}` cannot be called with a completion and its row ({error}); {wanted}"
-            raise BadFunction("python.entrypoint", message) from error
-    return lambda answer: function(answer.text, dict(answer.row))
+    except ValueError as error:  # of some written in C
+        message = f"the parameters of `{name}` cannot be seen; wrap it: {wanted}"
+        raise BadFunction("python.entrypoint", message) from error
+    parameters = signature.parameters.values()
+    taken = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    asked = [
+        f"`{one.name}`"
+        for one in parameters
+        if one.name not in ("completion", "row")
+        and one.default is one.empty
+        and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    lacking = [f"`{needed}`" for needed in ("completion", "row") if needed not in taken]
+    if not lacking and not asked:
+        return
+    found = [f"it asks for {' and '.join(asked)}"] if asked else []
+    found += [f"it has no {' and no '.join(lacking)}"] if lacking else []
+    raise BadFunction(
+        "python.entrypoint",
+        f"`{name}{signature}` cannot be called with a completion and its row by name: {', and '.join(found)}; it is "
+        f"called for one completion at a time, and its prompt's columns are `row['column']`: {wanted}",
+    )
 
 
 def _import(name: str, path: Path | None) -> Any:

@@ -14,8 +14,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-START_SECONDS = 120.0
-"""For a start: imports of the functions' packages, on a busy machine."""
 GRACE_SECONDS = 2.0
 """Beyond a function's limit until the worker is ended from here: one that has disarmed its alarm."""
 _CHUNK_BYTES = 65536
@@ -33,7 +31,7 @@ class Worker:
     """One process with its two pipes; a context manager that leaves nothing of it, whatever its functions started."""
 
     def __init__(self, functions: Sequence[dict[str, Any]]) -> None:
-        """functions: {spec, path} of each. What it says of them is its first answer."""
+        """functions: {spec, path} of each. Its first messages are one for each of them, up to one with an `error`."""
         taken, self._in = os.pipe()
         self._out, given = os.pipe()
         self._process = subprocess.Popen(
@@ -56,9 +54,9 @@ class Worker:
     ) -> None:
         self.close()
 
-    def ask(self, function: int, answers: Sequence[dict[str, Any]]) -> None:
-        """Sends a batch; `receive` then gives one message for each answer."""
-        self._say({"function": function, "answers": list(answers)})
+    def ask(self, function: int, seconds: float, answers: Sequence[dict[str, Any]]) -> None:
+        """Sends a batch, each of so many seconds at most; `receive` then gives one message for each answer."""
+        self._say({"function": function, "seconds": seconds, "answers": list(answers)})
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """The next message. Raises WorkerLost where none comes within so many seconds, or the worker has ended."""

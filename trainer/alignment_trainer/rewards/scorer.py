@@ -1,65 +1,59 @@
-"""Scores of the reward functions of a job, whatever the functions do."""
+"""Scores of the reward functions of a job: what is forgiven in a run, and what is not."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import math
+from collections import deque
+from collections.abc import Container, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from alignment_api.rewards import Reward, RewardFunction
-from alignment_trainer.data.sources import local_path
+from alignment_api.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer
-from alignment_trainer.rewards.sandbox import GRACE_SECONDS, START_SECONDS, Worker, WorkerLost
+from alignment_trainer.rewards.calls import REASON, Function, FunctionCalls, Reply, functions_of
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
-"""Answers of a message: what is sent again, at most, where a function ends the worker."""
-_REASON = "InvalidRewardFunction"
+LOST_OF = 16
+"""Newest calls of a function of which not more than half may have cost the worker its life."""
+SKIPPED_OF = 200
+"""Newest calls of a function over which `maxSkippedFraction` is taken."""
+UNSCORED = math.nan
+"""The score of a completion that was skipped."""
 _SHOWN = 200
 
 
-@dataclass(frozen=True)
-class _Function:
-    """A reward of the spec that is a function. field: `spec.algorithm.grpo.rewards[0].function`."""
+class _Newest:
+    """How many of the newest calls ended in one way."""
 
-    component: str
-    spec: RewardFunction
-    path: Path | None
-    field: str
+    def __init__(self, calls: int) -> None:
+        self._calls: deque[bool] = deque(maxlen=calls)
 
-    @property
-    def what(self) -> str:
-        """The field that says what is computed: `...function.python.entrypoint`."""
-        option = "python.entrypoint" if self.spec.python is not None else _camel(self.spec.name)
-        return f"{self.field}.{option}"
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """As the worker wants it."""
-        return {
-            "spec": self.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
-            "path": str(self.path) if self.path is not None else None,
-        }
+    def add(self, ended_so: bool) -> int:
+        """Counts a call. Returns how many of the newest did."""
+        self._calls.append(ended_so)
+        return sum(self._calls)
 
 
 class FunctionScorer:
     """The reward functions among `rewards`, in a worker that starts with the first score; close it at the end.
 
     A completion on which a function takes longer than its limit, or ends the process, scores 0 there and is counted in
-    `timeouts`; a new worker goes on with the next. One thread at a time.
+    `timeouts`; a new worker goes on with the next. Where `python.onError` is `skip`, that completion and those on which
+    the function raises are UNSCORED, and counted in `skipped`. One thread at a time.
     """
 
     def __init__(self, rewards: Sequence[Reward], sources: Mapping[str, str], field: str = "spec.algorithm") -> None:
         """field: of the algorithm, for messages. Raises UserError where the path of a function's module is not here."""
-        self._functions = tuple(_functions(rewards, sources, field))
-        self._worker: Worker | None = None
+        self._calls = FunctionCalls(tuple(functions_of(rewards, sources, field)))
+        self._lost = [_Newest(LOST_OF) for _ in self._calls.functions]
+        self._skipped = [_Newest(SKIPPED_OF) for _ in self._calls.functions]
         self.timeouts = 0
+        self.skipped = 0
 
     def __enter__(self) -> Self:
         return self
@@ -71,105 +65,82 @@ class FunctionScorer:
 
     def close(self) -> None:
         """Ends the worker; another score would start one anew."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        self._calls.close()
 
     def start(self) -> None:
         """Starts the worker where there are functions and none runs.
 
-        Raises UserError where a function cannot be made, RuntimeError where the process dies over it.
+        Raises UserError where a function cannot be made, NotStarted where the process is lost over it.
         """
-        if self._worker is not None or not self._functions:
-            return
-        worker = Worker([function.described for function in self._functions])
-        try:
-            bad = worker.receive(START_SECONDS).get("error")
-        except WorkerLost as error:
-            fields = ", ".join(function.what for function in self._functions)
-            raise RuntimeError(f"{fields}: no process could be started for these: {error}; see the log") from error
-        if bad is not None:
-            worker.close()
-            raise UserError(_REASON, f"{self._functions[bad['function']].field}.{bad['field']}: {bad['message']}")
-        self._worker = worker
+        self._calls.start()
 
     def score(self, items: Sequence[Answer], only: Container[str] | None = None) -> dict[str, list[float]]:
         """Of each function's reward, by its component's name: what every item is worth, in their order.
 
         only: the components to compute; absent: all.
 
-        Raises UserError where a function raises or returns no finite number, or a row lacks what it asks of it: a score
-        of 0 would teach the model something that is not so.
+        Raises UserError where a function raises or returns no finite number and may not skip, where a row lacks what it
+        asks, and where most calls are lost or too many skipped: nothing that is learnt from such scores is so.
         """
         return {
             function.component: self._scores(place, items)
-            for place, function in enumerate(self._functions)
+            for place, function in enumerate(self._calls.functions)
             if only is None or function.component in only
         }
 
     def _scores(self, place: int, items: Sequence[Answer]) -> list[float]:
-        values: list[float] = []
-        while len(values) < len(items):
-            values += self._batch(place, items[len(values) :][:BATCH])
-        return values
+        with closing(self._calls.replies(place, items)) as replies:
+            return [self._settled(place, item, reply) for item, reply in zip(items, replies, strict=True)]
 
-    def _batch(self, place: int, items: Sequence[Answer]) -> list[float]:
-        """Of the first of these items: all, or up to the one that cost the worker its life."""
-        function = self._functions[place]
-        values: list[float] = []
-        self.start()
-        assert self._worker is not None
-        self._worker.ask(place, [asdict(item) for item in items])
-        try:
-            for item in items:
-                message = self._worker.receive(function.spec.timeout_seconds + GRACE_SECONDS)
-                values.append(self._value(function, item, message))
-        except WorkerLost as error:
-            self._worker = None
-            self.timeouts += 1
-            values.append(0.0)
-            shown = f"{items[len(values) - 1].text!r:.{_SHOWN}}"
-            log.warning("%s: %s; it scores 0 for the completion %s", function.what, error, shown)
-        return values
+    def _settled(self, place: int, item: Answer, reply: Reply) -> float:
+        function = self._calls.functions[place]
+        python = function.spec.python
+        may_skip = python is not None and python.on_error == "skip"
+        if reply.kind == "row" or (reply.kind == "raised" and not may_skip):
+            raise mistake(function, item, reply)
+        self._look_at_lost(place, function, reply)
+        if python is not None and may_skip:
+            self._look_at_skipped(place, function, reply, python.max_skipped_fraction)
+        if reply.kind == "value":
+            return reply.value
+        what_then = "is left out" if may_skip else "scores 0"
+        log.warning("%s: %s; %s for the completion %.*r", function.what, reply.problem, what_then, _SHOWN, item.text)
+        return UNSCORED if may_skip else 0.0
 
-    def _value(self, function: _Function, item: Answer, message: dict[str, Any]) -> float:
-        if "value" in message:
-            return float(message["value"])
-        self.close()  # the rest of the batch is still on its way
-        row = f"{json.dumps(dict(item.row), default=str):.{_SHOWN}}"
-        if "row" in message:
-            raise UserError("InvalidData", f"{function.what}: row {row}: {message['row']}")
-        found = f"{message['error']} for the completion {item.text!r:.{_SHOWN}} of row {row}"
-        raise UserError(_REASON, f"{function.what}: {found}; it must return a finite number for every completion")
+    def _look_at_lost(self, place: int, function: Function, reply: Reply) -> None:
+        self.timeouts += reply.lost
+        lost = self._lost[place].add(reply.lost)
+        if lost > LOST_OF // 2:
+            raise UserError(
+                REASON,
+                f"{function.what}: {lost} of its newest {LOST_OF} calls gave no answer, the last because "
+                f"{reply.problem}; from such scores nothing is learnt: make it faster, or write a larger "
+                f"{function.field}.timeoutSeconds ({function.spec.timeout_seconds:g})",
+            )
 
-
-def check_functions(
-    rewards: Sequence[Reward], sources: Mapping[str, str], field: str, rows: Iterable[Mapping[str, Any]] = ()
-) -> None:
-    """Makes every function, and tries each on the empty completion: on all `rows` where it looks up answers there, else
-    on the first.
-
-    field: of the algorithm, `spec.algorithm.grpo`. Raises UserError that names the reward's field, or the row.
-    """
-    every = [Answer("", 0, row) for row in rows]
-    looking = {r.component for r in rewards if r.function is not None and r.function.numeric_answer is not None}
-    with FunctionScorer(rewards, sources, field) as scorer:
-        scorer.start()
-        scorer.score(every[:1])
-        scorer.score(every, only=looking)
+    def _look_at_skipped(self, place: int, function: Function, reply: Reply, limit: float) -> None:
+        self.skipped += reply.kind != "value"
+        skipped = self._skipped[place].add(reply.kind != "value")
+        if skipped > limit * SKIPPED_OF:
+            raise UserError(
+                REASON,
+                f"{function.what}: it gave no score for {skipped} of its newest {SKIPPED_OF} completions, the last "
+                f"because it {_verb(reply)}; mend it for such, or write a larger {function.field}.python."
+                f"maxSkippedFraction ({limit:g})",
+            )
 
 
-def _functions(rewards: Sequence[Reward], sources: Mapping[str, str], field: str) -> Iterable[_Function]:
-    for place, reward in enumerate(rewards):
-        if reward.function is None:
-            continue
-        here, python = f"{field}.rewards[{place}].function", reward.function.python
-        path = None
-        if python is not None and python.path is not None:
-            path = local_path(python.path, sources, f"{here}.python.path", _REASON)
-        yield _Function(reward.component, reward.function, path, here)
+def mistake(function: Function, item: Answer, reply: Reply) -> UserError:
+    """What to say of a function that raised, or of a row that lacks what a function asks of it."""
+    row = f"{json.dumps(dict(item.row), default=str):.{_SHOWN}}"
+    if reply.kind == "row":
+        return UserError("InvalidData", f"{function.what}: row {row}: {reply.problem}")
+    found = f"{reply.problem} for the completion {item.text!r:.{_SHOWN}} of row {row}"
+    remedy = "it must return a finite number for every completion"
+    if function.spec.python is not None:
+        remedy += ", or write `onError: skip` beside its entrypoint to leave such completions out"
+    return UserError(REASON, f"{function.what}: {found}; {remedy}")
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+def _verb(reply: Reply) -> str:
+    return reply.problem.removeprefix("it ")

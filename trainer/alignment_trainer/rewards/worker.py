@@ -1,9 +1,10 @@
 """The process in which reward functions run: `python -m alignment_trainer.rewards.worker IN OUT`, two descriptors.
 
-JSON, a line each. In: first the functions, then batches {function, answers}. Out: first {} or {error: {function, field,
-message}}; then for each answer, as soon as it is known, {value} or {error} or {row}: a mistake of the function, of the
-row. It ends when its input does. A function that takes too long ends it by SIGALRM, which needs nobody's help: neither
-a C loop that never yields nor the death of the trainer leaves a worker behind.
+JSON, a line each. In: first the functions, then batches {function, seconds, answers}. Out: for each function {} or
+{error: {field, message}}, which ends it; then for each answer, as soon as it is known, {value} or {error} or {row}: a
+mistake of the function, of the row. It ends when its input does. A function that takes longer than `seconds` ends it by
+SIGALRM, which needs nobody's help: neither a C loop that never yields nor the death of the trainer leaves a worker
+behind.
 """
 
 from __future__ import annotations
@@ -31,24 +32,22 @@ def main(incoming: int, outgoing: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with open(incoming, encoding="utf-8") as lines, open(outgoing, "w", encoding="utf-8") as out:
         scores = []
-        for place, function in enumerate(json.loads(lines.readline())):
+        for function in json.loads(lines.readline()):
             try:
                 scores.append(_make(function))
             except BadFunction as error:
-                _say(out, {"error": {"function": place, "field": error.field, "message": str(error)}})
+                _say(out, {"error": {"field": error.field, "message": str(error)}})
                 return
-        _say(out, {})
+            _say(out, {})
         for line in lines:
             batch = json.loads(line)
-            score, limit = scores[batch["function"]]
             for answer in batch["answers"]:
-                _say(out, _answered(score, limit, Answer(**answer)))
+                _say(out, _answered(scores[batch["function"]], batch["seconds"], Answer(**answer)))
 
 
-def _make(function: dict[str, Any]) -> tuple[Score, float]:
-    spec = RewardFunction.model_validate(function["spec"])
+def _make(function: dict[str, Any]) -> Score:
     path = Path(function["path"]) if function["path"] is not None else None
-    return make_score(spec, path), spec.timeout_seconds
+    return make_score(RewardFunction.model_validate(function["spec"]), path)
 
 
 def _answered(score: Score, limit: float, answer: Answer) -> dict[str, Any]:
