@@ -137,7 +137,7 @@ def test_completions_of_a_prompt_share_it_where_they_meet() -> None:
 
 def test_an_experience_survives_its_file(tmp_path: Path) -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).float()
-    fields = ("rollout_logprobs", "policy_logprobs", "ref_logprobs", "values", "advantages", "returns")
+    fields = ("learnt", "rollout_logprobs", "policy_logprobs", "ref_logprobs", "values", "advantages", "returns")
     experience = Experience(GROUPS, mask, **{name: torch.randn(4, 3) * mask for name in fields})
     save_experience(experience, tmp_path)
     back = load_experience(tmp_path)

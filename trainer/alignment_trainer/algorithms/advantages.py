@@ -18,6 +18,8 @@ _ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _CONTROLLER_CLIP = 0.2
 _WHITEN_EPSILON = 1e-8
+_ROUNDING = 8
+"""Units in the last place: what numbers that are meant to be equal may differ by."""
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) -> Tensor:
@@ -66,26 +68,39 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 @torch.no_grad()
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, terms: Tensor | None = None) -> Tensor:
     """(v - mean) / std over all tokens of the mask at once, which must be those of the global batch.
 
-    values, mask: (N, T). Returns (N, T). Values that are all alike, a single one too, become 0.
+    values, mask: (N, T). terms: (N, T) what the values are differences of, whose rounding is no signal. Returns (N, T).
+    Values that are all alike, a single one too, become exactly 0.
     """
     mean = _masked_mean(values, mask)
     variance = _masked_mean((values - mean).square(), mask)
-    return _kept((values - mean) * torch.rsqrt(variance + _WHITEN_EPSILON), mask)
+    white = _kept((values - mean) * torch.rsqrt(variance + _WHITEN_EPSILON), mask)
+    largest = torch.zeros(()) if terms is None else _kept(terms, mask).abs().amax()
+    return torch.where(_differ(values, mask, largest), white, 0.0)
 
 
 @torch.no_grad()
-def group_advantages(scores: Tensor, epsilon: float = 1e-4) -> Tensor:
+def group_advantages(scores: Tensor, scored: Tensor | None = None, epsilon: float = 1e-4) -> Tensor:
     """(r - mean) / (std + epsilon) within each prompt's group (Shao et al. 2024, section 4.1.2).
 
-    std is that of a sample (G - 1), as in TRL. scores, and what is returned: (P, G). A group of equal scores gets 0.
+    std is that of a sample (G - 1), as in TRL. scores, and what is returned: (P, G). scored: (P, G), 1 where there is a
+    score; the others are in neither mean nor std, and get 0. A group of equal scores gets exactly 0: a mean that rounds
+    would leave it a difference, which Adam makes a step of full size.
     """
-    deviations = scores - scores.mean(dim=1, keepdim=True)
-    degrees = max(1, scores.shape[1] - 1)
-    std = (deviations.square().sum(dim=1, keepdim=True) / degrees).sqrt()
-    return deviations / (std + epsilon)
+    scored = torch.ones_like(scores) if scored is None else scored
+    count = scored.sum(dim=1, keepdim=True)
+    mean = _kept(scores, scored).sum(dim=1, keepdim=True) / count.clamp(min=1)
+    deviations = _kept(scores - mean, scored)
+    std = (deviations.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return torch.where(groups_differ(scores, scored)[:, None], deviations / (std + epsilon), 0.0)
+
+
+@torch.no_grad()
+def groups_differ(scores: Tensor, scored: Tensor) -> Tensor:
+    """(P,) whether a group's scores differ by more than rounding. scores, scored: (P, G)."""
+    return _differ(scores, scored, torch.zeros(()), dim=1)
 
 
 def adapt_kl_coef(coef: float, kl: float, target: float, completions: int, horizon: int) -> float:
@@ -115,12 +130,25 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     values, returns, mask: (N, T). Returns a scalar; 0 where the returns do not vary, so that there is nothing to know.
     """
     variance, unexplained = (_masked_variance(these, mask) for these in (returns, returns - values))
-    return torch.where(variance > 0, 1 - unexplained / variance.clamp(min=torch.finfo(variance.dtype).tiny), 0.0)
+    explained = 1 - unexplained / variance.clamp(min=torch.finfo(variance.dtype).tiny)
+    return torch.where(_differ(returns, mask, torch.zeros(())), explained, 0.0)
 
 
 def _kept(values: Tensor, mask: Tensor) -> Tensor:
     """0 outside the mask, whatever stood there: 0 x NaN would be NaN."""
     return torch.where(mask.bool(), values, torch.zeros_like(values))
+
+
+def _differ(values: Tensor, mask: Tensor, largest: Tensor, dim: int | None = None) -> Tensor:
+    """Whether values of the mask differ by more than rounding, of them or of what is `largest`; True where one is NaN.
+
+    dim: along which; absent: all.
+    """
+    dims = tuple(range(values.ndim)) if dim is None else (dim,)
+    low = torch.where(mask.bool(), values, torch.inf).amin(dim=dims)
+    high = torch.where(mask.bool(), values, -torch.inf).amax(dim=dims)
+    size = torch.maximum(torch.maximum(low.abs(), high.abs()), largest.to(values.dtype))
+    return ~(high - low <= _ROUNDING * torch.finfo(values.dtype).eps * size)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

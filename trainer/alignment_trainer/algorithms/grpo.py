@@ -27,12 +27,17 @@ class Grpo(OnlineAlgorithm):
     def targets(self, scored: Scored, kl_coef: float) -> Targets:
         """(r - mean) / (std + 1e-4) within each group, the same for every token of a completion (eq. 3)."""
         mask = scored.rollout.mask
-        advantages = group_advantages(scored.scores.view(-1, self._grpo.group_size)).view(-1, 1)
+        size = self._grpo.group_size
+        advantages = group_advantages(scored.scores.view(-1, size), scored.counted.view(-1, size)).view(-1, 1)
         return Targets(advantages * mask, torch.zeros_like(mask))
 
     def token_weights(self, mask: Tensor) -> Tensor:
         """Every completion counts the same, and so does every token within it (eq. 3)."""
-        return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / len(mask)
+        completions = mask.any(dim=1).sum().clamp(min=1)
+        return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / completions
+
+    def teaches(self, advantages: Tensor, kl_coef: float) -> bool:
+        return kl_coef > 0 or super().teaches(advantages, kl_coef)
 
     def penalty(self, logprobs: Tensor, batch: TokenBatch, kl_coef: float) -> Tensor:
         return kl_coef * kl_estimate(logprobs, batch.ref_logprobs, "k3")

@@ -51,7 +51,14 @@ class OnlineAlgorithm(ABC):
 
     @abstractmethod
     def token_weights(self, mask: Tensor) -> Tensor:
-        """(completions, T) weights of the tokens of an optimizer step; they add up to 1."""
+        """(completions, T) weights of the tokens of an optimizer step; they add up to 1, of no token at all to 0.
+
+        mask: of the tokens that are learnt from; a completion without a score has none.
+        """
+
+    def teaches(self, advantages: Tensor, kl_coef: float) -> bool:
+        """Whether these advantages have a gradient: without one a step is the optimizer's memory alone."""
+        return bool(advantages.any())
 
     def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
         """The weight of the KL term after a step that found `kl` nats per token."""

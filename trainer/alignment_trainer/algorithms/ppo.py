@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from alignment_api.algorithms import Ppo as PpoOptions
@@ -26,15 +27,15 @@ class Ppo(OnlineAlgorithm):
 
     def targets(self, scored: Scored, kl_coef: float) -> Targets:
         """r_t = -kl_coef KL_t + 1[t=T] score, then GAE, whitened over the global batch."""
-        mask = scored.rollout.mask
+        mask, counted = scored.rollout.mask, scored.counted
         kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, self._ppo.kl_estimator)
-        rewards = penalized_rewards(scored.scores, kl, mask, kl_coef)
+        rewards = penalized_rewards(torch.where(counted.bool(), scored.scores, 0.0), kl, mask, kl_coef)
         advantages, returns = gae(rewards, scored.values, mask, self._ppo.gamma, self._ppo.gae_lambda)
-        return Targets(whiten(advantages, mask), returns)
+        return Targets(whiten(advantages, mask * counted[:, None], returns), returns)
 
     def token_weights(self, mask: Tensor) -> Tensor:
         """Every token of the batch counts the same."""
-        return mask / mask.sum()
+        return mask / mask.sum().clamp(min=1)
 
     def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
         if self._ppo.target_kl is None:

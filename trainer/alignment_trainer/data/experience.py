@@ -47,7 +47,7 @@ class Rollout:
 class Scored:
     """What others say of a rollout.
 
-    components: reward's name -> (N,). scores: (N,) their weighted sum.
+    components: reward's name -> (N,). scores: (N,) their weighted sum. Both are NaN where a function has skipped.
     policy_logprobs, ref_logprobs, values: (N, T) by the policy before its updates, by the frozen reference (the
     policy's own where there is none), by the critic (zeros where there is none).
     """
@@ -59,13 +59,22 @@ class Scored:
     ref_logprobs: Tensor
     values: Tensor
 
+    @property
+    def counted(self) -> Tensor:
+        """(N,) 1 where a completion has a score to learn from, else 0."""
+        return (~self.scores.isnan()).float()
+
 
 @dataclass(frozen=True)
 class Experience:
-    """All that the updates of a step need; saved with a checkpoint that holds part of them. Shapes as above."""
+    """All that the updates of a step need; saved with a checkpoint that holds part of them. Shapes as above.
+
+    learnt: (N, T) 1 where a token is learnt from: those of the mask whose completion has a score.
+    """
 
     groups: tuple[PromptGroup, ...]
     mask: Tensor
+    learnt: Tensor
     rollout_logprobs: Tensor
     policy_logprobs: Tensor
     ref_logprobs: Tensor

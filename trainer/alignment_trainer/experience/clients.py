@@ -70,6 +70,7 @@ class OnlineClients:
         """Each reward's scores (N,) by name, and their weighted sum; None where this process shall go."""
         components = self.reward_sum.components(rollout, self.instance.stop)
         self.instance.metrics.set("function_timeouts", self.reward_sum.functions.timeouts)
+        self.instance.metrics.set("function_skips", self.reward_sum.functions.skipped)
         return None if components is None else (components, self.reward_sum.total(components))
 
     def reference(self, rollout: Rollout) -> Tensor | None:
@@ -109,6 +110,7 @@ def make_clients(
     options, metrics = instance.spec.algorithm.online, instance.metrics
     if options is None:
         raise ValueError(f"algorithm {instance.spec.algorithm.name} samples nothing")
+    ends = end_tokens(model.folder, model.tokenizer)
     has_models = bool(model_components(options.rewards))
     reward_servers = _servers(instance, "reward", SCORES_PATH, score_decoder(options.rewards)) if has_models else None
     return OnlineClients(
@@ -119,12 +121,13 @@ def make_clients(
             functions=functions,
             models=reward_servers.ask if reward_servers is not None else None,
             tokenizer=model.tokenizer,
+            ends=ends,
         ),
         reward_servers=reward_servers,
         reference_servers=_servers(instance, "reference", LOGPROBS_PATH, _decode_logprobs, model.fingerprint)
         if "reference" in instance.context.peers
         else None,
-        ends=end_tokens(model.folder, model.tokenizer),
+        ends=ends,
         seed=instance.spec.training.seed,
         instance=instance,
     )

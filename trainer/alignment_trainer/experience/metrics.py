@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignment_trainer.algorithms.advantages import explained_variance, importance_weights
+from alignment_trainer.algorithms.advantages import explained_variance, groups_differ, importance_weights
 from alignment_trainer.algorithms.online import Targets
 from alignment_trainer.checkpoint.run_state import Position
 from alignment_trainer.data.experience import Scored
@@ -20,6 +20,8 @@ def rollout_metrics(scored: Scored, targets: Targets, position: Position) -> dic
 
     mismatch: mean of |log pi - log rollout|, by the trainer and by vLLM, of the very tokens that were sampled.
     entropy: of the policy, estimated as the mean of -log pi of what it sampled. advantage_std: before whitening.
+    equal_groups: share of the prompts whose completions all score the same, where each has several.
+    silent_steps: 1 for a step whose advantages are all 0. Completions without a score are in no mean of scores.
     """
     rollout, mask = scored.rollout, scored.rollout.mask
     difference = (scored.policy_logprobs - rollout.logprobs).abs()
@@ -27,8 +29,8 @@ def rollout_metrics(scored: Scored, targets: Targets, position: Position) -> dic
     advantages = targets.returns - scored.values if has_critic else targets.advantages
     importance = importance_weights(scored.policy_logprobs, rollout.logprobs, _UNCAPPED)
     found = {
-        "reward": scored.scores.mean(),
-        "reward_std": scored.scores.std(unbiased=False),
+        "reward": _scored(scored.scores).mean(),
+        "reward_std": _scored(scored.scores).std(unbiased=False),
         "completion_length": rollout.lengths.mean(),
         "finished": rollout.finished.float().mean(),
         "entropy": -_over_tokens(scored.policy_logprobs, mask),
@@ -38,11 +40,22 @@ def rollout_metrics(scored: Scored, targets: Targets, position: Position) -> dic
         "advantage_std": advantages[mask.bool()].std(unbiased=False),
         "prompts_trained": torch.tensor(len(rollout.rows)),
         "dropped_prompts": torch.tensor(len(rollout.dropped)),
+        "silent_steps": torch.tensor(not targets.advantages.any()),
     }
-    found |= {f"{COMPONENT}{name}": values.mean() for name, values in scored.components.items()}
+    found |= {f"{COMPONENT}{name}": _scored(values).mean() for name, values in scored.components.items()}
     if has_critic:
-        found["explained_variance"] = explained_variance(scored.values, targets.returns, mask)
+        found["explained_variance"] = explained_variance(scored.values, targets.returns, mask * scored.counted[:, None])
+    if len(scored.scores) > len(rollout.groups):
+        shape = (len(rollout.groups), -1)
+        differ = groups_differ(scored.scores.view(shape), scored.counted.view(shape))
+        found["equal_groups"] = 1 - differ.float().mean()
     return {name: float(value) for name, value in found.items()}
+
+
+def _scored(values: Tensor) -> Tensor:
+    """Without NaN: what a function has skipped. A 0 where it has skipped all."""
+    kept = values[~values.isnan()]
+    return kept if len(kept) else torch.zeros(1)
 
 
 def _over_tokens(values: Tensor, mask: Tensor) -> Tensor:

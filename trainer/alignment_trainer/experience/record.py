@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from alignment_api.base import Contract
 from alignment_trainer.data.experience import Scored
@@ -13,6 +14,8 @@ from alignment_trainer.data.files import write_text_atomically
 FOLDER = "rollouts"
 SHOWN = 8
 """Completions of a step that are kept as text."""
+Text = Callable[[Sequence[int]], str]
+"""What a completion's tokens say."""
 
 
 class Sample(Contract):
@@ -21,14 +24,14 @@ class Sample(Contract):
     row: int
     """Its prompt, by the number of its row."""
     text: str
-    """Without special tokens."""
+    """All but the token that ends it."""
     tokens: int
     """Its length."""
     finished: bool
     """Whether it ended by itself."""
-    reward: float
-    """The weighted sum."""
-    components: dict[str, float]
+    reward: float | None
+    """The weighted sum; none where a function has skipped it."""
+    components: dict[str, float | None]
     """Each reward's part, unweighted."""
 
 
@@ -49,11 +52,11 @@ class StepRecord(Contract):
     """Some completions."""
 
 
-def keep_rollouts(storage: Path, attempt: int, tokenizer: Any) -> Callable[[int, Scored], None]:
+def keep_rollouts(storage: Path, attempt: int, text: Text) -> Callable[[int, Scored], None]:
     """What the loop calls with what it has sampled for a step, on rank 0."""
 
     def keep(step: int, scored: Scored) -> None:
-        record = record_of(step, attempt, scored, tokenizer)
+        record = record_of(step, attempt, scored, text)
         write_text_atomically(storage / FOLDER / f"{step:08d}.json", record.model_dump_json(indent=1))
 
     return keep
@@ -64,18 +67,18 @@ def read_rollouts(storage: Path) -> list[StepRecord]:
     return [StepRecord.model_validate_json(path.read_text()) for path in sorted((storage / FOLDER).glob("*.json"))]
 
 
-def record_of(step: int, attempt: int, scored: Scored, tokenizer: Any) -> StepRecord:
+def record_of(step: int, attempt: int, scored: Scored, text: Text) -> StepRecord:
     """The record of a step."""
     rollout = scored.rollout
     pairs = [(row, one) for row, group in zip(rollout.rows, rollout.groups, strict=True) for one in group.completions]
     samples = tuple(
         Sample(
             row=row.row,
-            text=tokenizer.decode(completion, skip_special_tokens=True),
+            text=text(completion),
             tokens=len(completion),
             finished=bool(rollout.finished[place]),
-            reward=float(scored.scores[place]),
-            components={name: float(values[place]) for name, values in scored.components.items()},
+            reward=_told(scored.scores[place]),
+            components={name: _told(values[place]) for name, values in scored.components.items()},
         )
         for place, (row, completion) in enumerate(pairs[:SHOWN])
     )
@@ -87,3 +90,7 @@ def record_of(step: int, attempt: int, scored: Scored, tokenizer: Any) -> StepRe
         versions=tuple(sorted(set(rollout.versions.tolist()))),
         samples=samples,
     )
+
+
+def _told(score: Tensor) -> float | None:
+    return None if score.isnan() else float(score)

@@ -161,6 +161,7 @@ class OnlineRun:
         return Experience(
             groups=rollout.groups,
             mask=mask,
+            learnt=mask * scored.counted[:, None],
             rollout_logprobs=rollout.logprobs,
             policy_logprobs=scored.policy_logprobs,
             ref_logprobs=scored.ref_logprobs,
@@ -201,18 +202,18 @@ class OnlineRun:
         """One optimizer step of the critic and, once that is warm, of the policy, side by side."""
         experience, indices = minibatch.experience, minibatch.indices
         weights = torch.zeros_like(experience.mask)
-        weights[list(indices)] = self.algorithm.token_weights(experience.mask[list(indices)])
+        weights[list(indices)] = self.algorithm.token_weights(experience.learnt[list(indices)])
         chosen = subgroups(experience.groups, indices)
         batch = ValueBatch(
             groups=tuple(group for group, _ in chosen),
             values=experience.flat("values", indices),
             returns=experience.flat("returns", indices),
-            weights=_token_mean(experience.mask, indices),
+            weights=_token_mean(experience.flat("learnt", indices)),
         )
         with self.phase("update"):
             self.critic.start_update(minibatch.key, self.update_options.critic_rate(self.position.step), batch)
             with self.working():
-                found = self._update_policy(experience, indices, weights) if self._is_warm else {}
+                found = self._update_policy(experience, indices, weights) if self._has_signal(minibatch) else {}
             found |= self.critic.finish_update()
         self.critic_steps += 1
         for name, value in found.items():
@@ -221,6 +222,11 @@ class OnlineRun:
     @property
     def _is_warm(self) -> bool:
         return not self.algorithm.needs_critic or self.critic_steps >= self.update_options.warmup
+
+    def _has_signal(self, minibatch: Minibatch) -> bool:
+        """The same on every rank. Without one the optimizer's memory would move the policy all the same."""
+        advantages = minibatch.experience.advantages[list(minibatch.indices)]
+        return self._is_warm and self.algorithm.teaches(advantages, self.position.kl_coef)
 
     def _update_policy(self, experience: Experience, indices: tuple[int, ...], weights: Tensor) -> dict[str, float]:
         shares = plan_micros(experience.groups, indices, distributed.world_size(), self.options.micro_tokens)
@@ -299,7 +305,6 @@ class OnlineRun:
         return answer
 
 
-def _token_mean(mask: Tensor, indices: Sequence[int]) -> Tensor:
-    """(tokens,) weights by which every token of these completions counts the same."""
-    tokens = int(mask[list(indices)].sum().item())
-    return torch.full((tokens,), 1 / tokens)
+def _token_mean(learnt: Tensor) -> Tensor:
+    """(tokens,) weights by which every token that is learnt from counts the same. learnt: (tokens,) 1 or 0."""
+    return learnt / learnt.sum().clamp(min=1)

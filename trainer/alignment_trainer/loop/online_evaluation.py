@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from alignment_api.status import Evaluated
+from alignment_api.status import Evaluated, Interval
 from alignment_trainer.algorithms.advantages import kl_estimate
 from alignment_trainer.checkpoint.run_state import Position
 from alignment_trainer.data.examples import PromptExample
@@ -40,7 +41,8 @@ def evaluated(
 ) -> Evaluated:
     """Means with intervals over completions, by name (alignment_api/status.py).
 
-    components: name -> (N,). scores: (N,). reference: (tokens,) log-probs of the sampled tokens; None leaves KL out.
+    components: name -> (N,). scores: (N,). NaN of completions that a function has skipped, which are left out.
+    reference: (tokens,) log-probs of the sampled tokens; None leaves KL out.
     kl: of a completion the mean over its tokens of k3, by the log-probs with which it was sampled.
     """
     prompts = [row.row for row, group in zip(rollout.rows, rollout.groups, strict=True) for _ in group.completions]
@@ -48,8 +50,13 @@ def evaluated(
     if reference is not None:
         kl = kl_estimate(rollout.logprobs, padded(reference, rollout.mask), "k3") * rollout.mask
         values["kl"] = kl.sum(dim=1) / rollout.lengths
-    found = {name: mean_interval(value.numpy().astype(np.float64), prompts) for name, value in values.items()}
+    found = {name: _mean(value, prompts) for name, value in values.items() if not value.isnan().all()}
     return found | {"finished": share_interval(rollout.finished.numpy().astype(np.float64), prompts)}
+
+
+def _mean(values: Tensor, prompts: Sequence[int]) -> Interval:
+    kept = [place for place, value in enumerate(values.tolist()) if not math.isnan(value)]
+    return mean_interval(values[kept].numpy().astype(np.float64), [prompts[place] for place in kept])
 
 
 def heldout_evaluator(

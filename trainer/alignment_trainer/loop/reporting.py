@@ -30,7 +30,7 @@ HELD_OUT = {
     "reward": "heldout_reward",
 }
 """Held-out figure -> its gauge."""
-_COUNTED = frozenset({"prompts_trained", "dropped_prompts"})
+_COUNTED = frozenset({"prompts_trained", "dropped_prompts", "silent_steps"})
 """Of a step each; their gauges hold the sum so far."""
 
 

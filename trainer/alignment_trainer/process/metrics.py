@@ -62,6 +62,12 @@ GAUGES = {
     "dropped_prompts": ("alignment_dropped_prompts", "Prompts that were not trained on, so far"),
     "prompts_trained": ("alignment_prompts_trained", "Prompts trained on, so far"),
     "function_timeouts": ("alignment_reward_function_timeouts", "Completions on which a reward function was ended"),
+    "function_skips": ("alignment_reward_function_skips", "Completions that a reward function has skipped, so far"),
+    "equal_groups": (
+        "alignment_equal_groups_ratio",
+        "Share of the step's prompts whose completions score the same",
+    ),
+    "silent_steps": ("alignment_silent_steps", "Steps whose completions taught nothing: advantages all 0, so far"),
 }
 """Short name in code -> name and help in Prometheus."""
 

@@ -3,7 +3,7 @@ ended badly is the caller's to say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +114,7 @@ class FunctionCalls:
                 self.close()
                 raise UserError(REASON, f"{function.field}.{bad['field']}: {bad['message']}")
 
-    def replies(self, place: int, items: Sequence[Answer]) -> Iterator[Reply]:
+    def replies(self, place: int, items: Sequence[Answer]) -> Generator[Reply]:
         """One of the function at `place` for each item, in order. Close it where not all of them are wanted."""
         done = 0
         while done < len(items):

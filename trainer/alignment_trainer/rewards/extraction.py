@@ -101,6 +101,12 @@ def spoken(completion: str, thinking: bool = False) -> str:
     return "".join(parts if inside else [*parts, completion[position:]])
 
 
+def opens_thought(prompt: str) -> bool:
+    """Whether the last thing in the prompt is a tag behind which a thought begins."""
+    last = max(_THOUGHT.finditer(prompt), key=lambda mark: mark.start(), default=None)
+    return last is not None and bool(last["opens"]) and not prompt[last.end() :].strip()
+
+
 def _read(text: str) -> str | None:
     text = _corrected(_in_tags(text))
     kinds = (_boxes(text), _after_hashes(text), _fields(text), _after_words(text, _WORD), _after_words(text, _HEADING))

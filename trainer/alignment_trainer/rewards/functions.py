@@ -74,7 +74,7 @@ def _numeric_answer(options: NumericAnswer, path: Path | None) -> Score:
                 "every row, or name the field that has it as answerField"
             )
         gold = expected(str(answer.row[options.answer_field]))
-        said = answer_text(answer.text)
+        said = answer_text(answer.text, answer.thinking)
         readings = [said, said.replace("%", "")] if said and "%" in said else [said]  # 50% is 0.5, and "how many %?" 50
         return float(any(is_right(gold, read(reading)) for reading in readings))
 

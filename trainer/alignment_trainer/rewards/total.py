@@ -17,21 +17,31 @@ from alignment_trainer.data.experience import Rollout
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.rewards import Answer, FunctionScorer
+from alignment_trainer.rewards.answer import completion_text
+from alignment_trainer.rewards.extraction import opens_thought
 from alignment_trainer.serving.wire import load_body
 
 Float32 = NDArray[np.float32]
 ScoreGroups = Callable[[Sequence[PromptGroup], Callable[[], bool]], Float32 | None]
 """What reward models say of all completions of some groups, (models, completions); None where `stop` ended it."""
 
+PROMPT_END = 32
+"""Tokens of a prompt's end in which a tag that opens a thought is looked for."""
+
 
 @dataclass(frozen=True)
 class RewardSum:
-    """The rewards of a job. models: None where no reward is a model."""
+    """The rewards of a job. models: None where no reward is a model. ends: token ids that end a completion."""
 
     rewards: Rewards
     functions: FunctionScorer
     models: ScoreGroups | None
     tokenizer: Any
+    ends: tuple[int, ...]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What reward functions see of a completion."""
+        return completion_text(self.tokenizer, tokens, self.ends)
 
     def components(self, rollout: Rollout, stop: Callable[[], bool]) -> dict[str, Tensor] | None:
         """Each reward's scores, (N,), by its name; None where `stop` ended it."""
@@ -46,16 +56,19 @@ class RewardSum:
         return found | {name: torch.tensor(values, dtype=torch.float32) for name, values in told.items()}
 
     def total(self, components: Mapping[str, Tensor]) -> Tensor:
-        """(N,) weighted sum."""
-        weighted = [reward.weight * components[reward.component] for reward in self.rewards]
+        """(N,) weighted sum; NaN where a reward that counts has skipped a completion. One of weight 0 only measures."""
+        weighted = [reward.weight * components[reward.component] for reward in self.rewards if reward.weight]
         return torch.stack(weighted).sum(dim=0)
 
     def _answers(self, rollout: Rollout) -> list[Answer]:
         return [
-            Answer(self.tokenizer.decode(completion, skip_special_tokens=True), len(completion), row.fields)
+            Answer(self.text(completion), len(completion), row.fields, self._ends_in_thought(group.prompt))
             for row, group in zip(rollout.rows, rollout.groups, strict=True)
             for completion in group.completions
         ]
+
+    def _ends_in_thought(self, prompt: Sequence[int]) -> bool:
+        return opens_thought(self.tokenizer.decode(prompt[-PROMPT_END:], skip_special_tokens=False))
 
 
 def model_components(rewards: Rewards) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def _make_run(
         ),
         checkpoints=checkpoints,
         observer=reporter,
-        keep=keep_rollouts(instance.storage, instance.context.life, clients.reward_sum.tokenizer),
+        keep=keep_rollouts(instance.storage, instance.context.life, clients.reward_sum.text),
         publish=publish,
         evaluate=heldout_evaluator(start.prepared.evaluation, clients, reporter),
         phase=metrics.phase,
