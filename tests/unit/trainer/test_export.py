@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from alignment_trainer.checkpoint.export import export_model
-from alignment_trainer.model.heads import UnsupportedModelError, scorer
+from alignment_trainer.model.heads import scorer
+from alignment_trainer.model.mistakes import UnsupportedModelError
 from alignment_trainer.model.load import LoadedModel, load_model
 
 IDS = torch.tensor([[1, 5, 9, 3, 2]])

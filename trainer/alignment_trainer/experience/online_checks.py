@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from alignment_api.sizing import probe_bytes
 from alignment_api.status import ModelReport
 from alignment_trainer.data.prepared import open_prompts, read_manifest
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.model.cache_memory import check_cache_memory
 from alignment_trainer.model.inspect import (
+    Inspection,
     Named,
     Pinned,
     check_model,
@@ -57,6 +59,7 @@ def _pin(instance: Instance, component: str, named: Named) -> Pinned:
     former = read_manifest(instance.storage)
     origin = f"{named.model.source}@{named.model.revision}"
     same = former is not None and former.origins.get(f"rewards/{component}") == origin
-    revision = former.reward_models[component].revision if former and same else None
-    resolved = resolve_model(named.model, instance.context.sources, revision, named.field)
-    return Pinned(named, resolved, check_model(named, resolved, [reward_model]))
+    found = former.reward_models[component] if former and same else None
+    resolved = resolve_model(named.model, instance.context.sources, found.revision if found else None, named.field)
+    inspection = Inspection(probe_bytes(instance.spec), found)
+    return Pinned(named, resolved, check_model(named, resolved, [reward_model], inspection))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignment_trainer.model.config import Noise, read_config, say_noise
 from alignment_trainer.model.heads import PackedModel, scorer, value_scorer
-from alignment_trainer.model.tensors import Apart, check_loaded
+from alignment_trainer.model.tensors import Apart, check_loaded, silenced
 
 VALUE_HEAD = "score.weight"
 """Name of a value model's head in its folder, as transformers' sequence classifiers have it."""
@@ -63,7 +63,7 @@ def load_value_model(
 
 
 def apart_of_values(config: Any) -> Apart:
-    """What a value model need not find in its files: of a language model its head is new, and the other one is spare."""
+    """What a value model need not find in its files: made of a language model its head is new, the other is spare."""
     if is_classifier(config):
         return Apart()
     with torch.device("meta"):
@@ -88,14 +88,15 @@ def start_head(weight: nn.Parameter, seed: int, zero: bool) -> None:
 
 def _load(auto: Any, folder: Path, config: Any, apart: Apart) -> tuple[Any, set[str]]:
     """transformers' model in fp32, and which of its tensors are new. Nothing else may be new, left out or reshaped."""
-    network, info = auto.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        local_files_only=True,
-        ignore_mismatched_sizes=True,  # reported, and refused, by name
-        output_loading_info=True,
-    )
+    with silenced():
+        network, info = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported, and refused, by name
+            output_loading_info=True,
+        )
     check_loaded(network, info, apart)
     return network, set(info["missing_keys"])
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pack_whole
-from alignment_trainer.process.errors import is_out_of_memory
 from alignment_trainer.model.families import ADVICE
-from alignment_trainer.model.mistakes import UnsupportedModelError
 from alignment_trainer.model.heads import LogprobHead, PackedModel
+from alignment_trainer.model.mistakes import UnsupportedModelError
+from alignment_trainer.process.errors import is_out_of_memory
 
 TOLERANCE = 1e-3
 """Largest difference that is taken for rounding: nats of a token, and of a score the share of the largest score.
@@ -146,10 +146,10 @@ class _Oracle:
     def numbers(self, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
         """Of each token of the completion its log-prob, or the one score of the text."""
         ids = torch.tensor([[*prompt, *completion]])
-        logits = self.network(input_ids=ids, use_cache=False).logits[0].float()
+        logits: Tensor = self.network(input_ids=ids, use_cache=False).logits[0].float()
         if self.temperature is None:
             return logits.reshape(-1)[:1]
-        logprobs = (logits[:-1] / self.temperature).log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+        logprobs: Tensor = (logits[:-1] / self.temperature).log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
         return logprobs[len(prompt) - 1 :]
 
 

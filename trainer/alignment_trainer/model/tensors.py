@@ -82,7 +82,7 @@ def check_loaded(network: Any, info: Mapping[str, Any], apart: Apart) -> None:
 
 def _loaded(network: Any, stored: Stored) -> Differences:
     empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
-    with _silent():
+    with silenced():
         try:
             _, info = type(network).from_pretrained(
                 None,
@@ -146,8 +146,8 @@ def _check_wrapped(stored: Stored) -> None:
         marked = sorted(name for name in stored if name.startswith(wrapper) or f".{wrapper}" in name)
         if marked:
             raise InvalidModelError(
-                f"{len(marked)} of {len(stored)} tensors carry `{wrapper}` in their names, as a wrapped model is saved: "
-                f"`{marked[0]}`; write `{marked[0].replace(wrapper, '')}`: save the model inside the wrapper"
+                f"{len(marked)} of {len(stored)} tensors carry `{wrapper}` in their names, as a wrapped model is saved:"
+                f" `{marked[0]}`; write `{marked[0].replace(wrapper, '')}`: save the model inside the wrapper"
             )
 
 
@@ -175,8 +175,9 @@ def _check_tied(network: Any, stored: Stored) -> None:
     for name, source in network.all_tied_weights_keys.items():
         if name in stored and source in stored and not same_numbers(stored[name], stored[source]):
             raise InvalidModelError(
-                f"the config ties `{name}` to `{source}` (tie_word_embeddings), and the files hold two different tensors "
-                "of these names; write tie_word_embeddings: false into config.json, or remove the one that is not meant"
+                f"the config ties `{name}` to `{source}` (tie_word_embeddings), and the files hold two different "
+                "tensors of these names; write tie_word_embeddings: false into config.json, or remove the one that is "
+                "not meant"
             )
 
 
@@ -225,8 +226,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """transformers prints a table of what differs, and a bar; we say it in one sentence."""
+def silenced() -> Iterator[None]:
+    """transformers prints a table of what differs; we say it in one sentence, where it matters."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

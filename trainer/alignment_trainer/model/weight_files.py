@@ -26,7 +26,7 @@ _EXPONENTS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
-"""Dtype -> its bits as integers, and the exponent's bits: all of them are set in infinity and NaN, and in nothing else."""
+"""Dtype -> its bits as integers, and the exponent's: all of these are set in infinity and NaN, and in nothing else."""
 _PIECE_BYTES = 16 * 1024**2
 """Read at once: the memory that looking at every number takes."""
 
