@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from alignment_trainer.checkpoint.export import export_model
 from alignment_trainer.model.heads import scorer
-from alignment_trainer.model.mistakes import UnsupportedModelError
 from alignment_trainer.model.load import LoadedModel, load_model
+from alignment_trainer.model.mistakes import UnsupportedModelError
 
 IDS = torch.tensor([[1, 5, 9, 3, 2]])
 

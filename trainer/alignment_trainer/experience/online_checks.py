@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from alignment_api.sizing import probe_bytes
 from alignment_api.status import ModelReport
 from alignment_trainer.data.prepared import open_prompts, read_manifest
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.model.cache_memory import check_cache_memory
 from alignment_trainer.model.inspect import (
-    Inspection,
     Named,
     Pinned,
     check_model,
     check_same_tokenizer,
+    inspection_of,
     load_tokenizer,
     reward_model,
 )
@@ -61,5 +60,4 @@ def _pin(instance: Instance, component: str, named: Named) -> Pinned:
     same = former is not None and former.origins.get(f"rewards/{component}") == origin
     found = former.reward_models[component] if former and same else None
     resolved = resolve_model(named.model, instance.context.sources, found.revision if found else None, named.field)
-    inspection = Inspection(probe_bytes(instance.spec), found)
-    return Pinned(named, resolved, check_model(named, resolved, [reward_model], inspection))
+    return Pinned(named, resolved, check_model(named, resolved, [reward_model], inspection_of(instance.spec, found)))

@@ -34,7 +34,7 @@ def turn_off_noise(config: Any) -> Noise:
         for name, value in list(vars(part).items()):
             if _is_rate(name, value):
                 found[prefix + name] = float(value)
-                setattr(part, name, 0.0)
+                setattr(part, name, type(value)(0))  # configs check the type of what they are given
     return found
 
 

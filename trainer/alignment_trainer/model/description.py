@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from alignment_trainer.model.config import Noise, with_noise
-from alignment_trainer.model.mistakes import InvalidModelError
+from alignment_trainer.model.mistakes import InvalidModelError, in_words
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,9 @@ def _read_generation(network: Any, folder: Path) -> Any:
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, TypeError) as error:
-        raise InvalidModelError(f"{GENERATION} cannot be read: {_words(error)}; mend it, or remove the file") from error
+        raise InvalidModelError(
+            f"{GENERATION} cannot be read: {in_words(error)}; mend it, or remove the file"
+        ) from error
 
 
 def _say_left_out(generation: Any, folder: Path) -> None:
@@ -121,7 +123,7 @@ def _say_left_out(generation: Any, folder: Path) -> None:
 
 
 def _unwritable(error: Exception, folder: Path) -> str:
-    words = _words(error)
+    words = in_words(error)
     file = GENERATION if "GenerationConfig" in words or "num_return_sequences" in words else "its config or tokenizer"
     return (
         f"{file} can be read and not written again, so that the trained model could not be exported: {words}; mend it "
@@ -134,8 +136,8 @@ def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if apart:
         name = apart[0]
         raise InvalidModelError(
-            f"config.json: `{name}` is {_json(wanted[name])}, and {_json(found.get(name))} once transformers has written "
-            "it and read it again, so that the exported model would be another; mend it"
+            f"config.json: `{name}` is {_json(wanted[name])}, and {_json(found.get(name))} once transformers has "
+            "written it and read it again, so that the exported model would be another; mend it"
         )
 
 
@@ -149,8 +151,3 @@ def _check_tokenizer(found: Any, wanted: Any) -> None:
             "its tokenizer has other tokens, or another template, once transformers has written it and read it again; "
             "save it with save_pretrained and compare"
         )
-
-
-def _words(error: Exception) -> str:
-    """The whole message in one line: transformers says what is wrong behind the first colon and a line's end."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from alignment_api.inputs import Model
-from alignment_api.sizing import GIB
+from alignment_api.sizing import GIB, probe_bytes
+from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import ModelReport, ProbeReport
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.sources import MODEL_FILES, Resolved
 from alignment_trainer.model.config import read_config, say_noise
-from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError
+from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError, in_words
 from alignment_trainer.model.weight_files import Stored, count_parameters, digest_of_finite, read_headers
 from alignment_trainer.process.errors import UserError
 
@@ -52,10 +55,20 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Inspection:
-    """memory: bytes of weights that may be loaded to probe them. former: what an earlier life found, if any."""
+    """What is asked of a model beside its being whole.
+
+    memory: bytes of weights that may be loaded to probe them. longest: tokens that a sequence may have, if that is
+    known. former: what an earlier life found, if any.
+    """
 
     memory: int = 2 * GIB
+    longest: int | None = None
     former: ModelReport | None = None
+
+
+def inspection_of(spec: AlignmentJobSpec, former: ModelReport | None) -> Inspection:
+    """What a job asks of its models. former: what an earlier life found."""
+    return Inspection(probe_bytes(spec), spec.training.max_length, former)
 
 
 def check_model(
@@ -75,6 +88,7 @@ def _inspect(named: Named, resolved: Resolved, checks: Sequence[Check], inspecti
     folder = resolved.path
     _check_folder(folder)
     networks = [_architecture(folder, check) for check in checks]
+    _check_window(networks[0], inspection.longest)
     stored = read_headers(folder)
     used = frozenset[str]().union(*(_check_files(built, stored) for built in networks))
     tokenizer = load_tokenizer(named.model.source, folder, named.field)
@@ -158,8 +172,8 @@ def load_tokenizer(source: str, folder: Path, field: str = "spec.model") -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        found = f"its tokenizer cannot be loaded: {_first_line(error)}"
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        found = f"its tokenizer cannot be loaded: {in_words(error)}"
         raise Named(Model(source=source), field).mistake(found) from error
 
 
@@ -187,7 +201,7 @@ def _check_folder(folder: Path) -> None:
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
-        raise InvalidModelError(f"{path} is no JSON: {_first_line(error)}; copy it again") from error
+        raise InvalidModelError(f"{path} is no JSON: {in_words(error)}; copy it again") from error
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "of an unnamed kind")
         raise InvalidModelError(
@@ -205,20 +219,25 @@ def _architecture(folder: Path, check: Check) -> Built:
         with torch.device("meta"):
             return check(config)
     except _OF_THE_CONFIG as error:
-        raise InvalidModelError(f"its config cannot be used: {_first_line(error)}") from error
+        raise InvalidModelError(f"its config cannot be used: {in_words(error)}") from error
 
 
 _OF_THE_CONFIG = (
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    ImportError,
-    RuntimeError,
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError, RuntimeError),
+    StrictDataclassError,
 )
 """What transformers raises of a config that it does not know, or that does not add up."""
+
+
+def _check_window(built: Built, longest: int | None) -> None:
+    """A window is not computed, so no sequence may be longer."""
+    config = built.network.config
+    window = getattr(config, "sliding_window", None)
+    if window and longest is not None and longest > window:
+        raise UnsupportedModelError(
+            f"{config.model_type} attends to {window} tokens at most (sliding_window), and spec.training.maxLength is "
+            f"{longest}; write maxLength: {window} or less"
+        )
 
 
 def _check_files(built: Built, stored: Stored) -> frozenset[str]:
@@ -248,7 +267,3 @@ def _probed(
     if worst is not None:
         log.info("packed rows are computed as texts alone", extra=worst.model_dump())
     return worst
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

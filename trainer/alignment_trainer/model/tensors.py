@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from alignment_trainer.model.mistakes import InvalidModelError
+from alignment_trainer.model.mistakes import InvalidModelError, in_words
 from alignment_trainer.model.weight_files import FLOATS, Stored, same_numbers
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -98,7 +98,7 @@ def _loaded(network: Any, stored: Stored) -> Differences:
             found = {name: tensor.shape for name, tensor in stored.items()}
             differences = _compared(wanted, found, network.all_tied_weights_keys)
             if not differences:
-                raise InvalidModelError(f"transformers cannot load its tensors: {_first_line(error)}") from error
+                raise InvalidModelError(f"transformers cannot load its tensors: {in_words(error)}") from error
             return differences
     return differences_of(info)
 
@@ -219,10 +219,6 @@ def _told_heads(network: Any, differences: Differences) -> Iterator[str]:
         yield "it has no language-model head, and the config does not tie it to the embedding"
     elif not causal and any(name.startswith("score.") for name in differences.missing):
         yield "its config says that it is a classifier, and its head is missing"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

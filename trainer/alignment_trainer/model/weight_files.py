@@ -136,10 +136,11 @@ def _index(folder: Path) -> dict[str, str]:
             "counts; remove one"
         )
     try:
-        named = json.loads(path.read_text())["weight_map"]
+        index = json.loads(path.read_text())
+        named, _ = index["weight_map"], index["metadata"]  # transformers asks for both
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidModelError(
-            f"{path} has no `weight_map`, which says where each tensor is; copy it again"
+            f"{path} lacks `weight_map`, which says where each tensor is, or `metadata`; copy it again"
         ) from error
     return dict(named)
 

@@ -11,7 +11,6 @@ from alignment_api.context import Outcome
 from alignment_api.inputs import Data, Model
 from alignment_api.reward_stage import LEAST_HELD_OUT
 from alignment_api.roles import trains_reward
-from alignment_api.sizing import probe_bytes
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import ModelReport, Progress
 from alignment_trainer.algorithms import make_algorithm
@@ -34,10 +33,10 @@ from alignment_trainer.experience.online_checks import check_online, check_rows
 from alignment_trainer.experience.reference_client import shard_task
 from alignment_trainer.model.inspect import (
     Check,
-    Inspection,
     Named,
     Pinned,
     check_model,
+    inspection_of,
     language_model,
     load_tokenizer,
     value_model,
@@ -97,7 +96,7 @@ def _pin_model(stage: Instance) -> Pinned:
     with stage.metrics.phase("check_model"):
         revision = former.model.revision if former else None
         resolved = resolve_model(named.model, stage.context.sources, revision, named.field)
-        inspection = Inspection(probe_bytes(stage.spec), former.model if former else None)
+        inspection = inspection_of(stage.spec, former.model if former else None)
         report = check_model(named, resolved, _CHECKS[stage.spec.algorithm.name], inspection)
         return Pinned(named, resolved, report)
 
