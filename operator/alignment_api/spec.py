@@ -51,7 +51,7 @@ class Training(Contract):
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about a third more time for far less memory."""
     seed: int = 0
-    """Seed of data order, split and dropout."""
+    """Seed of data order, split, new heads and samples."""
 
 
 class Storage(Contract):
