@@ -57,7 +57,7 @@ def check_tensors(network: Any, stored: Stored, apart: Apart) -> frozenset[str]:
 
     network: transformers' model of the config, on the device `meta`.
     """
-    _check_wrapped(stored)
+    _check_wrapped(network, stored)
     _check_doubled(network, stored)
     differences = _without(_loaded(network, stored), apart)
     if differences:
@@ -135,15 +135,16 @@ def _used(network: Any, stored: Stored) -> frozenset[str]:
     return frozenset(stored.keys() - ignored)
 
 
-def _check_wrapped(stored: Stored) -> None:
+def _check_wrapped(network: Any, stored: Stored) -> None:
     """What wraps a model while it trains has left its mark in the names."""
-    adapters = [name for name in stored if any(mark in name for mark in _ADAPTERS)]
+    strange = sorted(stored.keys() - network.state_dict().keys())
+    adapters = [name for name in strange if any(mark in name for mark in _ADAPTERS)]
     if adapters:
         raise InvalidModelError(
             f"tensor `{adapters[0]}` is of a LoRA adapter; merge it into its base (merge_and_unload) and save that"
         )
     for wrapper in _WRAPPERS:
-        marked = sorted(name for name in stored if name.startswith(wrapper) or f".{wrapper}" in name)
+        marked = [name for name in strange if name.startswith(wrapper) or f".{wrapper}" in name]
         if marked:
             raise InvalidModelError(
                 f"{len(marked)} of {len(stored)} tensors carry `{wrapper}` in their names, as a wrapped model is saved:"
