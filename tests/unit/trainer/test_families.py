@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tests.tiny import tiny_tokenizer
 from transformers import AutoConfig
 
 from alignment_trainer.model.config import turn_off_noise
 from alignment_trainer.model.cut import draw
+from alignment_trainer.model.description import check_description
 from alignment_trainer.model.families import KNOWN_GOOD
-from alignment_trainer.model.inspect import language_model, value_model
+from alignment_trainer.model.inspect import language_model, load_tokenizer, value_model
 from alignment_trainer.model.mistakes import UnsupportedModelError
 from alignment_trainer.model.probe import LEAST_REACH, TOLERANCE, probe
 from alignment_trainer.model.proof import prove
@@ -122,6 +125,17 @@ def test_a_good_family_computes_over_packed_rows_what_transformers_computes_of_t
     proof = prove(Path("nowhere"), config, language_model, 10**12, MUCH)
     assert proof.model == "cut"
     assert max(proof.alone, proof.neighbour) < TOLERANCE / 50
+
+
+@pytest.mark.parametrize("family", GOOD)
+def test_what_describes_a_good_family_is_written_and_read_back_the_same(family, tmp_path):
+    """Its tokenizer is what transformers makes of the files beside a config of that family."""
+    config = config_of(family, GOOD[family])
+    config.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with torch.device("meta"):
+        built = language_model(config)
+    check_description(built.network, {}, load_tokenizer(f"file://{tmp_path}", tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -25,6 +25,10 @@ _SHOWN = 3
 """Names of each kind that a message shows."""
 _WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, DataParallel, PEFT and FSDP put before or into the names of what they wrap."""
+_COMPARED = 2000
+"""Names that a name is compared with: difflib takes about 20 microseconds each."""
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"(^|\.)attn\.(masked_)?bias$")
+"""What older versions of transformers saved and newer ones compute; their numbers do not matter."""
 _ADAPTERS = ("lora_A", "lora_B", "lora_embedding")
 
 
@@ -128,8 +132,7 @@ def _without(differences: Differences, apart: Apart) -> Differences:
 
 def _used(network: Any, stored: Stored) -> frozenset[str]:
     """Names in the files without those that transformers ignores: old buffers, heads of another use."""
-    patterns = list(getattr(network, "_keys_to_ignore_on_load_unexpected", None) or [])
-    patterns += [r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"(^|\.)attn\.(masked_)?bias$"]
+    patterns = [*(network._keys_to_ignore_on_load_unexpected or ()), *_OLD_BUFFERS]
     own = set(network.state_dict())
     ignored = {name for name in stored if name not in own and any(re.search(pattern, name) for pattern in patterns)}
     return frozenset(stored.keys() - ignored)
@@ -205,10 +208,6 @@ def _listed(names: Sequence[str], others: Sequence[str], sentence: str) -> Itera
 def _nearest(name: str, others: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, others[:_COMPARED], n=1, cutoff=0.6)
     return f" (nearest: `{near[0]}`)" if near else ""
-
-
-_COMPARED = 2000
-"""Names that a name is compared with: difflib takes about 20 microseconds each."""
 
 
 def _told_heads(network: Any, differences: Differences) -> Iterator[str]:
