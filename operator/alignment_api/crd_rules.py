@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from alignment_api.algorithms import Algorithm
 from alignment_api.batch_rule import batch_cel_rules
 from alignment_api.job import MAX_NAME
+from alignment_api.length_rule import length_cel_rules
 from alignment_api.mutability import MUTABLE, SCALABLE
 from alignment_api.rewards import RewardFunction
 from alignment_api.role_rules import ONLINE, role_rules, sampled_message
@@ -35,6 +36,7 @@ def cel_rules() -> Mapping[Place, list[Schema]]:
             *_immutable(AlignmentJobSpec, (), apart=("roles",)),
             *_role_rules(),
             *starmap(make_rule, batch_cel_rules()),
+            *starmap(make_rule, length_cel_rules()),
         ],
         ("spec", "algorithm"): [_exactly_one(_aliases(Algorithm), "algorithm", "dpo: {beta: 0.1}")],
         ("spec", "data", "evaluation"): [_one_origin()],

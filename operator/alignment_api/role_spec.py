@@ -37,7 +37,8 @@ class AcceleratedRole(Role):
 
 
 class PrepareRole(Role):
-    """Pins, checks and tokenizes; no GPU."""
+    """Pins, checks and tokenizes; no GPU. It loads a model that fits into its memory to prove it, of a larger one a few
+    layers."""
 
 
 class PolicyRole(AcceleratedRole):

@@ -32,7 +32,10 @@ WEIGHT_VERSIONS = 2
 KV_CACHE_GIB = 1
 """Keys and values of a rollout server on CPUs, where the spec does not say; on GPUs they take what weights leave."""
 PREPARE_GIB = 4
-"""Memory of `prepare`: it streams rows and files, and holds the tokens of one shard."""
+"""Memory of `prepare`: it streams rows and files, holds the tokens of one shard, and probes a model before: its own
+weights up to half a billion parameters, else a few narrow layers of it. More memory probes larger ones whole."""
+PREPARE_PROCESS_GIB = Fraction(3, 2)
+"""Of that, Python, torch and transformers themselves, with some to spare."""
 CORES_PER_GPU = 4
 """Cores that feed one GPU."""
 
@@ -73,6 +76,12 @@ def size_of(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int | Non
     cache = math.ceil(_cache_bytes(spec, role, pool) / GIB) if pool.gpu is None else 0
     memory = _host_gib(spec, role, processes, known) + scratch + cache
     return Size(processes, gpus, wanted.cpu or str(cores), wanted.memory or f"{memory}Gi", scratch)
+
+
+def probe_bytes(spec: AlignmentJobSpec) -> int:
+    """Bytes of weights that `prepare` may load to probe a model: what its process leaves, at least a quarter."""
+    memory = int(quantity_value(spec.roles.prepare.memory or f"{PREPARE_GIB}Gi"))
+    return max(memory // 4, memory - int(PREPARE_PROCESS_GIB * GIB))
 
 
 def copies_of(spec: AlignmentJobSpec, role: str) -> int:

@@ -14,6 +14,7 @@ from alignment_api.algorithms import Algorithm
 from alignment_api.base import Contract
 from alignment_api.batch_rule import check_batch
 from alignment_api.inputs import Data, Model
+from alignment_api.length_rule import check_lengths
 from alignment_api.numbers import Fraction, Positive
 from alignment_api.role_rules import check_roles
 from alignment_api.role_spec import Roles
@@ -50,7 +51,7 @@ class Training(Contract):
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about a third more time for far less memory."""
     seed: int = 0
-    """Seed of data order, split and dropout."""
+    """Seed of data order, split, new heads and samples."""
 
 
 class Storage(Contract):
@@ -141,4 +142,9 @@ class AlignmentJobSpec(Contract):
     @model_validator(mode="after")
     def _check_batch(self) -> AlignmentJobSpec:
         check_batch(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> AlignmentJobSpec:
+        check_lengths(self)
         return self

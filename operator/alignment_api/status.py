@@ -162,6 +162,19 @@ class DataReport(Contract):
     """Commit of an hf:// data set."""
 
 
+class ProbeReport(Contract):
+    """How far the trainer's numbers over packed rows are from those of each text alone; rounding, or it is refused."""
+
+    model: Literal["whole", "cut"]
+    """`whole`: its own weights. `cut`: a few of its layers with random weights, where the whole does not fit into the
+    memory of `prepare`, or its weights hardly depend on the prompt."""
+    alone: float
+    """Largest difference to transformers' own forward of a text alone: nats of a token, or share of the largest
+    score."""
+    neighbour: float
+    """Largest change of one completion when another stands beside it, alike."""
+
+
 class ModelReport(Contract):
     """The model as pinned by `prepare`."""
 
@@ -171,6 +184,10 @@ class ModelReport(Contract):
     """SHA-256 over the files of config, tokenizer and weights."""
     revision: str | None = None
     """Commit of an hf:// model."""
+    dropout: dict[str, float] = {}
+    """What its config says of dropout and other noise: it is trained without, the exported config keeps it."""
+    probe: ProbeReport | None = None
+    """The proof that it can be trained over packed rows."""
 
 
 class Artifacts(Contract):

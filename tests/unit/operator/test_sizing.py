@@ -8,7 +8,7 @@ import pytest
 from tests.unit.operator.small_cluster import make_job, ppo_spec
 
 from alignment_api.platform import Gpu, Pool
-from alignment_api.sizing import Size, shortage, size_of
+from alignment_api.sizing import GIB, Size, probe_bytes, shortage, size_of
 
 H100 = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
 CPUS = Pool()
@@ -95,3 +95,10 @@ def test_only_what_can_never_fit_is_refused() -> None:
     )
     assert shortage(spec, "policy", CPUS, 130_000_000) is None
     assert shortage(make_job().spec, "policy", H100, 70 * 10**9) is None
+
+
+def test_prepare_probes_with_what_its_process_leaves_of_its_memory() -> None:
+    """1.5 GiB for the process; a quarter where that is more than all of it."""
+    assert probe_bytes(make_job().spec) == 2.5 * GIB
+    assert probe_bytes(make_job({"roles": {"prepare": {"memory": "40Gi"}}}).spec) == 38.5 * GIB
+    assert probe_bytes(make_job({"roles": {"prepare": {"memory": "1Gi"}}}).spec) == GIB / 4

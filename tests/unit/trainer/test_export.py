@@ -1,20 +1,31 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import Setting, tiny_engine, tiny_llama, tiny_qwen2
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from alignment_trainer.checkpoint.export import export_model
-from alignment_trainer.model.heads import UnsupportedModelError, scorer
+from alignment_trainer.model.heads import scorer
 from alignment_trainer.model.load import LoadedModel, load_model
+from alignment_trainer.model.mistakes import UnsupportedModelError
 
 IDS = torch.tensor([[1, 5, 9, 3, 2]])
 
 
+def words() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1", unk_token="w0")
+
+
 def language_model(causal) -> LoadedModel:
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", unk_token="w0")
-    return LoadedModel(causal, tokenizer, scorer(causal))
+    return LoadedModel(causal, words(), scorer(causal))
 
 
 def export(causal, folder, precision):
@@ -69,3 +80,25 @@ def test_a_model_with_soft_capped_logits_is_refused_by_name():
     causal.config.final_logit_softcapping = 30.0
     with pytest.raises(UnsupportedModelError, match="final_logit_softcapping"):
         scorer(causal)
+
+
+def test_experts_are_exported_under_the_names_that_they_came_with(tmp_path):
+    """transformers joins them in memory; what else reads the folder does not know the joined names."""
+    config = MixtralConfig(
+        **{
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_local_experts": 3,
+        },
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": None},
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    words().save_pretrained(tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    export_model(model, tiny_engine(Setting(), model.network), tmp_path / "model", "fp32")
+    base, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "model"))
+    assert "model.layers.1.block_sparse_moe.experts.2.w3.weight" in exported
+    assert exported.keys() == base.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in base.items())

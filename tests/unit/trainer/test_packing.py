@@ -4,7 +4,8 @@ from tiny_runs import pairs, tiny_llama, tiny_qwen2
 
 from alignment_trainer.data.packing import PromptGroup, pack, pair_group
 from alignment_trainer.model.attention import block_mask
-from alignment_trainer.model.heads import UnsupportedModelError, scorer
+from alignment_trainer.model.heads import scorer
+from alignment_trainer.model.mistakes import UnsupportedModelError
 
 
 def separate_logprobs(causal, groups):

@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.corpus import FOLDER, Expectation, expectations
 from tests.tiny import SHAPE, tiny_tokenizer, write_model
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from alignment_api.context import Context
 from alignment_api.manifest import read_manifest
@@ -30,6 +37,22 @@ def write_classifier(folder: Path, labels: int, tokenizer: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def write_wrapped(folder: Path) -> None:
+    """As torch.compile's wrapper is saved."""
+    network = LlamaForCausalLM(LlamaConfig(**({"vocab_size": 400} | SHAPE | {"tie_word_embeddings": False})))
+    network.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_state_passing(folder: Path) -> None:
+    """A family whose convolutions pass from one branch to the next."""
+    config = Lfm2Config(**({"vocab_size": 400} | SHAPE), layer_types=["conv", "full_attention"], pad_token_id=0)
+    Lfm2ForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifests with the models that they name."""
@@ -40,6 +63,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = tiny_tokenizer()
     other.add_tokens(["<|new|>"])
     write_classifier(folder / "another_tokenizer", 1, other)
+    write_wrapped(folder / "wrapped")
+    write_model(folder / "more_tokens")
+    longer = tiny_tokenizer()
+    longer.add_tokens(["apples", "bridges", "clouds"])
+    longer.save_pretrained(folder / "more_tokens")
+    write_state_passing(folder / "state_passing")
     return folder
 
 

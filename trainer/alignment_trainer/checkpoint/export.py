@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from alignment_trainer.engines.base import Engine
+from alignment_trainer.model.description import write_description
 from alignment_trainer.model.load import LoadedModel
 from alignment_trainer.process import distributed
 
@@ -35,17 +37,16 @@ def export_model(model: LoadedModel, engine: Engine, folder: Path, precision: st
 
 
 def _write(model: LoadedModel, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    save_torch_state_dict(weights, folder)
-    config = model.network.config.to_dict() | {
-        "dtype": str(dtype).removeprefix("torch."),
-        "architectures": [type(model.network).__name__],
-    }
-    type(model.network.config).from_dict(config).save_pretrained(folder)
-    if model.network.can_generate():
-        model.network.generation_config.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    save_torch_state_dict(_as_they_came(model, weights), folder)
+    write_description(model.network, model.noise, model.tokenizer, folder, str(dtype).removeprefix("torch."))
     for path in folder.iterdir():
         path.chmod(READABLE)  # safetensors makes its files for their owner alone, and that is a pod's user
+
+
+def _as_they_came(model: LoadedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the names of the model's files: transformers joins experts while it loads, and vLLM wants them apart."""
+    named: dict[str, Tensor] = revert_weight_conversion(model.network, weights)
+    return {name: tensor if tensor is weights.get(name) else tensor.clone() for name, tensor in named.items()}
 
 
 def _replace(temporary: Path, folder: Path) -> None:

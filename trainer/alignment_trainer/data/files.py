@@ -40,9 +40,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(paths: list[Path], folder: Path) -> str:
-    """SHA-256 over names (relative to `folder`) and contents of files, in order of name."""
+def fingerprint(paths: list[Path], folder: Path, digest: Callable[[Path], str] = sha256) -> str:
+    """SHA-256 over names (relative to `folder`) and contents of files, in order of name. digest: SHA-256 of a file."""
     total = hashlib.sha256()
     for path in sorted(paths):
-        total.update(f"{path.relative_to(folder)}\0{sha256(path)}\n".encode())
+        total.update(f"{path.relative_to(folder)}\0{digest(path)}\n".encode())
     return total.hexdigest()

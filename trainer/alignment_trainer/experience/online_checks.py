@@ -15,6 +15,7 @@ from alignment_trainer.model.inspect import (
     Pinned,
     check_model,
     check_same_tokenizer,
+    inspection_of,
     load_tokenizer,
     reward_model,
 )
@@ -57,6 +58,6 @@ def _pin(instance: Instance, component: str, named: Named) -> Pinned:
     former = read_manifest(instance.storage)
     origin = f"{named.model.source}@{named.model.revision}"
     same = former is not None and former.origins.get(f"rewards/{component}") == origin
-    revision = former.reward_models[component].revision if former and same else None
-    resolved = resolve_model(named.model, instance.context.sources, revision, named.field)
-    return Pinned(named, resolved, check_model(named, resolved, [reward_model]))
+    found = former.reward_models[component] if former and same else None
+    resolved = resolve_model(named.model, instance.context.sources, found.revision if found else None, named.field)
+    return Pinned(named, resolved, check_model(named, resolved, [reward_model], inspection_of(instance.spec, found)))

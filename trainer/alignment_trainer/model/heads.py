@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.model.attention import FLEX, attention_for, block_mask
+from alignment_trainer.model.families import ADVICE
 from alignment_trainer.model.logprobs import token_logprobs
+from alignment_trainer.model.mistakes import UnsupportedModelError
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-
-
-class UnsupportedModelError(ValueError):
-    """The model does something that this trainer would not reproduce, or has another head than its use needs."""
 
 
 class LogprobHead(nn.Module):
@@ -79,7 +77,7 @@ class PackedModel(nn.Module):
         """Lets the body attend as suits the batch's device. Raises UnsupportedModelError beyond a sliding window."""
         config, longest = self.body.config, max(row[0] + max(row[1:]) for row in batch.layout)
         window = getattr(config, "sliding_window", None)
-        if window is not None and longest > window:
+        if window and longest > window:  # some families write 0 for none
             raise UnsupportedModelError(
                 f"{config.model_type}: attends to {window} tokens at most, found {longest} in one sequence; "
                 f"lower spec.training.maxLength to {window}"
@@ -103,7 +101,7 @@ def value_scorer(classifier: Any, gradient_checkpointing: bool = False) -> Packe
     if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
         raise UnsupportedModelError(
             f"{classifier.config.model_type}: needs a linear head `score` of one label without bias, found {head}; "
-            "choose a model of the Llama, Qwen2, Qwen3 or Mistral family"
+            f"{ADVICE}"
         )
     _checkpoint_gradients(classifier, gradient_checkpointing)
     return PackedModel(classifier, ValueHead(head.weight))
@@ -118,11 +116,11 @@ def _check_head(causal: Any) -> None:
     head = causal.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise UnsupportedModelError(
-            f"{causal.config.model_type}: needs a language-model head without bias, found {head}"
+            f"{causal.config.model_type}: needs a language-model head without bias, found {head}; {ADVICE}"
         )
     scaled = [name for name in _LOGIT_TRANSFORMS if getattr(causal.config, name, None) not in (None, 1, 1.0)]
     if scaled:
         raise UnsupportedModelError(
             f"{causal.config.model_type}: `{scaled[0]}` changes the logits behind the head, which the log-prob op does "
-            "not do; choose a model of the Llama, Qwen2, Qwen3 or Mistral family"
+            f"not do; {ADVICE}"
         )

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
-import struct
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.errors import StrictDataclassError
 
 from alignment_api.inputs import Model
-from alignment_api.status import ModelReport
+from alignment_api.sizing import GIB, probe_bytes
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.status import ModelReport, ProbeReport
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.sources import MODEL_FILES, Resolved
+from alignment_trainer.model.config import read_config, say_noise
+from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError, in_words
+from alignment_trainer.model.weight_files import Stored, count_parameters, digest_of_finite, read_headers
 from alignment_trainer.process.errors import UserError
 
-Check = Callable[[Any], object]
-"""Makes what is trained or asked of a config's model, without memory. Raises UnsupportedModelError or UserError."""
+if TYPE_CHECKING:
+    from alignment_trainer.model.proof import Built
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[Any], "Built"]
+"""Makes what is trained or asked of a config's model. Raises UnsupportedModelError."""
 
 
 @dataclass(frozen=True)
@@ -41,40 +53,86 @@ class Pinned:
     report: ModelReport
 
 
-def check_model(named: Named, resolved: Resolved, checks: Sequence[Check]) -> ModelReport:
-    """Reads config, tokenizer and the headers of the weights; no weight is loaded. Raises UserError."""
+@dataclass(frozen=True)
+class Inspection:
+    """What is asked of a model beside its being whole.
+
+    memory: bytes of weights that may be loaded to probe them. longest: tokens that a sequence may have, if that is
+    known. former: what an earlier life found, if any.
+    """
+
+    memory: int = 2 * GIB
+    longest: int | None = None
+    former: ModelReport | None = None
+
+
+def inspection_of(spec: AlignmentJobSpec, former: ModelReport | None) -> Inspection:
+    """What a job asks of its models. former: what an earlier life found."""
+    return Inspection(probe_bytes(spec), spec.training.max_length, former)
+
+
+def check_model(
+    named: Named, resolved: Resolved, checks: Sequence[Check], inspection: Inspection | None = None
+) -> ModelReport:
+    """Proves that a model is what its files say and that it can be trained or asked. Raises UserError.
+
+    Headers and descriptions come first; then every byte is read once; a small part of it is computed at last.
+    """
+    try:
+        return _inspect(named, resolved, checks, inspection or Inspection())
+    except (InvalidModelError, UnsupportedModelError) as error:
+        raise named.mistake(str(error), error.reason) from error
+
+
+def _inspect(named: Named, resolved: Resolved, checks: Sequence[Check], inspection: Inspection) -> ModelReport:
     folder = resolved.path
-    if not (folder / "config.json").is_file():
-        raise named.mistake(f"{folder} has no config.json; write a Hugging Face folder: config, tokenizer, weights")
-    _check_architecture(named, folder, checks)
+    _check_folder(folder)
+    networks = [_architecture(folder, check) for check in checks]
+    _check_window(networks[0], inspection.longest)
+    stored = read_headers(folder)
+    used = frozenset[str]().union(*(_check_files(built, stored) for built in networks))
+    tokenizer = load_tokenizer(named.model.source, folder, named.field)
+    _check_description(networks[0], tokenizer, folder)
+    digest = _fingerprint_of_finite(folder, stored, used)
+    _, noise = read_config(folder)
+    say_noise(noise, named.model.source)
     return ModelReport(
-        parameters=count_parameters(named, folder), fingerprint=model_fingerprint(folder), revision=resolved.revision
+        parameters=count_parameters(stored),
+        fingerprint=digest,
+        revision=resolved.revision,
+        dropout=dict(noise),
+        probe=_probed(folder, checks, count_parameters(stored), digest, inspection),
     )
 
 
-def language_model(config: Any) -> object:
+def language_model(config: Any) -> Built:
     """As a language model: the policy."""
     from transformers import AutoModelForCausalLM
 
     from alignment_trainer.model.heads import scorer
+    from alignment_trainer.model.probe import TEMPERATURE
+    from alignment_trainer.model.proof import Built
+    from alignment_trainer.model.tensors import Apart
 
-    return scorer(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+    network = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return Built(network, scorer(network, temperature=TEMPERATURE), Apart())
 
 
-def value_model(config: Any) -> object:
+def value_model(config: Any) -> Built:
     """As a base of critics and reward models, which get a head of one label where they have none."""
     from transformers import AutoModelForSequenceClassification
 
     from alignment_trainer.model.heads import value_scorer
+    from alignment_trainer.model.load import apart_of_values
+    from alignment_trainer.model.proof import Built
 
     config.num_labels = 1
-    return value_scorer(AutoModelForSequenceClassification.from_config(config))  # type: ignore[no-untyped-call]
+    network = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    return Built(network, value_scorer(network), apart_of_values(config))
 
 
-def reward_model(config: Any) -> object:
+def reward_model(config: Any) -> Built:
     """As a reward model that exists: its head has been trained, for one label."""
-    from alignment_trainer.model.heads import UnsupportedModelError
-
     architecture = (config.architectures or ["none"])[0]
     if not architecture.endswith("ForSequenceClassification"):
         raise UnsupportedModelError(
@@ -114,8 +172,8 @@ def load_tokenizer(source: str, folder: Path, field: str = "spec.model") -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        found = f"its tokenizer cannot be loaded: {_first_line(error)}"
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        found = f"its tokenizer cannot be loaded: {in_words(error)}"
         raise Named(Model(source=source), field).mistake(found) from error
 
 
@@ -124,57 +182,88 @@ def model_fingerprint(folder: Path) -> str:
     return fingerprint([path for pattern in MODEL_FILES for path in folder.glob(pattern)], folder)
 
 
-def count_parameters(named: Named, folder: Path) -> int:
-    """Parameters, from the headers of the safetensors files. Raises UserError for a file that is missing or cut."""
-    expected = _weight_files(named, folder)
-    return sum(prod(entry["shape"]) for path in expected for entry in _tensors(named, path).values())
+def _fingerprint_of_finite(folder: Path, stored: Stored, used: frozenset[str]) -> str:
+    """The same, by a reading that refuses numbers that are not finite."""
+    paths = [path for pattern in MODEL_FILES for path in folder.glob(pattern)]
+    return fingerprint(paths, folder, partial(digest_of_finite, stored, used))
 
 
-def _weight_files(named: Named, folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        files = [folder / "model.safetensors"]
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise named.mistake(f"{folder} lacks {', '.join(missing)}; weights are read from safetensors alone")
-    return files
+def _check_folder(folder: Path) -> None:
+    """What can be told of the config alone."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InvalidModelError(f"{folder} has no config.json; write a Hugging Face folder: config, tokenizer, weights")
+    if (folder / "adapter_config.json").is_file():
+        raise InvalidModelError(
+            f"{folder} has an adapter_config.json, so it is a LoRA adapter, or has one beside it; merge it into its "
+            "base (merge_and_unload), and write the folder of the merged model"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise InvalidModelError(f"{path} is no JSON: {in_words(error)}; copy it again") from error
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "of an unnamed kind")
+        raise InvalidModelError(
+            f"config.json has a quantization_config ({method}); quantized weights can be neither trained nor compared: "
+            "write the model that it was made of, in bf16, fp16 or fp32"
+        )
 
 
-def _tensors(named: Named, path: Path) -> dict[str, dict[str, Any]]:
-    """The header: name -> dtype, shape, data_offsets (format: 8 bytes of length, JSON, data)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > size:
-            raise named.mistake(f"{path} is not a safetensors file ({size} bytes); copy it again")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if end != size:
-        raise named.mistake(f"{path} has {size} bytes, its header says {end}: it was cut off; copy it again")
-    return header
-
-
-def _check_architecture(named: Named, folder: Path, checks: Sequence[Check]) -> None:
+def _architecture(folder: Path, check: Check) -> Built:
     """Builds the model without memory (device `meta`), so that an unsupported one is refused before a GPU starts."""
     import torch
-    from transformers import AutoConfig
-
-    from alignment_trainer.model.heads import UnsupportedModelError
 
     try:
-        for check in checks:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            with torch.device("meta"):
-                check(config)
-    except UnsupportedModelError as error:
-        raise named.mistake(str(error), "UnsupportedModel") from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise named.mistake(f"its config cannot be used: {_first_line(error)}") from error
+        config, _ = read_config(folder)
+        with torch.device("meta"):
+            return check(config)
+    except _OF_THE_CONFIG as error:
+        raise InvalidModelError(f"its config cannot be used: {in_words(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+_OF_THE_CONFIG = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError, RuntimeError),
+    StrictDataclassError,
+)
+"""What transformers raises of a config that it does not know, or that does not add up."""
+
+
+def _check_window(built: Built, longest: int | None) -> None:
+    """A window is not computed, so no sequence may be longer."""
+    config = built.network.config
+    window = getattr(config, "sliding_window", None)
+    if window and longest is not None and longest > window:
+        raise UnsupportedModelError(
+            f"{config.model_type} attends to {window} tokens at most (sliding_window), and spec.training.maxLength is "
+            f"{longest}; write maxLength: {window} or less"
+        )
+
+
+def _check_files(built: Built, stored: Stored) -> frozenset[str]:
+    from alignment_trainer.model.tensors import check_tensors
+
+    return check_tensors(built.network, stored, built.apart)
+
+
+def _check_description(built: Built, tokenizer: Any, folder: Path) -> None:
+    from alignment_trainer.model.description import check_description, check_token_ids
+
+    check_token_ids(built.network, tokenizer, folder)
+    check_description(built.network, read_config(folder)[1], tokenizer, folder)
+
+
+def _probed(
+    folder: Path, checks: Sequence[Check], parameters: int, digest: str, inspection: Inspection
+) -> ProbeReport | None:
+    """The worst of all that is made of the model; what an earlier life found of the same files stands."""
+    from alignment_trainer.model.proof import prove
+
+    former = inspection.former
+    if former is not None and former.fingerprint == digest and former.probe is not None:
+        return former.probe
+    reports = [prove(folder, read_config(folder)[0], check, parameters, inspection.memory) for check in checks]
+    worst = max(reports, key=lambda report: max(report.alone, report.neighbour), default=None)
+    if worst is not None:
+        log.info("packed rows are computed as texts alone", extra=worst.model_dump())
+    return worst

@@ -26,7 +26,7 @@ def failure_of(error: BaseException) -> Failure:
     """What a runtime is told of an exception that ended a role."""
     if isinstance(error, UserError):
         return Failure(reason=error.reason, message=str(error), retryable=False)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         advice = "lower spec.training.microBatchTokens, or give the role more memory"
         return Failure(reason="OutOfMemory", message=f"{_first_line(error)}; {advice}", retryable=True)
     if isinstance(error, PermissionError):
@@ -38,7 +38,8 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(reason=type(error).__name__, message=_first_line(error) + _origin(error), retryable=True)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether host or GPU had no memory left."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)

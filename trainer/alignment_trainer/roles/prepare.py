@@ -36,6 +36,7 @@ from alignment_trainer.model.inspect import (
     Named,
     Pinned,
     check_model,
+    inspection_of,
     language_model,
     load_tokenizer,
     value_model,
@@ -95,7 +96,9 @@ def _pin_model(stage: Instance) -> Pinned:
     with stage.metrics.phase("check_model"):
         revision = former.model.revision if former else None
         resolved = resolve_model(named.model, stage.context.sources, revision, named.field)
-        return Pinned(named, resolved, check_model(named, resolved, _CHECKS[stage.spec.algorithm.name]))
+        inspection = inspection_of(stage.spec, former.model if former else None)
+        report = check_model(named, resolved, _CHECKS[stage.spec.algorithm.name], inspection)
+        return Pinned(named, resolved, report)
 
 
 def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
