@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from alignment_api.context import Context
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
+from alignment_api.precision import training_gpu
 from alignment_api.sizing import replicas_of
 from alignment_api.sources import parse_source
 from alignment_operator.local.folder import RunFolder
@@ -63,6 +64,7 @@ def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Cont
         replicas=instance.replicas,
         processes=instance.processes,
         gpus=instance.gpus,
+        training_gpu=training_gpu(job.spec, places.platform),
         job_file=str(folder.spec_file(instance.attempt)),
         storage=places.storage(job),
         output=places.output(job),
