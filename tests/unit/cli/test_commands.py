@@ -193,6 +193,7 @@ def test_the_roles_that_run_together_are_added_up() -> None:
     def advice(**roles: Any) -> str | None:
         rewards = [{"function": {"numericAnswer": {}}}]
         online = spec().model_dump() | {"algorithm": {"ppo": {"rewards": rewards}}, "roles": roles}
+        online["training"]["precision"] = "bf16"
         return memory_advice(AlignmentJobSpec.model_validate(online), parameters=10**9, available=32 * 2**30)
 
     assert advice(rollout={"replicas": 2}) == (
