@@ -1,4 +1,4 @@
-"""In which numbers a model computes: `prepare` decides it once, every other role takes what stands in the prepared manifest."""
+"""In which numbers a job computes: `prepare` decides once, every other role takes what its manifest says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from alignment_api.platform import Gpu
-from alignment_api.precision import of_gpu, with_precision
+from alignment_api.precision import with_precision
 from alignment_api.roles import ROLES
 from alignment_api.status import PrecisionReport
 from alignment_trainer.data.prepared import read_manifest
@@ -56,7 +56,7 @@ def decide(written: str, gpu: Gpu | None, cpu: bool) -> PrecisionReport:
     written: spec.training.precision. gpu: those that the job trains on; None for CPUs. cpu: whether this one has bf16.
     """
     what = f"the job trains on {gpu.product}, which" if gpu else "the CPU of `prepare`"
-    has_bf16 = of_gpu(gpu) == "bf16" if gpu else cpu
+    has_bf16 = gpu.bf16 if gpu else cpu
     if written == "auto":
         there = "has bf16 in hardware" if has_bf16 else "has no bf16 in hardware"
         return PrecisionReport(value="bf16" if has_bf16 else "fp32", why=f"{what} {there}")
@@ -69,11 +69,9 @@ def decide(written: str, gpu: Gpu | None, cpu: bool) -> PrecisionReport:
 def decided(instance: Instance) -> tuple[Instance, PrecisionReport]:
     """`prepare` as it goes on, with what it decided, or an earlier life of it did: the answer never changes."""
     written, former = instance.spec.training.precision, recorded(instance)
-    if former is not None and written in ("auto", former.value):
-        report = former
-    else:
-        report = decide(written, instance.context.training_gpu, cpu_has_bf16())
-    if "emulates" in report.why:
+    gpu, cpu = instance.context.training_gpu, cpu_has_bf16()
+    report = former if former and written in ("auto", former.value) else decide(written, gpu, cpu)
+    if written == "bf16" and not (gpu.bf16 if gpu else cpu):
         log.warning("%s", report.why)
     return _with(instance, report), report
 
