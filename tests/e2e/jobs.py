@@ -29,6 +29,8 @@ def score(completion, row):
     return 0.0
 """
 """A reward function of weight 0 that takes its time, so that a PPO job lasts while servers come and go."""
+STANDSTILL_SECONDS = 600
+"""Status changes with every step and every pod; what takes longest in between is a cold import of torch or vLLM."""
 SIZES = {"cpu": "100m", "memory": "3Gi"}
 """Three trainers fit the machine of the tests; each import of torch takes half a gigabyte."""
 
@@ -99,23 +101,27 @@ class Jobs:
     def delete(self, name: str) -> None:
         self.rig.kubectl("delete", "alignmentjob", name, "-n", self.namespace, "--wait=false", "--ignore-not-found")
 
-    def wait(
-        self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout: float = 180
-    ) -> dict[str, Any]:
-        """The status once it `holds`. Fails with the status, the pods and the operator's log where it never does."""
-        deadline = time.monotonic() + timeout
+    def wait(self, name: str, what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The status once it `holds`, however slow the machine.
+
+        Fails with the status, the pods and the operator's log once the job has failed or is over without it, or where
+        nothing of its status has changed for STANDSTILL_SECONDS.
+        """
         status: dict[str, Any] = {}
-        while time.monotonic() < deadline:
-            status = self.status(name)
+        changed = time.monotonic()
+        while time.monotonic() - changed < STANDSTILL_SECONDS:
+            former, status = status, self.status(name)
             if holds(status):
                 return status
-            if status.get("phase") == "Failed":
+            if status.get("phase") in ("Failed", "Complete"):
                 break
+            if status != former:
+                changed = time.monotonic()
             time.sleep(0.5)
         raise AssertionError(f"{name}: {what} did not happen\n{self.report(name, status)}")
 
-    def wait_complete(self, name: str, timeout: float = 300) -> dict[str, Any]:
-        return self.wait(name, "completion", lambda status: status.get("phase") == "Complete", timeout)
+    def wait_complete(self, name: str) -> dict[str, Any]:
+        return self.wait(name, "completion", lambda status: status.get("phase") == "Complete")
 
     def report(self, name: str, status: dict[str, Any]) -> str:
         """What one would look at by hand."""

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.jobs import Jobs, dpo_job
 from transformers import AutoModelForCausalLM
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 COLUMNS = ["NAME", "ALGORITHM", "STAGE", "PHASE", "PROGRESS", "ETA", "READY", "AGE"]
 
@@ -93,7 +93,7 @@ def _objects(jobs: Jobs, name: str, kinds: str) -> list[str]:
     return jobs.rig.kubectl("get", kinds, "-n", jobs.namespace, "-l", f"alignment.run/job={name}", "-o", "name").split()
 
 
-def _await_gone(jobs: Jobs, name: str, kinds: str, keep: int, patience: float = 60) -> list[str]:
+def _await_gone(jobs: Jobs, name: str, kinds: str, keep: int, patience: float = 300) -> list[str]:
     """What is left of the job's objects once no more than `keep` are."""
     deadline = time.monotonic() + patience
     while len(left := _objects(jobs, name, kinds)) > keep:

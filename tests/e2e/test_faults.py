@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.e2e.jobs import CHECKPOINT_EVERY, OPERATOR_NAMESPACE, Jobs, PodHistory, dpo_job
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 
 def test_an_operator_killed_at_five_moments_doubles_nothing_and_restarts_nothing(jobs: Jobs) -> None:
@@ -82,7 +82,7 @@ def _kill_operator(jobs: Jobs) -> None:
     ]
     jobs.rig.kill_container(pod, OPERATOR_NAMESPACE)
     jobs.rig.kubectl("delete", "pod", pod, "-n", OPERATOR_NAMESPACE, "--wait=true")
-    jobs.rig.kubectl("rollout", "status", "deployment", "-n", OPERATOR_NAMESPACE, "--timeout=60s", timeout=70)
+    jobs.rig.kubectl("rollout", "status", "deployment", "-n", OPERATOR_NAMESPACE, "--timeout=240s")
 
 
 def _runs_on_node(jobs: Jobs, name: str, history: PodHistory, role: str) -> bool:

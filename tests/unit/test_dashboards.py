@@ -21,7 +21,6 @@ from alignment_api.context import CONTEXT_VARIABLE, Context
 from alignment_operator.kube.telemetry import Telemetry
 from alignment_operator.plan.types import JobKey
 
-pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "charts" / "alignment-operator" / "dashboards"
 PREFERENCES = {"source": "file://./pairs.jsonl", "evaluation": {"fraction": 0.45}}

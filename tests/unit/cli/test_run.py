@@ -15,7 +15,6 @@ from tests.tiny import write_model, write_pairs
 
 from alignment_operator.local.process import started_at
 
-pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[3]
 STEPS = 300  # a tiny step takes some 20 ms: long enough to be interrupted half-way
 MANIFEST = f"""\
@@ -61,7 +60,7 @@ def alignctl(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate(timeout=1100)
     return process.returncode, out, err
 
 

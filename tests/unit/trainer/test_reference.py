@@ -26,7 +26,6 @@ from alignment_trainer.serving.peers import resolved
 from alignment_trainer.serving.pool import PoolOptions, RequestRefused, ServerPool
 from alignment_trainer.serving.wire import LogprobsRequest, decode_answer, decode_request, encode_answer, encode_request
 
-pytestmark = pytest.mark.timeout(900)
 """Each process imports torch and transformers, which takes a busy machine a minute."""
 
 GROUPS = (PromptGroup((1, 2, 3), ((4, 5), (6,))), PromptGroup((7,), ((8, 9, 10), (11, 12))))
@@ -57,7 +56,7 @@ def _is_ready(url: str) -> bool:
 
 
 def _post(url: str, body: bytes, token: str = "secret") -> httpx.Response:
-    return httpx.post(f"{url}/v1/logprobs", content=body, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+    return httpx.post(f"{url}/v1/logprobs", content=body, headers={"Authorization": f"Bearer {token}"}, timeout=300)
 
 
 def _direct(folder: Path, groups: tuple[PromptGroup, ...]) -> list[float]:

@@ -29,8 +29,6 @@ from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.prepared import open_prepared, open_prompts
 from alignment_trainer.serving.wire import LogprobsRequest, encode_request
 
-pytestmark = pytest.mark.timeout(900)
-
 GROUPS = (PromptGroup((5, 6), ((7, 8, 9), (10, 2))), PromptGroup((11,), ((12, 13, 2),)))
 
 
@@ -115,9 +113,9 @@ def test_the_reward_server_gives_the_scores_of_transformers(trained: TinyJob) ->
         wait_until(lambda: _is_ready(trained.url("reward")))
         body = encode_request(LogprobsRequest("", 1, (GROUPS,)))
         headers = {"Authorization": "Bearer secret"}
-        answer = httpx.post(f"{trained.url('reward')}/v1/scores", content=body, headers=headers, timeout=60)
+        answer = httpx.post(f"{trained.url('reward')}/v1/scores", content=body, headers=headers, timeout=300)
         wrong = encode_request(LogprobsRequest("another", 1, (GROUPS,)))
-        refused = httpx.post(f"{trained.url('reward')}/v1/scores", content=wrong, headers=headers, timeout=60)
+        refused = httpx.post(f"{trained.url('reward')}/v1/scores", content=wrong, headers=headers, timeout=300)
     finally:
         server.terminate()
         server.join(60)

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment_api.status import EvaluationReport
 
-pytestmark = pytest.mark.timeout(900)
 """Each process imports torch and transformers, which takes a busy machine a minute."""
 
 WITH_POLICY = {"roles": {"reference": {"placement": "withPolicy"}}}
@@ -54,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 143
     policy = job.start("policy")
-    wait_until(lambda: policy.poll() is not None or "alignment_step{" in _metrics(job), 240)
+    wait_until(lambda: policy.poll() is not None or "alignment_step{" in _metrics(job))
     (job.folder / "metrics.txt").write_text(_metrics(job))
     assert policy.wait(240) == 0
     assert job.start("evaluator").wait(240) == 0
@@ -182,7 +181,7 @@ def test_sigterm_saves_and_the_next_attempt_repeats_the_same_losses(with_policy:
 def test_two_ranks_are_one_instance_and_save_on_sigterm(with_policy: TinyJob, tmp_path: Path) -> None:
     job = copy_of(with_policy, tmp_path / "job", processes=2)
     attempt = job.start("policy")
-    wait_until(lambda: len(losses(job.folder / "policy.log")) >= 3, 280)
+    wait_until(lambda: len(losses(job.folder / "policy.log")) >= 3)
     attempt.send_signal(signal.SIGTERM)
     assert attempt.wait(90) == 143
     outcome = job.outcome("policy")
