@@ -79,7 +79,7 @@ def test_every_query_of_a_dashboard_returns_data_of_a_real_job(
         with Prometheus(tmp_path, find).running() as prometheus:
             with (tmp_path / "out").open("wb") as out:
                 started.append(subprocess.Popen(command, cwd=home, env=environment, stdout=out, stderr=out))
-            assert started[0].wait(800) == 0, (tmp_path / "out").read_text()[-4000:]
+            assert started[0].wait(900) == 0, (tmp_path / "out").read_text()[-4000:]
             empty = [query for query in _queries(name) if not prometheus.series(query)]
             roles = {line["metric"]["role"] for line in prometheus.series("alignment_resident_memory_bytes")}
     except RigUnavailable as error:

@@ -77,7 +77,7 @@ def server(job: TinyJob) -> Iterator[Server]:
         yield Server(job, process, count(1))
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(900)
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_asked_to_go_it_leaves_no_process_behind(server: Server) -> None:
         wait_until(lambda: server.process.poll() is None)
         server.process.send_signal(signal.SIGTERM)
         assert asked.result().status_code == 503
-    assert server.process.wait(60) == 143
+    assert server.process.wait(900) == 143
     assert server.job.outcome("rollout").result == "interrupted"
     wait_until(lambda: not any(process.is_running() for process in family))
 
@@ -234,7 +234,7 @@ def test_killed_while_it_loads_it_takes_its_engine_along(job: TinyJob) -> None:
         family = _family(process.pid)
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(900)
     _, alive = psutil.wait_procs(family, timeout=300)
     assert not alive
 
