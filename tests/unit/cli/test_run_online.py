@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.graphs import Graphs, watching
 from tests.tiny import write_model, write_pairs
 
 from alignment_api.status import EvaluationReport
@@ -76,13 +77,27 @@ def run(home: Path, job: dict[str, Any]) -> tuple[str, Path]:
     return done.stdout, folder
 
 
-def test_ppo_trains_its_reward_model_first_and_both_are_told_of(home: Path) -> None:
+@pytest.fixture(scope="module")
+def ppo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Graphs]:
     preferences = {"source": "file://./pairs.jsonl", "evaluation": {"fraction": 0.45}}
     trained = {"train": {"preferences": preferences, "learningRate": 1e-3, "batchSize": 16}}
     critic = {"learningRate": 1e-3, "warmupSteps": 0}
     ppo = SHARED | {"completionsPerPrompt": 2, "epochsPerRollout": 2, "critic": critic, "rewards": [trained, *REWARDS]}
-    printed, folder = run(home, manifest("ppo", {"ppo": ppo}))
+    with watching("online", tmp_path_factory.mktemp("prometheus")) as graphs:
+        printed, folder = run(home, manifest("ppo", {"ppo": ppo}))
+    return printed, folder, graphs
 
+
+def test_every_query_of_its_dashboard_returns_data(ppo: tuple[str, Path, Graphs]) -> None:
+    graphs = ppo[2]
+    if graphs.unavailable:
+        pytest.skip(graphs.unavailable)
+    assert graphs.empty == []
+    assert {*("prepare", "policy", "evaluator"), *("actor", "critic", "reward", "rollout", "reference")} <= graphs.roles
+
+
+def test_ppo_trains_its_reward_model_first_and_both_are_told_of(ppo: tuple[str, Path, Graphs]) -> None:
+    printed, folder, _ = ppo
     status = json.loads((folder / "status.json").read_text())
     assert [stage["name"] for stage in status["stages"]] == ["prepare", "reward", "train", "evaluate"]
     assert status["stages"][1]["evaluation"]["after"]["accuracy"]["low"] > 0.5
