@@ -26,8 +26,6 @@ from alignment_trainer.serving.peers import resolved
 from alignment_trainer.serving.pool import PoolOptions, RequestRefused, ServerPool
 from alignment_trainer.serving.wire import LogprobsRequest, decode_answer, decode_request, encode_answer, encode_request
 
-"""Each process imports torch and transformers, which takes a busy machine a minute."""
-
 GROUPS = (PromptGroup((1, 2, 3), ((4, 5), (6,))), PromptGroup((7,), ((8, 9, 10), (11, 12))))
 
 

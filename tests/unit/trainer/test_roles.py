@@ -18,8 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment_api.status import EvaluationReport
 
-"""Each process imports torch and transformers, which takes a busy machine a minute."""
-
 WITH_POLICY = {"roles": {"reference": {"placement": "withPolicy"}}}
 
 

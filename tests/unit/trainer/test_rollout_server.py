@@ -25,8 +25,6 @@ from alignment_trainer.engines.scoring import token_values
 from alignment_trainer.model.load import LoadedModel, load_model
 from alignment_trainer.weights.publisher import RolloutServer, WeightPublisher
 
-"""Each server imports vLLM in three processes, which takes a busy machine two minutes."""
-
 START_SECONDS = 600
 TEMPERATURE = 0.7
 LONG = tuple(int(token) for token in np.random.default_rng(0).integers(3, 300, size=300))
