@@ -15,7 +15,7 @@ from tests.graphs import Graphs, watching
 from tests.tiny import write_model, write_pairs
 
 from alignment_api.status import EvaluationReport
-from alignment_trainer.checkpoint.checkpoint import list_commits, read_commit
+from alignment_trainer.checkpoint.checkpoint import list_checkpoints, read_checkpoint
 from alignment_trainer.experience.record import read_rollouts
 
 ROOT = Path(__file__).parents[3]
@@ -109,8 +109,8 @@ def test_ppo_trains_its_reward_model_first_and_both_are_told_of(ppo: tuple[str, 
     assert [(record.step, len(record.rows), record.versions) for record in records] == [
         (step, PROMPTS, (step - 1,)) for step in range(1, STEPS + 1)
     ]
-    newest = list_commits(folder / "checkpoints" / "0001")[0]
-    assert {"state", "critic"} <= {part.name.split("-")[0] for part in read_commit(newest).parts}
+    newest = list_checkpoints(folder / "checkpoints" / "0001")[0]
+    assert {"state", "critic"} <= {part.name.split("-")[0] for part in read_checkpoint(newest).parts}
 
 
 def test_grpo_needs_neither_critic_nor_reward_server(home: Path) -> None:
