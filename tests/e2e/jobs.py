@@ -123,6 +123,19 @@ class Jobs:
     def wait_complete(self, name: str) -> dict[str, Any]:
         return self.wait(name, "completion", lambda status: status.get("phase") == "Complete")
 
+    def objects(self, name: str, kinds: str) -> list[str]:
+        """The job's objects of these kinds, as kind/name."""
+        found = self.rig.kubectl("get", kinds, "-n", self.namespace, "-l", f"{LABELS}/job={name}", "-o", "name")
+        return found.split()
+
+    def await_gone(self, name: str, kinds: str, keep: int, patience: float = 300) -> list[str]:
+        """What is left of the job's objects once no more than `keep` are."""
+        deadline = time.monotonic() + patience
+        while len(left := self.objects(name, kinds)) > keep:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
+        return left
+
     def report(self, name: str, status: dict[str, Any]) -> str:
         """What one would look at by hand."""
         pods = self.rig.kubectl("get", "pods", "-n", self.namespace, "-o", "wide")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +37,13 @@ def test_a_job_goes_from_manifest_to_a_better_model(jobs: Jobs, work: Path) -> N
     assert AutoModelForCausalLM.from_pretrained(work / "whole-out" / "model").config.hidden_size == 64
 
 
-def test_completion_and_deletion_leave_what_the_user_owns(jobs: Jobs) -> None:
-    job = dpo_job("tidy")
-    del job["spec"]["storage"], job["spec"]["output"]
-    jobs.apply(job)
-    status = jobs.wait_complete("tidy")
-    made = "pods,configmaps,secrets,services,networkpolicies"
-    _await_gone(jobs, "tidy", made, keep=0)
-    assert len(_objects(jobs, "tidy", "persistentvolumeclaims")) == 2
-    jobs.delete("tidy")
-    (left,) = _await_gone(jobs, "tidy", "persistentvolumeclaims", keep=1)
-    assert left.removeprefix("persistentvolumeclaim/") in status["artifacts"]["model"]
-
-
 def test_suspending_saves_and_removes_the_pods_and_resuming_goes_on(jobs: Jobs, work: Path) -> None:
     jobs.apply(dpo_job("pause"))
     jobs.wait("pause", "a first optimizer step", _trains)
     with jobs.watching("pause") as history:
         _suspend(jobs, "pause", True)
         status = jobs.wait("pause", "suspension", lambda status: status.get("phase") == "Suspended")
-        _await_gone(jobs, "pause", "pods", keep=0)  # they have ended; their objects go next
+        jobs.await_gone("pause", "pods", keep=0)  # they have ended; their objects go next
         saved = status["checkpoint"]["step"]
         _suspend(jobs, "pause", False)
         status = jobs.wait_complete("pause")
@@ -87,16 +73,3 @@ def _assert_better_on_held_out_pairs(status: dict[str, Any]) -> None:
     before, after = (status["evaluation"][moment]["accuracy"] for moment in ("before", "after"))
     assert before["value"] == 0.5
     assert after["low"] > 0.5
-
-
-def _objects(jobs: Jobs, name: str, kinds: str) -> list[str]:
-    return jobs.rig.kubectl("get", kinds, "-n", jobs.namespace, "-l", f"alignment.run/job={name}", "-o", "name").split()
-
-
-def _await_gone(jobs: Jobs, name: str, kinds: str, keep: int, patience: float = 300) -> list[str]:
-    """What is left of the job's objects once no more than `keep` are."""
-    deadline = time.monotonic() + patience
-    while len(left := _objects(jobs, name, kinds)) > keep:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
-    return left

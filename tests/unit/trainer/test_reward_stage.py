@@ -283,7 +283,7 @@ def test_two_ranks_in_bf16_judge_together(prepared: TinyJob, tmp_path: Path) -> 
     job.processes = 2
     manifest = job.folder / "job.yaml"
     manifest.write_text(manifest.read_text().replace('"fp32"', '"bf16"'))
-    assert job.start("policy", stage="reward").wait(900) == 0, job.outcome("policy").failure
+    assert run_role(job, "policy", stage="reward") == 0, job.outcome("policy").failure
     report = job.outcome("policy").evaluation
     assert report is not None
     assert report.after["accuracy"].low > 0.9

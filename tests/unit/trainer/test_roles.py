@@ -192,7 +192,7 @@ def test_two_ranks_are_one_instance_and_save_on_sigterm(with_policy: TinyJob, tm
 def test_a_failing_rank_is_told_by_its_own_reason(with_policy: TinyJob, tmp_path: Path) -> None:
     job = copy_of(with_policy, tmp_path / "job", processes=2)
     (job.folder / "run" / "prepared" / "train.safetensors").write_bytes(b"damaged")
-    assert job.start("policy").wait(900) == 1
+    assert run_role(job, "policy") == 1
     failure = job.outcome("policy").failure
     assert failure is not None
     assert failure.reason == "DamagedDataError"
