@@ -106,9 +106,9 @@ def _check_device(instance: Instance) -> None:
     if found < _CAPABILITY and instance.spec.training.precision == "auto":
         raise UserError(
             "NoBf16",
-            f"spec.training.precision: `auto` took bf16, which the GPUs that train have by the platform's word, but the "
+            f"spec.training.precision: `auto` took bf16, which the platform says the GPUs that train have, but the "
             f"{torch.cuda.get_device_name(0)} of role {instance.context.role} has compute capability "
-            f"{found[0]}.{found[1]}, below 8.0, and none; write fp32, or have `bf16: false` set for the gpu of its pool",
+            f"{found[0]}.{found[1]}, below 8.0, and none; write fp32, or set `bf16: false` for the gpu of its pool",
         )
     if found < _CAPABILITY:
         log.warning("this GPU has no bf16 in hardware and emulates it; write spec.training.precision: fp32")
