@@ -123,6 +123,17 @@ class Jobs:
     def wait_complete(self, name: str) -> dict[str, Any]:
         return self.wait(name, "completion", lambda status: status.get("phase") == "Complete")
 
+    def kill_operator(self) -> None:
+        """SIGKILL, then a fresh pod: a restarted container would wait for kubelet's growing back-off."""
+        (pod,) = [
+            pod["metadata"]["name"]
+            for pod in self.rig.get("pods", "-n", OPERATOR_NAMESPACE)["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+        ]
+        self.rig.kill_container(pod, OPERATOR_NAMESPACE)
+        self.rig.kubectl("delete", "pod", pod, "-n", OPERATOR_NAMESPACE, "--wait=true")
+        self.rig.kubectl("rollout", "status", "deployment", "-n", OPERATOR_NAMESPACE, "--timeout=240s")
+
     def objects(self, name: str, kinds: str) -> list[str]:
         """The job's objects of these kinds, as kind/name."""
         found = self.rig.kubectl("get", kinds, "-n", self.namespace, "-l", f"{LABELS}/job={name}", "-o", "name")
@@ -169,6 +180,16 @@ class Jobs:
         finally:
             stop.set()
             thread.join(timeout=30)
+
+
+def condition(status: dict[str, Any], kind: str) -> str | None:
+    """True, False or Unknown; None where it is not there."""
+    return next((c["status"] for c in status.get("conditions", ()) if c["type"] == kind), None)
+
+
+def checkpoint(status: dict[str, Any]) -> int:
+    """Steps of the last verified checkpoint."""
+    return int((status.get("checkpoint") or {}).get("step", 0))
 
 
 def dpo_job(name: str, **spec: Any) -> dict[str, Any]:
