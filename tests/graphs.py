@@ -13,8 +13,8 @@ from prometheus_client import start_http_server
 from tests.prometheus import Prometheus
 from tests.rig.paths import REPOSITORY, RigUnavailable
 
-from alignment_api.context import CONTEXT_VARIABLE, Context
 from alignment_operator.kube.telemetry import Telemetry
+from alignment_operator.local.context import PORTS
 from alignment_operator.plan.types import JobKey
 
 DASHBOARDS = REPOSITORY / "charts" / "alignment-operator" / "dashboards"
@@ -75,12 +75,13 @@ def _operator() -> Iterator[int]:
 
 
 def _roles_below() -> Iterator[str]:
-    """Where the roles below this process serve their metrics, by what a runtime has told them."""
+    """Where the roles below this process serve their metrics: whatever listens there on a port of a run's.
+
+    A forked role's environment cannot be read from outside.
+    """
     for process in psutil.Process().children(recursive=True):
         try:
-            told = process.environ().get(CONTEXT_VARIABLE)
+            listening = [c.laddr for c in process.net_connections("tcp4") if c.status == psutil.CONN_LISTEN]
         except psutil.Error:
             continue  # it has ended
-        if told:
-            context = Context.model_validate_json(told)
-            yield f"{context.host}:{context.port}"
+        yield from (f"{address.ip}:{address.port}" for address in listening if address.port in PORTS)
