@@ -65,13 +65,13 @@ class Prometheus:
     def series(self, query: str) -> list[dict[str, Any]]:
         """What a graph of the query over the time so far shows: {metric, values} of each line."""
         asked = {"query": query, "start": self._began, "end": time.time(), "step": "1s"}
-        answer = httpx.get(f"{self.url}/api/v1/query_range", params=asked, timeout=30).json()
+        answer = httpx.get(f"{self.url}/api/v1/query_range", params=asked, timeout=120).json()
         assert answer["status"] == "success", f"{query}: {answer.get('error')}"
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while time.monotonic() < end and process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/-/ready").status_code == 200:

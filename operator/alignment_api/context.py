@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from alignment_api.base import Contract
+from alignment_api.platform import Gpu
 from alignment_api.roles import StageName
-from alignment_api.status import CheckpointStatus, DataReport, EvaluationReport, ModelReport, Progress
+from alignment_api.status import CheckpointStatus, DataReport, EvaluationReport, ModelReport, PrecisionReport, Progress
 
 CONTEXT_VARIABLE = "ALIGNMENT_CONTEXT"
 """Environment variable that holds a Context as JSON."""
@@ -33,6 +34,8 @@ class Context(Contract):
     """Ranks in this instance: its GPUs, or CPU processes."""
     gpus: int
     """GPUs it was planned with; it fails at once where it finds fewer."""
+    training_gpu: Gpu | None = None
+    """The GPUs that the job trains on, wherever this process runs; absent: it trains on CPUs."""
     job_file: str
     """The validated, defaulted AlignmentJob as YAML (or JSON, its subset)."""
     storage: str
@@ -85,6 +88,8 @@ class Outcome(Contract):
     """Of prepare."""
     model: ModelReport | None = None
     """Of prepare."""
+    precision: PrecisionReport | None = None
+    """Of prepare."""
     evaluation: EvaluationReport | None = None
     """Of the evaluator, and of the policy in stage `reward`."""
 
@@ -106,5 +111,7 @@ class InstanceStatus(Contract):
     """Of prepare, once the data is good."""
     model: ModelReport | None = None
     """Of prepare, once the model is pinned."""
+    precision: PrecisionReport | None = None
+    """Of prepare, once it is decided."""
     memory_bytes: int = 0
     """Peak resident memory (or GPU memory) of the process."""

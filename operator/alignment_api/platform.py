@@ -21,6 +21,8 @@ class Gpu(Contract):
     """Name for people, for example H100-SXM5."""
     memory_gib: Annotated[float, Field(gt=0)]
     """Memory of one GPU, GiB."""
+    bf16: bool = True
+    """Whether it computes bf16 in hardware: compute capability 8.0 and up. Of older ones (V100, T4) say false."""
 
 
 class Pool(Contract):

@@ -1,7 +1,8 @@
 """How large a role's pod is where the spec does not say.
 
 Bytes per parameter (the guide's): a trainee holds 2 (bf16 weights) + 2 (gradients) + 12 (fp32 master and AdamW's
-moments); in fp32 on CPU 4 + 4 + 8: 16 either way. A frozen copy holds 2 (bf16) or 4 (fp32).
+moments); in fp32 on CPU 4 + 4 + 8: 16 either way. A frozen copy holds 2 (bf16) or 4 (fp32); as long as nobody knows
+which (`auto`), it counts as the larger.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from alignment_api.spec import AlignmentJobSpec
 GIB = 1024**3
 TRAINED_BYTES = 16
 """Bytes per parameter of a trainee, over all its ranks."""
-FROZEN_BYTES = {"bf16": 2, "fp32": 4}
+FROZEN_BYTES = {"auto": 4, "bf16": 2, "fp32": 4}
 """Bytes per parameter of a frozen copy."""
 HEADROOM = Fraction(6, 5)
 """Activations, buffers and fragmentation: the upper end of the guide's 1.15-1.20."""

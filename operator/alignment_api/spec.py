@@ -44,8 +44,9 @@ class Training(Contract):
     """Gradients are scaled down to this L2 norm."""
     max_length: Annotated[int, Field(ge=16)] = 2048
     """Tokens of prompt and completion together; a longer row is invalid (see data.onInvalid), never cut silently."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: fp32 master weights under bf16 autocast. `fp32`: everything in fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`bf16`: fp32 master weights under bf16 autocast. `fp32`: everything in fp32. `auto`: bf16 where the devices that
+    train have it in hardware, else fp32, which is 5 to 10 times faster there; status.precision says which and why."""
     sharding: Literal["none", "zero2", "zero3"] | None = None
     """How state is spread over ranks. Default: `none` for one rank, `zero3` (DeepSpeed) for more."""
     gradient_checkpointing: bool = True

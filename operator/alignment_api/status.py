@@ -190,6 +190,18 @@ class ModelReport(Contract):
     """The proof that it can be trained over packed rows."""
 
 
+Precision = Literal["bf16", "fp32"]
+
+
+class PrecisionReport(Contract):
+    """In what the job computes, for all of its roles and to its end."""
+
+    value: Precision
+    """bf16 or fp32."""
+    why: str
+    """Who said so: the spec, or the devices that it trains on."""
+
+
 class Artifacts(Contract):
     """Where results are."""
 
@@ -238,6 +250,8 @@ class AlignmentJobStatus(Contract):
     """What `prepare` found."""
     model: ModelReport | None = None
     """The model as pinned."""
+    precision: PrecisionReport | None = None
+    """In what the job computes, as `prepare` decided or the spec says."""
     evaluation: EvaluationReport | None = None
     """Held-out figures before and after."""
     artifacts: Artifacts = Artifacts()

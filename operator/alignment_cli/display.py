@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from alignment_api.status import AlignmentJobStatus, Progress
+from alignment_api.status import AlignmentJobStatus, PrecisionReport, Progress
 from alignment_operator.plan.types import PodView
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -67,6 +67,8 @@ class Display:
     def _lines(self, status: AlignmentJobStatus, views: tuple[PodView, ...]) -> None:
         self._when_new("phase", f"{self._name}: {status.phase}", self._print)
         self._when_new("stage", f"stage {status.stage}", self._print)
+        if status.precision is not None:
+            self._when_new("precision", precision_text(status.precision), self._print)
         for view in views:
             self._when_new(view.name, f"{_instance_name(view)}: {_state(view)}", self._print)
         progress = _progress_line(status, views)
@@ -107,6 +109,8 @@ def _table(name: str, elapsed: str, status: AlignmentJobStatus, views: tuple[Pod
     stage = (status.stage or status.phase, "cyan")
     head = Text.assemble((name, "bold"), f"  {status.algorithm or ''}  ", stage, f"  {elapsed}")
     parts: list[RenderableType] = [head]
+    if status.precision is not None:
+        parts.append(Text(precision_text(status.precision), style="dim"))
     progress = status.progress
     if progress is not None and progress.total_steps:
         row = Table.grid(padding=(0, 2))
@@ -159,6 +163,11 @@ def _memory(views: tuple[PodView, ...]) -> int:
 
 def _memory_of(view: PodView) -> str:
     return memory_text(view.status.memory_bytes) if view.status is not None else ""
+
+
+def precision_text(precision: PrecisionReport) -> str:
+    """In what the job computes, and why."""
+    return f"computes in {precision.value}: {precision.why}"
 
 
 def memory_text(count: float) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from alignment_api.job import AlignmentJob
 from alignment_api.mutability import immutable_changes
+from alignment_api.precision import as_far_as_known
 from alignment_api.sources import parse_source
 from alignment_api.status import AlignmentJobStatus
 from alignment_cli.devices import gpu_shortage
@@ -177,7 +178,10 @@ def _parameters(job: AlignmentJob) -> int | None:
 
 def _check_devices(job: AlignmentJob, places: Places) -> None:
     pool = places.platform.pools.on_demand
-    shortage = gpu_shortage(job.spec, pool, len(machine_gpus()), _parameters(job)) if pool.gpu is not None else None
+    if pool.gpu is None:
+        return
+    spec = as_far_as_known(job.spec, places.platform)
+    shortage = gpu_shortage(spec, pool, len(machine_gpus()), _parameters(job))
     if shortage is not None:
         raise Refused(f"{job.metadata.name}: {shortage}")
 

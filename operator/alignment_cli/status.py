@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from alignment_cli.display import precision_text
 from alignment_cli.errors import Refused
 from alignment_operator.local.folder import RunFolder
 
@@ -31,5 +32,7 @@ def print_status(console: Console, path: Path) -> None:
         table.add_column(heading)
     table.add_row(*(value or "" for value in columns.values()))
     console.print(table)
+    if status.precision is not None:
+        console.print(precision_text(status.precision), highlight=False)
     for condition in status.conditions:
         console.print(f"{condition.type}={condition.status} {condition.reason}: {condition.message}", highlight=False)

@@ -59,7 +59,7 @@ FAILED = {
 }
 
 
-def eventually(look: Callable[[], Found | None], what: str, seconds: float = 60) -> Found:
+def eventually(look: Callable[[], Found | None], what: str, seconds: float = 300) -> Found:
     """What `look` finds, as soon as it finds something."""
     deadline = time.monotonic() + seconds
     while True:
@@ -174,7 +174,7 @@ class Operator:
         """Ends the process; returns its exit code."""
         assert self.process is not None
         self.process.send_signal(by)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=300)
 
     def is_healthy(self) -> bool:
         """What a probe is told."""
@@ -187,7 +187,7 @@ class Operator:
 
     def _get(self, path: str) -> str | None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
                 return str(answer.read().decode())
         except urllib.error.URLError:
             return None

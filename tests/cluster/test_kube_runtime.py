@@ -78,7 +78,7 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
     raise ConnectionResetError("the other side has hung up")
 
 
-async def until(look: Callable[[], bool], seconds: float = 30) -> None:
+async def until(look: Callable[[], bool], seconds: float = 300) -> None:
     async with asyncio.timeout(seconds):
         while not look():  # noqa: ASYNC110 - what is looked at has no event
             await asyncio.sleep(0.02)
@@ -189,7 +189,7 @@ async def _serve_widgets(client: KubeClient) -> None:
         "spec": {"group": "test.alignment.run", "scope": "Namespaced", "names": names, "versions": [version]},
     }
     await client.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         while True:
             with suppress(ApiError):
                 await client.get(WIDGETS)
@@ -200,7 +200,7 @@ async def _serve_widgets(client: KubeClient) -> None:
 async def _drop_widgets(client: KubeClient) -> None:
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/widgets.test.alignment.run"
     await client.delete(path)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         with suppress(ApiError):
             while await client.get(path):  # noqa: ASYNC110 - the apiserver has no event for it
                 await asyncio.sleep(0.1)
@@ -251,7 +251,7 @@ async def test_one_holds_the_lease_and_the_next_takes_it_when_it_is_released(cli
     await asyncio.sleep(3)
     assert not waiting.done()
     await first.release()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 120)
     assert await _holder(client, "test-handover") == "second"
     await client.delete(named("Lease", "default", "test-handover"))
 

@@ -162,7 +162,7 @@ def test_an_operator_whose_lease_was_taken_ends(place: Place, tmp_path: Path) ->
     thief = '{"spec": {"holderIdentity": "thief"}}'
     place.kubectl("patch", "lease", lease["metadata"]["name"], "--type=merge", "-p", thief)
     assert operator.process is not None
-    assert operator.process.wait(timeout=30) == 1
+    assert operator.process.wait(timeout=300) == 1
     assert [row["message"] for row in operator.errors()] == ["another holds it"]
 
 
@@ -171,7 +171,7 @@ def test_an_operator_does_not_start_on_a_platform_with_a_typo(place: Place, tmp_
     operator = Operator(place, tmp_path)
     operator.start()
     assert operator.process is not None
-    assert operator.process.wait(timeout=30) == 1
+    assert operator.process.wait(timeout=300) == 1
     (error,) = operator.errors()
     assert "platform.yaml:2: pools.spto: unknown field. Did you mean `spot`" in error["message"]
 

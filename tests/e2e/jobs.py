@@ -29,6 +29,8 @@ def score(completion, row):
     return 0.0
 """
 """A reward function of weight 0 that takes its time, so that a PPO job lasts while servers come and go."""
+STANDSTILL_SECONDS = 600
+"""Status changes with every step and every pod; what takes longest in between is a cold import of torch or vLLM."""
 SIZES = {"cpu": "100m", "memory": "3Gi"}
 """Three trainers fit the machine of the tests; each import of torch takes half a gigabyte."""
 
@@ -99,23 +101,51 @@ class Jobs:
     def delete(self, name: str) -> None:
         self.rig.kubectl("delete", "alignmentjob", name, "-n", self.namespace, "--wait=false", "--ignore-not-found")
 
-    def wait(
-        self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout: float = 180
-    ) -> dict[str, Any]:
-        """The status once it `holds`. Fails with the status, the pods and the operator's log where it never does."""
-        deadline = time.monotonic() + timeout
+    def wait(self, name: str, what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The status once it `holds`, however slow the machine.
+
+        Fails with the status, the pods and the operator's log once the job has failed or is over without it, or where
+        nothing of its status has changed for STANDSTILL_SECONDS.
+        """
         status: dict[str, Any] = {}
-        while time.monotonic() < deadline:
-            status = self.status(name)
+        changed = time.monotonic()
+        while time.monotonic() - changed < STANDSTILL_SECONDS:
+            former, status = status, self.status(name)
             if holds(status):
                 return status
-            if status.get("phase") == "Failed":
+            if status.get("phase") in ("Failed", "Complete"):
                 break
+            if status != former:
+                changed = time.monotonic()
             time.sleep(0.5)
         raise AssertionError(f"{name}: {what} did not happen\n{self.report(name, status)}")
 
-    def wait_complete(self, name: str, timeout: float = 300) -> dict[str, Any]:
-        return self.wait(name, "completion", lambda status: status.get("phase") == "Complete", timeout)
+    def wait_complete(self, name: str) -> dict[str, Any]:
+        return self.wait(name, "completion", lambda status: status.get("phase") == "Complete")
+
+    def kill_operator(self) -> None:
+        """SIGKILL, then a fresh pod: a restarted container would wait for kubelet's growing back-off."""
+        (pod,) = [
+            pod["metadata"]["name"]
+            for pod in self.rig.get("pods", "-n", OPERATOR_NAMESPACE)["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+        ]
+        self.rig.kill_container(pod, OPERATOR_NAMESPACE)
+        self.rig.kubectl("delete", "pod", pod, "-n", OPERATOR_NAMESPACE, "--wait=true")
+        self.rig.kubectl("rollout", "status", "deployment", "-n", OPERATOR_NAMESPACE, "--timeout=240s")
+
+    def objects(self, name: str, kinds: str) -> list[str]:
+        """The job's objects of these kinds, as kind/name."""
+        found = self.rig.kubectl("get", kinds, "-n", self.namespace, "-l", f"{LABELS}/job={name}", "-o", "name")
+        return found.split()
+
+    def await_gone(self, name: str, kinds: str, keep: int, patience: float = 300) -> list[str]:
+        """What is left of the job's objects once no more than `keep` are."""
+        deadline = time.monotonic() + patience
+        while len(left := self.objects(name, kinds)) > keep:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
+        return left
 
     def report(self, name: str, status: dict[str, Any]) -> str:
         """What one would look at by hand."""
@@ -150,6 +180,16 @@ class Jobs:
         finally:
             stop.set()
             thread.join(timeout=30)
+
+
+def condition(status: dict[str, Any], kind: str) -> str | None:
+    """True, False or Unknown; None where it is not there."""
+    return next((c["status"] for c in status.get("conditions", ()) if c["type"] == kind), None)
+
+
+def checkpoint(status: dict[str, Any]) -> int:
+    """Steps of the last verified checkpoint."""
+    return int((status.get("checkpoint") or {}).get("step", 0))
 
 
 def dpo_job(name: str, **spec: Any) -> dict[str, Any]:

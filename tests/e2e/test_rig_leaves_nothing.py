@@ -24,7 +24,7 @@ from tests.rig import BASE, NodeSpec, Rig
 with Rig.start([NodeSpec("solo", "onDemand")]) as rig:
     container = {"name": "c", "image": BASE, "imagePullPolicy": "Never", "command": ["sleep", "1000"]}
     rig.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [container]}})
-    rig.kubectl("wait", "pod/p", "--for=condition=Ready", "--timeout=60s", timeout=70)
+    rig.kubectl("wait", "pod/p", "--for=condition=Ready", "--timeout=240s")
     print(rig.slot.index, rig.guardian.pid, flush=True)
     sys.stdin.readline()
     raise RuntimeError("a test died half-way")
@@ -86,7 +86,7 @@ def traces(before: Snapshot, after: Snapshot, slot: int) -> Snapshot:
     return {kind: left for kind, left in found.items() if left}
 
 
-def gone(before: Snapshot, slot: int, seconds: float = 60) -> bool:
+def gone(before: Snapshot, slot: int, seconds: float = 300) -> bool:
     deadline = time.monotonic() + seconds
     while left := traces(before, snapshot(), slot):
         assert time.monotonic() < deadline, left
@@ -98,7 +98,7 @@ def end_by_exception(script: subprocess.Popen[str], guardian: int) -> None:
     assert script.stdin is not None
     script.stdin.write("now\n")
     script.stdin.close()
-    assert script.wait(timeout=60) == 1
+    assert script.wait(timeout=300) == 1
 
 
 def end_by_sigkill(script: subprocess.Popen[str], guardian: int) -> None:
@@ -110,7 +110,7 @@ def end_with_its_guardian(script: subprocess.Popen[str], guardian: int) -> None:
     os.kill(guardian, signal.SIGKILL)
     script.kill()
     script.wait()
-    subprocess.run([sys.executable, "-m", "tests.rig", "clean"], cwd=REPOSITORY, check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "tests.rig", "clean"], cwd=REPOSITORY, check=True, timeout=300)
 
 
 @pytest.mark.parametrize("end", [end_by_exception, end_by_sigkill, end_with_its_guardian])

@@ -25,6 +25,7 @@ from tests.rig.sandbox import Daemon, Sandbox, host_command
 from tests.rig.slots import CGROUP_ROOT, Slot, cgroup_hierarchies, is_cgroup_v2
 from tests.rig.toolchain import ALL_SETS, CONTROL_PLANE_SETS, HELM, KUBERNETES, ensure_built
 
+READY_SECONDS = 300  # for what takes seconds here
 DISK_SIZE = "64G"  # sparse: it takes what is written
 # Bridged frames skip iptables: with br_netfilter the first packet to a service is lost while its translated target's
 # hardware address is unknown. kube-proxy's rules see what is routed, and all service traffic is (masqueradeAll).
@@ -109,12 +110,12 @@ class Rig:
         """An administrator's kubeconfig; it works on the machine itself."""
         return self.layout.kubeconfig(ADMIN)
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 300) -> str:
         """Run kubectl as administrator; returns stdout. Raises CalledProcessError, with stderr, when it fails."""
         command = [str(KUBERNETES.folder / "kubectl"), f"--cache-dir={self.slot.work / 'kubectl'}", *arguments]
         return self._client(command, stdin, timeout)
 
-    def helm(self, *arguments: str, timeout: float = 180) -> str:
+    def helm(self, *arguments: str, timeout: float = 600) -> str:
         """Run helm as administrator; returns stdout. Raises CalledProcessError, with stderr, when it fails."""
         return self._client([str(HELM.folder / "helm"), *arguments], None, timeout)
 
@@ -175,7 +176,7 @@ class Rig:
                 "spec": claim,
             },
         )
-        self.kubectl("wait", "-n", namespace, f"pvc/{name}", "--for=jsonpath={.status.phase}=Bound", "--timeout=30s")
+        self.kubectl("wait", "-n", namespace, f"pvc/{name}", "--for=jsonpath={.status.phase}=Bound", "--timeout=240s")
         return folder
 
     def stop(self) -> None:
@@ -183,7 +184,7 @@ class Rig:
         assert self.guardian.stdin is not None
         assert self.guardian.stdout is not None
         self.guardian.stdin.close()
-        code = self.guardian.wait(timeout=90)
+        code = self.guardian.wait(timeout=300)
         self.guardian.stdout.close()
         self.sandbox.reap()
         if code:
@@ -302,7 +303,7 @@ class Rig:
         return file
 
     def _await_api(self) -> None:
-        self._await("the API server's /readyz", self._api_ready, 60)
+        self._await("the API server's /readyz", self._api_ready)
 
     def _api_ready(self) -> bool:
         if not self.layout.ca.exists():
@@ -327,22 +328,23 @@ class Rig:
         def accounts_made() -> bool:
             return bool(self.get("serviceaccounts", "-n", "default")["items"])
 
-        self._await("the default service account", accounts_made, 30)
+        self._await("the default service account", accounts_made)
         if self.nodes:
-            self._await("CoreDNS", self._dns_ready, 30)
-            self.await_ready(*self.nodes, timeout=60)
+            self._await("CoreDNS", self._dns_ready)
+            self.await_ready(*self.nodes)
 
-    def await_ready(self, *nodes: str, timeout: float = 60) -> None:
+    def await_ready(self, *nodes: str) -> None:
         """Until these nodes are Ready and schedulable (the taint of their start is gone)."""
 
         def all_ready() -> bool:
             found = {item["metadata"]["name"]: item for item in self.get("nodes")["items"]}
             return all(name in found and _is_ready(found[name]) for name in nodes)
 
-        self._await(f"nodes {', '.join(nodes)} to be Ready", all_ready, timeout)
+        self._await(f"nodes {', '.join(nodes)} to be Ready", all_ready)
 
-    def _await(self, what: str, holds: Callable[[], bool], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+    def _await(self, what: str, holds: Callable[[], bool]) -> None:
+        """Until it holds, a component dies, or far longer has passed than a slow machine takes."""
+        deadline = time.monotonic() + READY_SECONDS
         while not holds():
             dead = [d for d in [*self.components.values(), *self._node_daemons()] if not d.alive]
             if dead or time.monotonic() > deadline:

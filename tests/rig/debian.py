@@ -52,6 +52,6 @@ def _missing(commands: dict[str, str]) -> Iterable[str]:
 def _apt(*arguments: str) -> None:
     # Runlevel 1 is for maintenance: packages that bring a service, Prometheus say, do not start it there.
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    done = subprocess.run(["apt-get", *arguments], env=env, text=True, capture_output=True, timeout=900)
+    done = subprocess.run(["apt-get", *arguments], env=env, text=True, capture_output=True, timeout=1800)
     if done.returncode:
         raise RigUnavailable(f"apt-get {' '.join(arguments)} failed: {done.stderr.strip()[-1500:]}")

@@ -113,10 +113,10 @@ class Node:
     def import_image(self, archive: Path) -> None:
         if self.sandbox is None or archive in self.imported:
             return
-        self.ctr("images", "import", str(archive), timeout=180)
+        self.ctr("images", "import", str(archive), timeout=600)
         self.imported.add(archive)
 
-    def ctr(self, *arguments: str, timeout: float = 30) -> str:
+    def ctr(self, *arguments: str, timeout: float = 120) -> str:
         """containerd's own client, in Kubernetes' namespace. Returns its stdout."""
         if self.sandbox is None:
             raise RuntimeError(f"{self.name} has not booted")

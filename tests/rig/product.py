@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.rig.cluster import Rig
@@ -68,7 +69,7 @@ def install_operator(rig: Rig) -> None:
     values = rig.slot.work / "values.json"
     values.write_text(json.dumps(platform_values()))
     place = ("--namespace", NAMESPACE, "--create-namespace")
-    rig.helm("upgrade", "--install", "alignment", str(CHART), *place, "--values", str(values), "--wait", timeout=240)
+    rig.helm("upgrade", "--install", "alignment", str(CHART), *place, "--values", str(values), "--wait", timeout=600)
 
 
 def real_model(folder: Path) -> None:
@@ -77,9 +78,19 @@ def real_model(folder: Path) -> None:
     shutil.copytree(REPOSITORY / "build" / "models" / EXAMPLE_MODEL, folder)
 
 
-def make_example_claims(rig: Rig, namespace: str, make_model: Callable[[Path], object] = real_model) -> None:
-    """The claims that `EXAMPLE` names, `models` and `data`, with what it looks for in them."""
+def make_example_claims(
+    rig: Rig,
+    namespace: str,
+    make_model: Callable[[Path], object] = real_model,
+    shortest: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """The claims that `EXAMPLE` names, `models` and `data`, with what it looks for in them.
+
+    shortest: of a file so many rows, the shortest ones; without it the whole file.
+    """
     make_model(rig.shared_volume("models", namespace) / EXAMPLE_MODEL)
     data = rig.shared_volume("data", namespace)
     for name in ("train.jsonl", "heldout.jsonl"):
-        shutil.copy(REPOSITORY / "examples" / "quickstart" / name, data)
+        rows = (REPOSITORY / "examples" / "quickstart" / name).read_text().splitlines(keepends=True)
+        kept = sorted(rows, key=len)[: shortest[name]] if name in shortest else rows
+        (data / name).write_text("".join(kept))

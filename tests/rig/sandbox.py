@@ -17,7 +17,7 @@ INIT = ("env", "--ignore-signal=CHLD", "sleep", "infinity")
 PR_SET_PDEATHSIG = 1
 
 
-def host_command(*argv: str, timeout: float = 60) -> str:
+def host_command(*argv: str, timeout: float = 300) -> str:
     """Run to the end; returns stdout. Raises CalledProcessError, with stderr, when it fails."""
     return subprocess.run(argv, check=True, text=True, capture_output=True, timeout=timeout).stdout
 
@@ -43,7 +43,7 @@ class Daemon:
         for pid in _children(self.entry.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.entry.wait(timeout=20)
+        self.entry.wait(timeout=120)
 
     def tail(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -89,7 +89,7 @@ class Sandbox:
     def alive(self) -> bool:
         return Path(f"/proc/{self.init}/ns/pid").exists()
 
-    def run(self, *argv: str, text_in: str | None = None, timeout: float = 60) -> str:
+    def run(self, *argv: str, text_in: str | None = None, timeout: float = 300) -> str:
         """Run a command inside to its end; returns stdout. Raises CommandFailed."""
         done = subprocess.run(
             [*self.entry(), *argv],
@@ -131,7 +131,7 @@ class Sandbox:
         for sandbox in self.nested:
             sandbox.reap()
         for process in [daemon.entry for daemon in self.daemons] + ([self.holder] if self.holder else []):
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 def _joiner(cgroups: Sequence[Path], die_with_parent: bool = False) -> Callable[[], None]:
@@ -157,7 +157,7 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _wait_for_init(holder: subprocess.Popen[bytes], patience: float = 10) -> int:
+def _wait_for_init(holder: subprocess.Popen[bytes], patience: float = 120) -> int:
     """The host's PID of the process that runs INIT: the only descendant chain below `holder` leads to it."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and holder.poll() is None:

@@ -73,7 +73,7 @@ class Slot:
     def has_leftovers(self) -> bool:
         return self.work.exists() or any(group.exists() for group in self.cgroups())
 
-    def clean(self, patience: float = 20.0) -> None:
+    def clean(self, patience: float = 120.0) -> None:
         """Remove cgroups and files. The caller holds the lock, so the slot's namespaces are gone or going."""
         deadline = time.monotonic() + patience
         for group in self.cgroups():

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.rig.paths import BINARY_SETS, RigUnavailable, cache_folder
 
-BUILD_SECONDS = 1800
+BUILD_SECONDS = 3600
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,14 @@ def _run_role(context: Context, serves: bool) -> Outcome:
         job = _read_job(Path(context.job_file))
         quiet_libraries()
         role = cast(RoleFunction, importlib.import_module(ROLES[context.role]).run)
-        return role(Instance(context, job, board, metrics, stop, server))
+        return role(_settled(Instance(context, job, board, metrics, stop, server)))
+
+
+def _settled(instance: Instance) -> Instance:
+    """`prepare` decides itself what the others find settled."""
+    from alignment_trainer.model.precision import settled  # it loads torch, which the role has done by now
+
+    return instance if instance.context.role == "prepare" else settled(instance)
 
 
 def _read_job(path: Path) -> AlignmentJob:

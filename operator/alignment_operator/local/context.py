@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from alignment_api.context import Context
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
+from alignment_api.precision import training_gpu
 from alignment_api.sizing import replicas_of
 from alignment_api.sources import parse_source
 from alignment_operator.local.folder import RunFolder
@@ -16,7 +17,7 @@ from alignment_operator.places import read_sources
 from alignment_operator.plan.types import Instance
 
 HOST = "127.0.0.1"
-_PORTS = range(20_000, 32_000)
+PORTS = range(20_000, 32_000)
 """Below those that Linux gives to whoever asks for any (from 32768 on): a role that starts late finds its port free."""
 
 
@@ -63,6 +64,7 @@ def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Cont
         replicas=instance.replicas,
         processes=instance.processes,
         gpus=instance.gpus,
+        training_gpu=training_gpu(job.spec, places.platform),
         job_file=str(folder.spec_file(instance.attempt)),
         storage=places.storage(job),
         output=places.output(job),
@@ -84,7 +86,7 @@ def _servers(job: AlignmentJob, role: str, ports: Ports) -> tuple[str, ...]:
 
 def _free_port(taken: set[int]) -> int:
     """At random, so that two runs that start at once hardly meet."""
-    candidates = [port for port in _PORTS if port not in taken]
+    candidates = [port for port in PORTS if port not in taken]
     return next(port for port in random.sample(candidates, len(candidates)) if _is_free(port))
 
 

@@ -11,6 +11,8 @@ from alignment_api.platform import Gpu, Platform, Pool, Pools
 
 NOTICE_SECONDS = 120
 """What a process gets to save a checkpoint after Ctrl-C. Nobody reclaims a laptop: only patience bounds it."""
+BF16_CAPABILITY = 8.0
+"""CUDA compute capability from which on bf16 is in hardware (Ampere)."""
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -27,15 +29,18 @@ def machine_gpus() -> list[Gpu]:
     """The NVIDIA GPUs that a process started here may use, asked of the driver: torch would take seconds."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     return parse_gpus(answer.stdout) if answer.returncode == 0 else []
 
 
 def parse_gpus(table: str) -> list[Gpu]:
-    """Lines of `name, MiB` as GPUs."""
-    rows = [line.rpartition(",") for line in table.splitlines() if line.strip()]
-    return [Gpu(product=name.strip(), memory_gib=int(mebibytes) / 1024) for name, _, mebibytes in rows]
+    """Lines of `name, MiB, compute capability` as GPUs."""
+    rows = [line.rsplit(",", 2) for line in table.splitlines() if line.strip()]
+    return [
+        Gpu(product=name.strip(), memory_gib=int(mebibytes) / 1024, bf16=float(capability) >= BF16_CAPABILITY)
+        for name, mebibytes, capability in rows
+    ]
 
 
 def machine_has_bf16() -> bool:

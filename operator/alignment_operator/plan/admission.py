@@ -10,7 +10,7 @@ from alignment_api.sizing import replicas_of, shortage, size_of
 from alignment_api.sources import parse_source
 from alignment_api.spec import AlignmentJobSpec
 from alignment_operator.places import makes_output, makes_storage, read_sources
-from alignment_operator.plan.instances import parameters_in, pool_of
+from alignment_operator.plan.instances import parameters_in, pool_of, spec_in
 from alignment_operator.plan.types import Observed
 
 
@@ -36,7 +36,7 @@ def misfit(observed: Observed, stage: Stage) -> str | None:
 
 
 def _role_misfit(observed: Observed, stage: Stage, role: str, parameters: int) -> str | None:
-    spec = spec_of_stage(observed.job.spec, stage.name)
+    spec = spec_in(observed, stage)
     pool = observed.platform.pools.named(pool_of(spec, role))
     ranks = size_of(spec, role, pool, parameters).processes * replicas_of(spec, role)
     return shortage(spec, role, pool, parameters) or _too_many_ranks(observed.job.spec, stage, role, ranks)

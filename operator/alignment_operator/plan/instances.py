@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from alignment_api.job import AlignmentJob
+from alignment_api.precision import as_far_as_known
 from alignment_api.reward_stage import spec_of_stage
 from alignment_api.roles import ROLES, PoolName, Stage
 from alignment_api.sizing import replicas_of, size_of
@@ -27,6 +28,12 @@ def parameters_in(job: AlignmentJob, stage: Stage) -> int | None:
     """Parameters of the model of a stage; None where nobody has counted them: `prepare` looks at spec.model alone."""
     same = spec_of_stage(job.spec, stage.name).model == job.spec.model
     return job.status.model.parameters if same and job.status.model is not None else None
+
+
+def spec_in(observed: Observed, stage: Stage) -> AlignmentJobSpec:
+    """The spec of a stage, with the precision as far as it is known."""
+    job = observed.job
+    return spec_of_stage(as_far_as_known(job.spec, observed.platform, job.status.precision), stage.name)
 
 
 def gang_size(spec: AlignmentJobSpec, stage: Stage) -> int:
@@ -56,7 +63,7 @@ def removals(pods: Iterable[PodView], wanted: Iterable[InstanceRecord], keep_log
 
 
 def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRecord) -> Instance:
-    job, spec = observed.job, spec_of_stage(observed.job.spec, stage.name)
+    job, spec = observed.job, spec_in(observed, stage)
     pool = pool_of(spec, line.role)
     size = size_of(spec, line.role, observed.platform.pools.named(pool), parameters_in(job, stage))
     gang = gang_size(spec, stage) if ROLES[line.role].trainable else 1

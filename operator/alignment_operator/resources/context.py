@@ -5,6 +5,7 @@ from __future__ import annotations
 from alignment_api.context import Context
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
+from alignment_api.precision import training_gpu
 from alignment_api.roles import PORT
 from alignment_api.sources import parse_source
 from alignment_operator import names
@@ -27,6 +28,7 @@ def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> 
         replicas=instance.replicas,
         processes=instance.processes,
         gpus=instance.gpus,
+        training_gpu=training_gpu(job.spec, platform),
         job_file=f"{names.JOB_FOLDER}/{names.JOB_FILE}",
         storage=path_in_pod(storage_source(job)),
         output=path_in_pod(output_source(job, platform)),

@@ -17,7 +17,14 @@ from alignment_api.context import InstanceStatus
 from alignment_api.manifest import read_manifest
 from alignment_api.platform import Gpu, Pool
 from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import AlignmentJobStatus, EvaluationReport, Interval, Progress, StageStatus
+from alignment_api.status import (
+    AlignmentJobStatus,
+    EvaluationReport,
+    Interval,
+    PrecisionReport,
+    Progress,
+    StageStatus,
+)
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display, duration
 from alignment_cli.main import app
@@ -135,11 +142,16 @@ def test_status_shows_the_columns_and_the_conditions(tmp_path: Path) -> None:
     folder.lock()
     folder.unlock()
     folder.write_job(read_manifest(JOB))
-    folder.write_status(AlignmentJobStatus(phase="Running", stage="train", algorithm="dpo", progress_text="3/9"))
+    precision = PrecisionReport(value="fp32", why="the CPU has no bf16")
+    status = AlignmentJobStatus(
+        phase="Running", stage="train", algorithm="dpo", progress_text="3/9", precision=precision
+    )
+    folder.write_status(status)
     result = alignctl("status", str(folder.path))
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["NAME", "ALGORITHM", "STAGE", "PHASE", "PROGRESS", "ETA", "READY"],
         ["helpful", "dpo", "train", "Running", "3/9", "0/0"],
+        ["computes", "in", "fp32:", "the", "CPU", "has", "no", "bf16"],
     ]
 
 
@@ -193,6 +205,7 @@ def test_the_roles_that_run_together_are_added_up() -> None:
     def advice(**roles: Any) -> str | None:
         rewards = [{"function": {"numericAnswer": {}}}]
         online = spec().model_dump() | {"algorithm": {"ppo": {"rewards": rewards}}, "roles": roles}
+        online["training"]["precision"] = "bf16"
         return memory_advice(AlignmentJobSpec.model_validate(online), parameters=10**9, available=32 * 2**30)
 
     assert advice(rollout={"replicas": 2}) == (
@@ -253,6 +266,7 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
         stage="train",
         progress=Progress(step=12, total_steps=80, tokens_per_second=512.4, eta_seconds=130),
         metrics={"loss": 0.6543, "reward_margin": 0.12, "accuracy": 0.61},
+        precision=PrecisionReport(value="bf16", why="the CPU has bf16"),
     )
     policy = PodView(
         name="p",
@@ -272,6 +286,7 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
     assert lines == [
         "tiny: Running",
         "stage train",
+        "computes in bf16: the CPU has bf16",
         "policy-0: training",
         "train  step 12/80  loss 0.6543  margin 0.12  accuracy 0.61  512 tokens/s  ETA 2m10s  2.0 GiB",
     ]

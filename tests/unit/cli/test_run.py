@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.graphs import Graphs, watching
 from tests.tiny import write_model, write_pairs
 
 from alignment_operator.local.process import started_at
 
-pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[3]
 STEPS = 300  # a tiny step takes some 20 ms: long enough to be interrupted half-way
 MANIFEST = f"""\
@@ -27,7 +27,7 @@ spec:
   data: {{source: file://./pairs.jsonl, evaluation: {{fraction: 0.2}}}}
   algorithm: {{dpo: {{beta: 0.1}}}}
   training: {{batchSize: 8, learningRate: 1e-4, maxLength: 256, precision: fp32, maxSteps: {STEPS}, epochs: 99}}
-  checkpoint: {{everySteps: 1000}}
+  checkpoint: {{everySteps: 100}}
 """
 
 
@@ -61,7 +61,7 @@ def alignctl(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate(timeout=1100)
     return process.returncode, out, err
 
 
@@ -78,10 +78,16 @@ def wait_until(holds: Callable[[], bool], process: "subprocess.Popen[str]") -> N
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(home: Path) -> tuple[Path, str]:
-    code, out, err = finish(alignctl("run", "job.yaml", cwd=home))
-    assert code == 0, out + err
-    return home / "runs" / "tiny", out
+def watched(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Graphs]:
+    with watching("dpo", tmp_path_factory.mktemp("prometheus")) as graphs:
+        code, out, err = finish(alignctl("run", "job.yaml", cwd=home))
+        assert code == 0, out + err
+    return home / "runs" / "tiny", out, graphs
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(watched: tuple[Path, str, Graphs]) -> tuple[Path, str]:
+    return watched[:2]
 
 
 def test_a_run_leaves_the_model_its_report_and_every_log(uninterrupted: tuple[Path, str]) -> None:
@@ -104,6 +110,14 @@ def test_the_output_tells_stages_figures_and_the_models_place(uninterrupted: tup
     assert re.search(r"accuracy +0\.500 \[", out)
     assert re.search(r"accuracy by length alone +0\.\d\d\d", out)
     assert f"model   {folder / 'model'}" in out
+
+
+def test_every_query_of_its_dashboard_returns_data(watched: tuple[Path, str, Graphs]) -> None:
+    graphs = watched[2]
+    if graphs.unavailable:
+        pytest.skip(graphs.unavailable)
+    assert graphs.empty == []
+    assert {"prepare", "policy", "evaluator"} <= graphs.roles
 
 
 def test_a_second_run_of_a_finished_job_says_so(uninterrupted: tuple[Path, str], home: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.graphs import Graphs, watching
 from tests.tiny import write_model, write_pairs
 
 from alignment_api.status import EvaluationReport
-from alignment_trainer.checkpoint.checkpoint import list_commits, read_commit
+from alignment_trainer.checkpoint.checkpoint import list_checkpoints, read_checkpoint
 from alignment_trainer.experience.record import read_rollouts
 
-pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[3]
 STEPS, PROMPTS = 3, 4
 SHARED = {"promptsPerRollout": PROMPTS, "maxNewTokens": 12}
@@ -66,7 +66,7 @@ def run(home: Path, job: dict[str, Any]) -> tuple[str, Path]:
         env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1150,
         check=False,
     )
     folder = home / "runs" / name
@@ -77,13 +77,27 @@ def run(home: Path, job: dict[str, Any]) -> tuple[str, Path]:
     return done.stdout, folder
 
 
-def test_ppo_trains_its_reward_model_first_and_both_are_told_of(home: Path) -> None:
+@pytest.fixture(scope="module")
+def ppo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Graphs]:
     preferences = {"source": "file://./pairs.jsonl", "evaluation": {"fraction": 0.45}}
     trained = {"train": {"preferences": preferences, "learningRate": 1e-3, "batchSize": 16}}
     critic = {"learningRate": 1e-3, "warmupSteps": 0}
     ppo = SHARED | {"completionsPerPrompt": 2, "epochsPerRollout": 2, "critic": critic, "rewards": [trained, *REWARDS]}
-    printed, folder = run(home, manifest("ppo", {"ppo": ppo}))
+    with watching("online", tmp_path_factory.mktemp("prometheus")) as graphs:
+        printed, folder = run(home, manifest("ppo", {"ppo": ppo}))
+    return printed, folder, graphs
 
+
+def test_every_query_of_its_dashboard_returns_data(ppo: tuple[str, Path, Graphs]) -> None:
+    graphs = ppo[2]
+    if graphs.unavailable:
+        pytest.skip(graphs.unavailable)
+    assert graphs.empty == []
+    assert {*("prepare", "policy", "evaluator"), *("actor", "critic", "reward", "rollout", "reference")} <= graphs.roles
+
+
+def test_ppo_trains_its_reward_model_first_and_both_are_told_of(ppo: tuple[str, Path, Graphs]) -> None:
+    printed, folder, _ = ppo
     status = json.loads((folder / "status.json").read_text())
     assert [stage["name"] for stage in status["stages"]] == ["prepare", "reward", "train", "evaluate"]
     assert status["stages"][1]["evaluation"]["after"]["accuracy"]["low"] > 0.5
@@ -95,8 +109,8 @@ def test_ppo_trains_its_reward_model_first_and_both_are_told_of(home: Path) -> N
     assert [(record.step, len(record.rows), record.versions) for record in records] == [
         (step, PROMPTS, (step - 1,)) for step in range(1, STEPS + 1)
     ]
-    newest = list_commits(folder / "checkpoints" / "0001")[0]
-    assert {"state", "critic"} <= {part.name.split("-")[0] for part in read_commit(newest).parts}
+    newest = list_checkpoints(folder / "checkpoints" / "0001")[0]
+    assert {"state", "critic"} <= {part.name.split("-")[0] for part in read_checkpoint(newest).parts}
 
 
 def test_grpo_needs_neither_critic_nor_reward_server(home: Path) -> None:

@@ -160,6 +160,10 @@ def test_a_process_that_took_over_a_dead_ones_id_is_left_alone(folder: RunFolder
 
 
 def test_gpus_are_read_off_the_drivers_table() -> None:
-    (first, second) = parse_gpus("NVIDIA H100 80GB HBM3, 81559\nNVIDIA A100, 40960\n")
-    assert (first.product, round(first.memory_gib, 1)) == ("NVIDIA H100 80GB HBM3", 79.6)
-    assert (second.product, second.memory_gib) == ("NVIDIA A100", 40.0)
+    table = "NVIDIA H100 80GB HBM3, 81559, 9.0\nNVIDIA A100, 40960, 8.0\nTesla T4, 15360, 7.5\n"
+    first, *others = parse_gpus(table)
+    assert (first.product, round(first.memory_gib, 1), first.bf16) == ("NVIDIA H100 80GB HBM3", 79.6, True)
+    assert [(gpu.product, gpu.memory_gib, gpu.bf16) for gpu in others] == [
+        ("NVIDIA A100", 40.0, True),
+        ("Tesla T4", 15.0, False),
+    ]

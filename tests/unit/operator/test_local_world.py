@@ -66,7 +66,7 @@ def instance(index: int = 0) -> Instance:
     )
 
 
-def eventually(holds: Callable[[], object], seconds: float = 20) -> bool:
+def eventually(holds: Callable[[], object], seconds: float = 180) -> bool:
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -111,7 +111,7 @@ def test_what_a_killed_run_left_is_gone_before_the_next_begins(places: Places) -
     environment = {**os.environ, process.LIFE_VARIABLE: places.folder.mark(name)}
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment) as engine:
         end_stale_processes(places)
-        assert engine.wait(20) == -signal.SIGKILL
+        assert engine.wait(180) == -signal.SIGKILL
     assert not places.folder.scratch(name).exists()
 
 

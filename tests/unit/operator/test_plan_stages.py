@@ -9,7 +9,7 @@ from tests.unit.operator.small_cluster import DATA, MODEL, START, SmallCluster, 
 
 from alignment_api.context import Outcome
 from alignment_api.roles import ROLES, STAGES
-from alignment_api.status import CheckpointStatus, Progress
+from alignment_api.status import CheckpointStatus, PrecisionReport, Progress
 from alignment_operator.plan.types import Plan
 
 
@@ -169,6 +169,16 @@ def test_facts_that_prepare_tells_while_it_runs_are_known_before_it_ends(cluster
     cluster.change(name, status=None)
     cluster.reconcile()
     assert cluster.status.model == MODEL
+
+
+def test_the_precision_that_prepare_told_stays_to_the_end(cluster: SmallCluster) -> None:
+    decided = PrecisionReport(value="fp32", why="the CPU of `prepare` has no bf16 in hardware")
+    cluster.reconcile()
+    name = cluster.pod("prepare").name
+    cluster.start(name)
+    cluster.poll(name, data=DATA, model=MODEL, precision=decided)
+    cluster.run_until("train")
+    assert cluster.status.precision == decided
 
 
 def test_a_checkpoint_of_an_older_pod_does_not_replace_a_newer_one(cluster: SmallCluster) -> None:

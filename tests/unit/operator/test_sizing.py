@@ -15,7 +15,9 @@ CPUS = Pool()
 
 
 def size(role: str, pool: Pool, parameters: int | None, **spec: Any) -> Size:
-    return size_of(make_job(spec).spec, role, pool, parameters)
+    """Of a job in bf16 unless `spec` says otherwise."""
+    training = {"precision": "bf16"} | spec.get("training", {})
+    return size_of(make_job(spec | {"training": training}).spec, role, pool, parameters)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,12 @@ def test_a_frozen_copy_needs_an_eighth_of_its_trainee() -> None:
     # 2 x 1.2 bytes per parameter over 80 GiB: 70B 1.96
     assert size("reference", H100, 70 * 10**9).gpus == 2
     assert size("evaluator", H100, 7 * 10**9).gpus == 1
+
+
+@pytest.mark.parametrize(("precision", "gpus"), [("bf16", 2), ("fp32", 4), ("auto", 4)])
+def test_a_frozen_copy_counts_as_the_larger_while_nobody_knows_the_precision(precision: str, gpus: int) -> None:
+    # 4 x 1.2 bytes per parameter over 80 GiB: 70B 3.91
+    assert size("reference", H100, 70 * 10**9, training={"precision": precision}).gpus == gpus
 
 
 def test_what_the_spec_says_is_taken() -> None:

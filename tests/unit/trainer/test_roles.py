@@ -18,9 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment_api.status import EvaluationReport
 
-pytestmark = pytest.mark.timeout(900)
-"""Each process imports torch and transformers, which takes a busy machine a minute."""
-
 WITH_POLICY = {"roles": {"reference": {"placement": "withPolicy"}}}
 
 
@@ -38,7 +35,7 @@ def losses(log: Path) -> dict[int, float]:
 
 def run_role(job: TinyJob, role: str, **of_context: Any) -> int:
     process = job.fork(role, **of_context)
-    process.join(240)
+    process.join(900)
     return int(process.exitcode)
 
 
@@ -50,14 +47,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
     )
     server = job.start("reference")
     prepare = job.start("prepare", peers=(job.url("reference"),))
-    assert prepare.wait(240) == 0
+    assert prepare.wait(900) == 0
     server.send_signal(signal.SIGTERM)
-    assert server.wait(60) == 143
+    assert server.wait(900) == 143
     policy = job.start("policy")
-    wait_until(lambda: policy.poll() is not None or "alignment_step{" in _metrics(job), 240)
+    wait_until(lambda: policy.poll() is not None or "alignment_step{" in _metrics(job))
     (job.folder / "metrics.txt").write_text(_metrics(job))
-    assert policy.wait(240) == 0
-    assert job.start("evaluator").wait(240) == 0
+    assert policy.wait(900) == 0
+    assert job.start("evaluator").wait(900) == 0
     return job
 
 
@@ -166,7 +163,7 @@ def test_sigterm_saves_and_the_next_attempt_repeats_the_same_losses(with_policy:
     attempt = cut.fork("policy")
     wait_until(lambda: len(losses(cut.folder / "policy.log")) >= 3)
     attempt.terminate()
-    attempt.join(60)
+    attempt.join(900)
     assert attempt.exitcode == 143
     outcome = cut.outcome("policy")
     assert outcome.result == "interrupted"
@@ -182,9 +179,9 @@ def test_sigterm_saves_and_the_next_attempt_repeats_the_same_losses(with_policy:
 def test_two_ranks_are_one_instance_and_save_on_sigterm(with_policy: TinyJob, tmp_path: Path) -> None:
     job = copy_of(with_policy, tmp_path / "job", processes=2)
     attempt = job.start("policy")
-    wait_until(lambda: len(losses(job.folder / "policy.log")) >= 3, 280)
+    wait_until(lambda: len(losses(job.folder / "policy.log")) >= 3)
     attempt.send_signal(signal.SIGTERM)
-    assert attempt.wait(90) == 143
+    assert attempt.wait(900) == 143
     outcome = job.outcome("policy")
     assert outcome.result == "interrupted"
     assert outcome.checkpoint is not None
@@ -195,7 +192,7 @@ def test_two_ranks_are_one_instance_and_save_on_sigterm(with_policy: TinyJob, tm
 def test_a_failing_rank_is_told_by_its_own_reason(with_policy: TinyJob, tmp_path: Path) -> None:
     job = copy_of(with_policy, tmp_path / "job", processes=2)
     (job.folder / "run" / "prepared" / "train.safetensors").write_bytes(b"damaged")
-    assert job.start("policy").wait(240) == 1
+    assert run_role(job, "policy") == 1
     failure = job.outcome("policy").failure
     assert failure is not None
     assert failure.reason == "DamagedDataError"

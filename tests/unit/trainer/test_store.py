@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment_api.spec import Training
-from alignment_api.status import DataReport, ModelReport
+from alignment_api.status import DataReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.prepared import (
     PREFERENCE_PARTS,
@@ -33,6 +33,8 @@ from alignment_trainer.data.sampler import Sampler
 
 ROWS = [PreferenceExample(3, (1, 2), (3,), (4, 5, 6)), PreferenceExample(8, (7,), (8, 9), (10,))]
 
+FP32 = PrecisionReport(value="fp32", why="spec.training.precision is fp32")
+
 
 def prepare(
     storage: Path, train: list[PreferenceExample] = ROWS, evaluation: list[PreferenceExample] = ROWS
@@ -40,7 +42,7 @@ def prepare(
     splits = {"train": flatten(train, PREFERENCE_PARTS), "evaluation": flatten(evaluation, PREFERENCE_PARTS)}
     data = DataReport(format="preferences", rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits))
     model = ModelReport(parameters=1, fingerprint="m")
-    manifest = Manifest(request="r", origins={}, data=data, model=model, parts={})
+    manifest = Manifest(request="r", origins={}, data=data, model=model, precision=FP32, parts={})
     write_prepared(storage, manifest, splits, [Problem(4, "a.jsonl:4", "empty")])
     return open_prepared(storage)
 
@@ -57,7 +59,8 @@ def prepare_prompts(storage: Path, rows: list[PromptExample]) -> None:
     splits = {split: flatten(rows, PROMPT_PARTS) for split in ("train", "evaluation")}
     fields = {split: [json.dumps(example.fields) for example in rows] for split in splits}
     data = DataReport(format="prompts", rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits, fields))
-    manifest = Manifest(request="r", origins={}, data=data, model=ModelReport(parameters=1, fingerprint="m"), parts={})
+    model = ModelReport(parameters=1, fingerprint="m")
+    manifest = Manifest(request="r", origins={}, data=data, model=model, precision=FP32, parts={})
     write_prepared(storage, manifest, splits, [], fields)
 
 

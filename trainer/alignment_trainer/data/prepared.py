@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 from alignment_api.base import Contract
-from alignment_api.status import DataReport, ModelReport
+from alignment_api.status import DataReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
 from alignment_trainer.data.rows import Problem
@@ -45,6 +45,8 @@ class Manifest(Contract):
     """What was found."""
     model: ModelReport
     """The model, as pinned."""
+    precision: PrecisionReport
+    """In what every role of the job computes."""
     reward_models: dict[str, ModelReport] = {}
     """Reward models that exist, as pinned, by the reward's name."""
     parts: dict[str, str]
@@ -179,6 +181,13 @@ def write_prepared(
         parts.append(write_text_atomically(folder / name, "".join(f"{row}\n" for row in rows)))
     manifest = manifest.model_copy(update={"parts": {part.name: sha256(part) for part in parts}})
     write_text_atomically(folder / "manifest.json", manifest.model_dump_json(indent=1))
+
+
+def keep_precision(storage: Path, manifest: Manifest, precision: PrecisionReport) -> None:
+    """Writes another precision into the manifest of rows that stay; they do not depend on it."""
+    if manifest.precision != precision:
+        manifest = manifest.model_copy(update={"precision": precision})
+        write_text_atomically(prepared_folder(storage) / "manifest.json", manifest.model_dump_json(indent=1))
 
 
 def _fields_file(split: str) -> str:

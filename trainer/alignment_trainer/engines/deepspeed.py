@@ -25,7 +25,7 @@ from alignment_trainer.engines.base import (
 )
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
 from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.precision import autocast
+from alignment_trainer.model.precision import CASTS, autocast
 from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -150,7 +150,7 @@ def zero_config(options: OptimizerOptions, precision: str, stage: int) -> dict[s
         "managed_gradient_accumulation": False,
         "gradient_clipping": options.max_grad_norm,
         "zero_optimization": {"stage": stage, "overlap_comm": False},
-        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": CASTS[precision], "dtype": "bfloat16"},
     }
 
 

@@ -12,7 +12,7 @@ from alignment_api.inputs import Data, Model
 from alignment_api.reward_stage import LEAST_HELD_OUT
 from alignment_api.roles import trains_reward
 from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import ModelReport, Progress
+from alignment_api.status import ModelReport, PrecisionReport, Progress
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.checkpoint.claims import check_room, check_writable, needed_bytes
 from alignment_trainer.data.finding import DataSources, find_data
@@ -23,6 +23,7 @@ from alignment_trainer.data.prepared import (
     PreparedData,
     check_prepared,
     digest,
+    keep_precision,
     open_prepared,
     read_manifest,
     write_prepared,
@@ -41,6 +42,7 @@ from alignment_trainer.model.inspect import (
     load_tokenizer,
     value_model,
 )
+from alignment_trainer.model.precision import decided
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import named_models
 from alignment_trainer.serving.peers import resolved
@@ -60,9 +62,12 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
 
 def run(instance: Instance) -> Outcome:
     """Ready once data and models are good; ends once the reference's log-probs are complete, where any are needed."""
-    board, spec = instance.board, instance.spec
+    board = instance.board
     board.update(state="checking storage")
     check_writable(instance.storage)
+    instance, precision = decided(instance)
+    spec = instance.spec
+    board.update(precision=precision)
     stages = [instance, instance.at_stage("reward")] if trains_reward(spec) else [instance]
     pinned = [_pin_model(stage) for stage in stages]
     model = pinned[0].report
@@ -70,15 +75,15 @@ def run(instance: Instance) -> Outcome:
     _check_room(instance, pinned)
     reward_models = check_online(instance, pinned[0].resolved.path, pinned[1:]) if spec.algorithm.online else {}
     for stage, of_stage in reversed(list(zip(stages, pinned, strict=True))):
-        _prepare_data(stage, of_stage, reward_models if stage is instance else {})
+        _prepare_data(stage, of_stage, reward_models if stage is instance else {}, precision)
     if spec.algorithm.online:
         check_rows(instance)
     manifest = read_manifest(instance.storage)
     data = manifest.data if manifest else None
     board.update(data=data, ready=True, state="data ready")
     if _asks_reference(instance) and not _fill_reference(instance, open_prepared(instance.storage)):
-        return Outcome(result="interrupted", data=data, model=model)
-    return Outcome(result="succeeded", data=data, model=model)
+        return Outcome(result="interrupted", data=data, model=model, precision=precision)
+    return Outcome(result="succeeded", data=data, model=model, precision=precision)
 
 
 def _asks_reference(instance: Instance) -> bool:
@@ -107,7 +112,9 @@ def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
     check_room(instance.storage, instance.output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
 
 
-def _prepare_data(stage: Instance, pinned: Pinned, reward_models: dict[str, ModelReport]) -> None:
+def _prepare_data(
+    stage: Instance, pinned: Pinned, reward_models: dict[str, ModelReport], precision: PrecisionReport
+) -> None:
     """Leaves what stands in storage if it was made for this very request, else makes it anew."""
     spec, board = stage.spec, stage.board
     board.update(state="reading data")
@@ -125,6 +132,7 @@ def _prepare_data(stage: Instance, pinned: Pinned, reward_models: dict[str, Mode
     if former is not None and former.request == request:
         log.info("the data is prepared already", extra={"fingerprint": former.data.fingerprint})
         check_prepared(stage.storage)
+        keep_precision(stage.storage, former, precision)
         return
     board.update(state="tokenizing data")
     with stage.metrics.phase("tokenize"):
@@ -134,6 +142,7 @@ def _prepare_data(stage: Instance, pinned: Pinned, reward_models: dict[str, Mode
         origins=_origins(spec),
         data=rows.report,
         model=pinned.report,
+        precision=precision,
         reward_models=reward_models,
         parts={},
     )
