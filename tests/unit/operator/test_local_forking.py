@@ -88,9 +88,12 @@ def test_forked_roles_save_when_the_command_that_runs_them_is_killed(tmp_path: P
     command = process.start(
         [sys.executable, str(tmp_path / "command.py"), str(log)], os.environ | {"PYTHONPATH": paths}, tmp_path / "pid"
     )
-    assert eventually(lambda: log.exists() and "read" in log.read_text())
-    role = int((tmp_path / "pid").read_text())
-    command.kill()
-    command.wait()
+    try:
+        assert eventually(lambda: log.exists() and "read" in log.read_text())
+        assert eventually(lambda: bool((tmp_path / "pid").read_text().strip()))
+        role = int((tmp_path / "pid").read_text())
+    finally:
+        command.kill()
+        command.wait()
     assert eventually(lambda: process.started_at(role) is None)
     assert log.read_text().splitlines()[-1] == "saved"
