@@ -20,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).resolve().parent / "quickstart"
-PAIRS = {"training": ("train.jsonl", 96), "heldout": ("heldout.jsonl", 80)}
+PAIRS = {"training": ("train.jsonl", 96), "heldout": ("heldout.jsonl", 96)}
 ATTEMPTS = 1000
 PIECE = re.compile(r"[^\W\d]{1,8}|\d|[^\w\s]|\s(?=\d)")
 

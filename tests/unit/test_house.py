@@ -90,7 +90,7 @@ def test_the_data_of_the_examples_comes_from_its_generator(tmp_path: Path, gener
 
 def test_no_prompt_reply_or_phrase_of_the_quick_start_stands_on_both_sides() -> None:
     train, heldout = _rows("train"), _rows("heldout")
-    assert (len(train), len(heldout)) == (96, 80)
+    assert (len(train), len(heldout)) == (96, 96)
     for field in ("prompt", "chosen", "rejected"):
         assert not {_template(row[field]) for row in train} & {_template(row[field]) for row in heldout}
     sentences = [{sentence for row in side for sentence in _sentences(row)} for side in (train, heldout)]
