@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,12 @@ class RewardSum:
         return found | {name: torch.tensor(values, dtype=torch.float32) for name, values in told.items()}
 
     def total(self, components: Mapping[str, Tensor]) -> Tensor:
-        """(N,) weighted sum; NaN where a reward that counts has skipped a completion. One of weight 0 only measures."""
+        """(N,) weighted sum; NaN where a reward that counts has skipped a completion. One of weight 0 only measures.
+
+        One after the other: `sum` adds some elements in another order than others, and equal parts would differ.
+        """
         weighted = [reward.weight * components[reward.component] for reward in self.rewards if reward.weight]
-        return torch.stack(weighted).sum(dim=0)
+        return reduce(torch.add, weighted)
 
     def _answers(self, rollout: Rollout) -> list[Answer]:
         return [
