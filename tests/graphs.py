@@ -17,6 +17,13 @@ from alignment_operator.kube.telemetry import Telemetry
 from alignment_operator.local.context import PORTS
 from alignment_operator.plan.types import JobKey
 
+EXECUTES = """import alignment_cli.run, alignment_operator.local.world
+alignment_cli.run.fork_or_execute = alignment_operator.local.world.execute
+from alignment_cli.main import app
+app()
+"""
+"""alignctl whose roles are all executed, as pods are: each answers while it imports torch, so that a scrape meets it. A
+forked one may be done before."""
 DASHBOARDS = REPOSITORY / "charts" / "alignment-operator" / "dashboards"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.graphs import Graphs, watching
+from tests.graphs import EXECUTES, Graphs, watching
 from tests.tiny import write_model, write_pairs
 
 from alignment_operator.local.process import started_at
@@ -31,7 +31,8 @@ spec:
 """
 
 
-STARTED: list["subprocess.Popen[str]"] = []
+Alignctl = subprocess.Popen[str]
+STARTED: list[Alignctl] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,16 +52,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def alignctl(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+def alignctl(*arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "alignment_cli.main")) -> Alignctl:
     paths = [str(ROOT / "operator"), str(ROOT / "trainer"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, paths)), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "alignment_cli.main", *arguments]
+    command = [sys.executable, *program, *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     STARTED.append(subprocess.Popen(command, cwd=cwd, env=environment, text=True, **streams))
     return STARTED[-1]
 
 
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+def finish(process: Alignctl) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=1100)
     return process.returncode, out, err
 
@@ -71,7 +72,7 @@ def steps_done(folder: Path) -> int:
     return read.get("progress", {}).get("step", 0) if read.get("stage") == "train" else 0
 
 
-def wait_until(holds: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_until(holds: Callable[[], bool], process: Alignctl) -> None:
     while not holds():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -80,7 +81,7 @@ def wait_until(holds: Callable[[], bool], process: "subprocess.Popen[str]") -> N
 @pytest.fixture(scope="module")
 def watched(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Graphs]:
     with watching("dpo", tmp_path_factory.mktemp("prometheus")) as graphs:
-        code, out, err = finish(alignctl("run", "job.yaml", cwd=home))
+        code, out, err = finish(alignctl("run", "job.yaml", cwd=home, program=("-c", EXECUTES)))
         assert code == 0, out + err
     return home / "runs" / "tiny", out, graphs
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.graphs import Graphs, watching
+from tests.graphs import EXECUTES, Graphs, watching
 from tests.tiny import write_model, write_pairs
 
 from alignment_api.status import EvaluationReport
@@ -55,13 +55,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def run(home: Path, job: dict[str, Any]) -> tuple[str, Path]:
+def run(home: Path, job: dict[str, Any], program: tuple[str, ...] = ("-m", "alignment_cli.main")) -> tuple[str, Path]:
     """What `alignctl run` printed, and its folder. Nothing that it started outlives it."""
     name = job["metadata"]["name"]
     (home / f"{name}.yaml").write_text(json.dumps(job))
     path = ":".join([str(ROOT / "operator"), str(ROOT / "trainer")])
     done = subprocess.run(
-        [sys.executable, "-m", "alignment_cli.main", "run", f"{name}.yaml"],
+        [sys.executable, *program, "run", f"{name}.yaml"],
         cwd=home,
         env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"},
         capture_output=True,
@@ -84,7 +84,7 @@ def ppo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path
     critic = {"learningRate": 1e-3, "warmupSteps": 0}
     ppo = SHARED | {"completionsPerPrompt": 2, "epochsPerRollout": 2, "critic": critic, "rewards": [trained, *REWARDS]}
     with watching("online", tmp_path_factory.mktemp("prometheus")) as graphs:
-        printed, folder = run(home, manifest("ppo", {"ppo": ppo}))
+        printed, folder = run(home, manifest("ppo", {"ppo": ppo}), program=("-c", EXECUTES))
     return printed, folder, graphs
 
 
