@@ -79,16 +79,11 @@ def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
     return Sampler(rows, spec.training.batch_size, spec.training.seed)
 
 
-def score_batches(
-    spec: AlignmentJobSpec, engine: Engine, examples: Sequence[PreferenceExample], batches: Sequence[tuple[int, ...]]
-) -> Tensor:
-    """What the algorithm calls scores, of the rows in `batches`, (rows, completions), by row; collective."""
+def score_rows(spec: AlignmentJobSpec, engine: Engine, examples: Sequence[PreferenceExample]) -> Tensor:
+    """What the algorithm calls scores, (rows, completions); collective."""
     algorithm = make_algorithm(spec.algorithm)
-    groups = [[algorithm.group(examples[index]) for index in batch] for batch in batches]
-    scored = score_sequences(engine.forward, algorithm.task.pack, groups, spec.training.micro_batch_tokens)
-    by_row = torch.empty_like(scored)
-    by_row[[index for batch in batches for index in batch]] = scored
-    return by_row
+    groups = [algorithm.group(example) for example in examples]
+    return score_sequences(engine.forward, algorithm.task.pack, groups, spec.training.micro_batch_tokens)
 
 
 def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:

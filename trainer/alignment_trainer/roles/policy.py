@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from alignment_api.context import Failure, Outcome
@@ -17,18 +18,19 @@ from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.checkpoint.attempt import claim_attempt, make_checkpoints, start_folder
 from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import export_model
+from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import PreparedData, open_prepared
 from alignment_trainer.data.reference import (
     ReferenceCache,
-    Shard,
-    evaluation_batches,
-    plan_shards,
+    ReferenceRows,
+    ShardWriter,
+    needed_rows,
     read_reference,
     reference_cache,
 )
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.engines.scoring import score_sequences
-from alignment_trainer.loop.build import Policy, RunServices, make_policy, make_run, score_batches
+from alignment_trainer.loop.build import Policy, RunServices, make_policy, make_run, score_rows
 from alignment_trainer.loop.offline import Data, Interrupted, Run
 from alignment_trainer.loop.offline_evaluation import (
     HeldOut,
@@ -74,7 +76,7 @@ def _gather_inputs(instance: Instance, device: torch.device) -> PolicyInputs:
     prepared = open_prepared(instance.storage)
     pinned = prepared.manifest.model.revision
     folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
-    cache = reference_cache(prepared, instance.spec.training)
+    cache = reference_cache(prepared)
     return PolicyInputs(make_algorithm(instance.spec.algorithm), prepared, cache, folder, device)
 
 
@@ -84,33 +86,41 @@ def _fill_cache(instance: Instance, inputs: PolicyInputs) -> Policy | None:
     Collective; every rank computes its share, the first writes. Returns the untouched policy where it was needed.
     Raises Interrupted.
     """
-    spec, cache = instance.spec, inputs.cache
-    if not inputs.algorithm.needs_reference or spec.roles.reference.placement != "withPolicy":
+    if not inputs.algorithm.needs_reference or instance.spec.roles.reference.placement != "withPolicy":
         return None
-    shards = plan_shards(inputs.prepared, spec.training)
-    missing = distributed.from_first_rank([shard for shard in shards if not cache.holds(shard)])
-    if not missing and cache.is_complete(shards):
+    missing = _missing_rows(instance, inputs)
+    if not len(missing):
         return None
     instance.board.update(state="computing the reference")
     policy = _policy(instance, inputs, None)
     with instance.metrics.phase("reference"):
-        for shard in missing:
-            _compute_shard(instance, inputs, policy, shard)
-    if distributed.rank() == 0:
-        cache.complete(shards)
-    distributed.barrier()
+        _compute_reference(instance, inputs, policy, missing)
     return policy
 
 
-def _compute_shard(instance: Instance, inputs: PolicyInputs, policy: Policy, shard: Shard) -> None:
-    if distributed.any_rank(instance.stop()):
-        raise Interrupted
-    rows = inputs.prepared.split(shard.split)
-    algorithm, micro_tokens = inputs.algorithm, instance.spec.training.micro_batch_tokens
-    groups = [[algorithm.group(rows[index]) for index in batch] for batch in shard.batches]
-    logprobs = score_sequences(policy.engine.forward, algorithm.task.pack, groups, micro_tokens)
+def _missing_rows(instance: Instance, inputs: PolicyInputs) -> ReferenceRows:
+    """Rows without log-probs, as the first rank finds them. Collective."""
+    needed, missing = needed_rows(inputs.prepared, instance.spec.training), np.empty(0, np.int64)
     if distributed.rank() == 0:
-        inputs.cache.write(shard, logprobs.numpy())
+        inputs.cache.remove_damaged()
+        missing = inputs.cache.missing(needed)
+    return needed.take(distributed.from_first_rank(missing))
+
+
+def _compute_reference(instance: Instance, inputs: PolicyInputs, policy: Policy, rows: ReferenceRows) -> None:
+    """A micro-batch for each rank at a time. What was computed before an interruption is kept; every rank finds it."""
+    micro_tokens, writer = instance.spec.training.micro_batch_tokens, ShardWriter(inputs.cache)
+    try:
+        for piece in cut_by_tokens(rows.lengths.tolist(), micro_tokens * distributed.world_size()):
+            if distributed.any_rank(instance.stop()):
+                raise Interrupted
+            groups = [rows.group(index) for index in piece]
+            logprobs = score_sequences(policy.engine.forward, inputs.algorithm.task.pack, groups, micro_tokens)
+            if distributed.rank() == 0:
+                writer.add(rows.keys[piece.start : piece.stop], logprobs.numpy())
+    finally:
+        writer.flush()
+    distributed.barrier()
 
 
 def _policy(instance: Instance, inputs: PolicyInputs, start: Path | None) -> Policy:
@@ -149,11 +159,10 @@ def _data(instance: Instance, inputs: PolicyInputs) -> Data:
 
 def _evaluation(instance: Instance, policy: Policy, held_out: HeldOut) -> Callable[[], Evaluated]:
     """Scores the held-out rows by the policy as it is at that moment; collective."""
-    batches = evaluation_batches(len(held_out.examples), instance.spec.training)
 
     def figures() -> Evaluated:
         with instance.metrics.phase("evaluate"):
-            return held_out.figures(score_batches(instance.spec, policy.engine, held_out.examples, batches).numpy())
+            return held_out.figures(score_rows(instance.spec, policy.engine, held_out.examples).numpy())
 
     return figures
 
