@@ -104,7 +104,7 @@ def restore(folder: Path, engine: Engine) -> Position:
 
 def verify_together(folder: Path) -> Checkpoint:
     """Rank 0 reads and checks every part; all ranks get the checkpoint, or its DamagedCheckpointError."""
-    checkpoint, damage = distributed.from_first_rank(_try_verify(folder) if distributed.rank() == 0 else (None, None))
+    checkpoint, damage = distributed.ask_first_rank(lambda: _try_verify(folder))
     if checkpoint is None:
         raise damage or DamagedCheckpointError(f"{folder}: not verified")
     return checkpoint
