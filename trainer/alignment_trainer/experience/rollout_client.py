@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from alignment_api.algorithms import Grpo, Ppo
-from alignment_trainer.data.examples import PromptExample, TokenIds
-from alignment_trainer.data.experience import Rollout, mask_of, padded
+from alignment_trainer.data.examples import PromptExample
+from alignment_trainer.data.experience import Sampled, Samples
 from alignment_trainer.data.group_arrays import WireError
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.frozen_client import STALLED_AFTER
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.serving.pool import PoolOptions, ServerPool, Task
@@ -25,16 +23,6 @@ _IN_FLIGHT = 64
 """Requests held by one server: vLLM batches them itself."""
 _TRIES = 5
 """Servers that may be lost over one prompt before it is dropped: a prompt that kills them would stop the job."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One completion. logprobs: of its tokens, by the weights of `version`. finished: it ended by itself."""
-
-    tokens: TokenIds
-    logprobs: tuple[float, ...]
-    finished: bool
-    version: int
 
 
 @dataclass(frozen=True)
@@ -78,12 +66,19 @@ class Rollouts:
     token: str
     metrics: Metrics
 
-    def sample(self, rows: Sequence[PromptExample], plan: SamplingPlan, stop: Callable[[], bool]) -> Rollout | None:
-        """Every prompt's completions, each prompt once, or dropped with its reason; None where `stop` ended it.
+    def sample(
+        self, rows: Sequence[PromptExample], plan: SamplingPlan, stop: Callable[[], bool], former: Samples | None = None
+    ) -> Samples:
+        """Every prompt's completions, each prompt once, or dropped with its reason; some are missing where `stop` came.
 
+        former: what was sampled of them before, which is asked of nobody again.
         Raises as `ServerPool.run` does, and RuntimeError where every server reports an error of its weights.
         """
-        answers: dict[int, tuple[Sampled, ...]] = {}
+        former = former or Samples()
+        missing = former.missing(len(rows))
+        if not missing:
+            return former
+        answers = dict(former.completions)
 
         def accept(place: int, body: bytes) -> None:
             answers[place] = decode_completions(body, plan)
@@ -103,11 +98,9 @@ class Rollouts:
             in_flight=_IN_FLIGHT, resolve_every=0.2, stalled_after=STALLED_AFTER, leave_within=1.0, tries=_TRIES
         )
         pool = ServerPool(task, peers, self.token, lambda count: self.metrics.set("rollout_servers", count), options)
-        done = pool.run(range(len(rows)), stop)
+        pool.run(missing, stop)
         self.metrics.add("reissued_requests", pool.reissued)
-        if not done:
-            return None
-        return _rollout(rows, answers, {rows[place].row: reason for place, reason in pool.dropped.items()})
+        return Samples(answers, {**former.dropped, **pool.dropped})
 
     async def addresses(self) -> frozenset[str]:
         """Of every server that has registered, whatever its weights."""
@@ -139,23 +132,3 @@ def decode_completions(body: bytes, plan: SamplingPlan) -> tuple[Sampled, ...]:
     if len(found) != plan.samples or not whole or not np.isfinite([p for one in found for p in one.logprobs]).all():
         raise WireError(f"{len(found)} completions, or some without finite log-probs; asked for {plan.samples}")
     return found
-
-
-def _rollout(
-    rows: Sequence[PromptExample], answers: Mapping[int, tuple[Sampled, ...]], dropped: Mapping[int, str]
-) -> Rollout:
-    if not answers:
-        raise RuntimeError(f"every prompt of the step was dropped; the first: {next(iter(dropped.items()))}")
-    places = sorted(answers)
-    groups = tuple(PromptGroup(rows[p].prompt, tuple(one.tokens for one in answers[p])) for p in places)
-    sampled = [one for place in places for one in answers[place]]
-    mask = mask_of(groups)
-    return Rollout(
-        rows=tuple(rows[place] for place in places),
-        groups=groups,
-        mask=mask,
-        logprobs=padded(torch.tensor([value for one in sampled for value in one.logprobs]), mask),
-        finished=torch.tensor([one.finished for one in sampled]),
-        versions=torch.tensor([one.version for one in sampled]),
-        dropped=dict(dropped),
-    )
