@@ -2,7 +2,10 @@
 
 python benchmarks/online_seeds.py examples/grpo.yaml --seeds 0 1 2
 
-The last line is one JSON object: {"example", "seeds": [{"seed", "seconds", "before", "after"}], "gain": {figure: []}}.
+Of PPO also how much of the returns' variance the critic explained, step by step.
+
+The last line is one JSON object: {"example", "seeds": [{"seed", "seconds", "explained_variance", "before", "after"}],
+"gain": {figure: []}}.
 """
 
 from __future__ import annotations
@@ -38,7 +41,15 @@ def run(example: Path, seed: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "alignment_cli.main", "run", str(manifest), "--folder", str(folder)]
     subprocess.run(command, check=True)
     report = EvaluationReport.model_validate_json((folder / "evaluation.json").read_text())
-    return {"seed": seed, "seconds": round(time.monotonic() - began)} | report.model_dump(mode="json")
+    told = {"seed": seed, "seconds": round(time.monotonic() - began), "explained_variance": explained_variance(folder)}
+    return told | report.model_dump(mode="json")
+
+
+def explained_variance(folder: Path) -> list[float]:
+    """Of each step, from the actor's log; none of an algorithm without a critic."""
+    lines = [line for log in sorted((folder / "logs").glob("*actor*.log")) for line in log.read_text().splitlines()]
+    steps = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return [step["explained_variance"] for step in steps if "explained_variance" in step]
 
 
 def main() -> None:
@@ -56,6 +67,10 @@ def main() -> None:
                 for v in (one["before"][figure], one["after"][figure])
             )
             print(f"| {one['seed']} | {one['seconds']} | {figure} | {before} | {after} |")
+    for one in found:
+        if one["explained_variance"]:
+            shown = " ".join(f"{value:.2f}" for value in one["explained_variance"])
+            print(f"explained variance, seed {one['seed']}, step by step: {shown}")
     gain = {f: [round(one["after"][f]["value"] - one["before"][f]["value"], 4) for one in found] for f in figures}
     print(json.dumps({"example": arguments.example.name, "seeds": found, "gain": gain}))
 

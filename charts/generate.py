@@ -56,6 +56,7 @@ ONLINE = (
     of_job("Clipped tokens", "percentunit", "alignment_clip_ratio", "alignment_value_clip_ratio"),
     of_job("Losses", "short", "alignment_loss", "alignment_value_loss"),
     of_job("Variance that the critic explains", "percentunit", "alignment_explained_variance"),
+    of_job("Running deviation of the scores", "short", "alignment_reward_scale"),
     of_job("Completion length (tokens)", "short", "alignment_completion_length_tokens"),
     of_job("Completions that end by themselves", "percentunit", "alignment_finished_ratio"),
     of_job("vLLM against the trainer (nats)", "short", "alignment_rollout_mismatch_nats"),

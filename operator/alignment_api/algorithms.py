@@ -6,11 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from alignment_api.base import Contract
+from alignment_api.base import Contract, WrongField
 from alignment_api.numbers import Count, NotNegative, Positive
-from alignment_api.rewards import Rewards, check_rewards
+from alignment_api.rewards import Reward, Rewards, check_rewards
 
 KlEstimator = Literal["k1", "k2", "k3"]
+Truncated = Literal["score", "mask", "bootstrap"]
 
 
 class Dpo(Contract):
@@ -50,6 +51,15 @@ class Online(Contract):
     """Ends the updates from a rollout, nats per token towards the policy that sampled."""
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
     """Completions may come from weights so many steps old; 0 is strictly on-policy."""
+    truncated: Truncated = "score"
+    """What a completion teaches that `maxNewTokens` or `training.maxLength` cut off. score: its score as it stands,
+    less `missingEosPenalty`: right where the limit holds in use too. mask: nothing, and means and deviations of
+    advantages leave it out (overlong filtering of DAPO, Yu et al. 2025, section 3.4): where many are cut, it never
+    learns to end. bootstrap (ppo): in place of its score the critic's value of the state in which it was cut off
+    (partial-episode bootstrapping, Pardo et al. 2018)."""
+    missing_eos_penalty: NotNegative | None = None
+    """Subtracted from the score of a completion that was cut off, in units of the score. Absent: 1 where a reward is a
+    model, which has only read completions that end and is no judge of others; 0 where all are functions."""
     rewards: Rewards
     """What a completion is worth; summed by weight."""
 
@@ -66,10 +76,26 @@ class Online(Contract):
         """What one step of the job samples."""
         return self.prompts_per_rollout * self.samples
 
+    @property
+    def eos_penalty(self) -> float:
+        """What is subtracted from the score of a completion that was cut off."""
+        if self.missing_eos_penalty is not None or self.truncated == "mask":
+            return self.missing_eos_penalty or 0.0
+        return 1.0 if any(reward.function is None and reward.weight for reward in self.rewards) else 0.0
+
     @model_validator(mode="after")
     def _check_rewards(self) -> Online:
         check_rewards(self.rewards)
+        if self.truncated == "mask" and self.missing_eos_penalty:
+            raise WrongField(
+                ("missingEosPenalty",),
+                f"found {self.missing_eos_penalty:g} beside `truncated: mask`, which learns nothing from a completion "
+                "that was cut off; leave one of them out",
+            )
         return self
+
+
+CriticStart = Literal["rewardModel", "model"]
 
 
 class Critic(Contract):
@@ -79,8 +105,13 @@ class Critic(Contract):
     """Peak learning rate of AdamW."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     """Optimizer steps of the critic before the actor's first: a random head's advantages are noise."""
-    value_clip: Positive | None = 0.2
-    """A new value counts no further from the old one than this; absent counts it all."""
+    value_clip: Positive | None = None
+    """A new value counts no further from the old one than this, in running deviations of the scores (in units of the
+    score with `rewardScaling: none`). Absent counts it all: a bound keeps a critic from following scores that climb."""
+    start_from: CriticStart | None = Field(default=None, alias="from")
+    """What it starts from. rewardModel: the reward model that this job trains, else the only one it names, head
+    included (Ouyang et al. 2022, appendix C.4): it has the shape of spec.model. model: spec.model with a head of zeros.
+    Absent: rewardModel where there is such a one, else model."""
 
 
 class Ppo(Online):
@@ -106,9 +137,32 @@ class Ppo(Online):
     """Bias against variance of the advantages (Schulman et al. 2016, eq. 16)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Bound of the loss for negative advantages (Ye et al. 2020, eq. 5); 3 is usual. Absent: none."""
+    reward_scaling: Literal["running", "none"] = "running"
+    """Of all that the critic learns, scores and KL penalties alike: divided by the running standard deviation of the
+    job's scores (Engstrom et al. 2020, section 3). The policy sees no difference, and `initKlCoef` keeps its meaning,
+    units of the score a nat: advantages are whitened whatever their scale."""
     critic: Critic = Critic()
     """The value model."""
     samples_field = "completions_per_prompt"
+
+    @property
+    def critic_reward(self) -> Reward | None:
+        """The reward model that the critic starts from, as far as the manifest says; None: spec.model."""
+        if self.critic.start_from == "model":
+            return None
+        models = [reward for reward in self.rewards if reward.function is None and reward.weight]
+        trained = [reward for reward in models if reward.train is not None]
+        return trained[0] if trained else models[0] if len(models) == 1 else None
+
+    @model_validator(mode="after")
+    def _check_critic(self) -> Ppo:
+        if self.critic.start_from == "rewardModel" and self.critic_reward is None:
+            raise WrongField(
+                ("critic", "from"),
+                "found rewardModel, but no reward says `train`, and not exactly one of a weight above 0 is a `model`; "
+                "leave it out, or write model",
+            )
+        return self
 
 
 class Grpo(Online):
@@ -122,6 +176,10 @@ class Grpo(Online):
     """Passes over one rollout, in optimizer steps of training.batchSize completions."""
     kl_coef: NotNegative = 0.04
     """Weight of the KL term in the loss (estimator k3). 0 needs no reference."""
+    truncated: Literal["score", "mask"] = "score"
+    """What a completion teaches that `maxNewTokens` or `training.maxLength` cut off. score: its score as it stands,
+    less `missingEosPenalty`. mask: nothing, and mean and deviation of its group leave it out (overlong filtering of
+    DAPO, Yu et al. 2025, section 3.4): where many are cut, it never learns to end."""
     samples_field = "group_size"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from alignment_trainer.algorithms import ONLINE
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import PromptExample
-from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, load_experience, mask_of, padded
-from alignment_trainer.data.packing import PromptGroup, pack
+from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, Sampled, Samples, load_experience, load_samples
+from alignment_trainer.data.packing import pack
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import load_weights
 from alignment_trainer.experience.critic_client import Critic, LocalCritic, NoCritic
-from alignment_trainer.experience.value_trainer import PREFIX, ValueTrainer
+from alignment_trainer.experience.value_trainer import PREFIX, ValueOptions, ValueTrainer
 from alignment_trainer.loop.offline import LoopOptions
-from alignment_trainer.loop.online import OnlineRun, UpdateOptions
+from alignment_trainer.loop.online import OnlineRun
+from alignment_trainer.loop.online_parts import OnlineServices, Progress, Prompts, Trainees, UpdateOptions
 from alignment_trainer.model.heads import scorer, value_scorer
 
 CPU = torch.device("cpu")
@@ -53,6 +55,12 @@ class OnlineSetting:
     warmup: int = 0
     max_update_kl: float | None = None
     sharding: str = "none"
+    value_clip: float | None = None
+    value_head: float = 0.0
+    """Standard deviation of the weights of the critic's head; 0 is that of a new one."""
+    reward_scaling: str = "running"
+    truncated: str = "score"
+    gae_lambda: float = 0.95
     frozen_sampler: bool = False
     """Samples with the model as it came: works where weights are sharded, and no update's rounding changes a token."""
 
@@ -64,11 +72,19 @@ def options_of(setting: OnlineSetting) -> PpoOptions | GrpoOptions:
         "rewards": REWARDS,
         "epochs_per_rollout": setting.epochs,
         "max_update_kl": setting.max_update_kl,
+        "truncated": setting.truncated,
     }
     if setting.algorithm == "grpo":
         return GrpoOptions(group_size=setting.samples, **shared)
     critic = CriticOptions(learning_rate=1e-3, warmup_steps=setting.warmup)
-    return PpoOptions(completions_per_prompt=setting.samples, critic=critic, init_kl_coef=0.05, **shared)
+    return PpoOptions(
+        completions_per_prompt=setting.samples,
+        critic=critic,
+        init_kl_coef=0.05,
+        reward_scaling=setting.reward_scaling,
+        gae_lambda=setting.gae_lambda,
+        **shared,
+    )
 
 
 class HereAndNow:
@@ -78,49 +94,67 @@ class HereAndNow:
         self._network = tiny_llama() if setting.frozen_sampler else network
         self._setting, self._options = setting, options
         self._reference = scorer(tiny_llama())
+        self.sampled: list[tuple[int, int]] = []
+        """(step, row) of every prompt that was sampled here."""
+        self.never_ends = False
+        self.ends_in: Callable[[str], bool] = lambda call: False
+        """Whether somebody asks this process to go in the middle of the call with that name."""
+        self.delays: dict[str, float] = {}
+        """Seconds that the call with a name takes."""
 
-    def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None:
-        groups, logprobs = [], []
+    def sample(self, rows: Sequence[PromptExample], step: int, version: int, former: Samples) -> Samples:
+        """A prompt at a time, until it is asked to go."""
+        completions = dict(former.completions)
         self._network.set_attn_implementation("sdpa")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            for row in rows:
-                torch.manual_seed(step * 1000 + row.row)
-                completions, values = self._sample(row.prompt)
-                groups.append(PromptGroup(row.prompt, completions))
-                logprobs += values
-        mask = mask_of(groups)
-        return Rollout(
-            rows=tuple(rows),
-            groups=tuple(groups),
-            mask=mask,
-            logprobs=padded(torch.tensor(logprobs), mask),
-            finished=torch.tensor([c[-1] == END for g in groups for c in g.completions]),
-            versions=torch.full((len(mask),), version),
-            dropped={},
-        )
+            for place in former.missing(len(rows)):
+                if self._is_asked_to_go(f"sample {place}"):
+                    break
+                torch.manual_seed(step * 1000 + rows[place].row)
+                completions[place] = tuple(
+                    self._sample(rows[place].prompt, version) for _ in range(self._setting.samples)
+                )
+                self.sampled.append((step, rows[place].row))
+        return Samples(completions, former.dropped)
 
-    def _sample(self, prompt: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], list[float]]:
+    def _is_asked_to_go(self, call: str) -> bool:
+        time.sleep(self.delays.get(call, 0.0))
+        return self.ends_in(call)
+
+    def _sample(self, prompt: tuple[int, ...], version: int) -> Sampled:
         """A token at a time, by the network's own logits."""
-        completions, values = [], []
-        for _ in range(self._setting.samples):
-            tokens: list[int] = []
-            while len(tokens) < NEW_TOKENS and END not in tokens:
-                logits = self._network(torch.tensor([[*prompt, *tokens]])).logits[0, -1]
-                logprobs = (logits / self._options.temperature).log_softmax(-1)
-                tokens.append(int(torch.multinomial(logprobs.exp(), 1)))
-                values.append(float(logprobs[tokens[-1]]))
-            completions.append(tuple(tokens))
-        return tuple(completions), values
+        tokens: list[int] = []
+        values: list[float] = []
+        while len(tokens) < NEW_TOKENS and (self.never_ends or END not in tokens):
+            logits = self._network(torch.tensor([[*prompt, *tokens]])).logits[0, -1]
+            logprobs = (logits / self._options.temperature).log_softmax(-1)
+            tokens.append(int(torch.multinomial(logprobs.exp(), 1)))
+            values.append(float(logprobs[tokens[-1]]))
+        return Sampled(tuple(tokens), tuple(values), tokens[-1] == END and not self.never_ends, version)
 
     def rewards(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor] | None:
+        if self._is_asked_to_go("rewards"):
+            return None
         completions = [completion for group in rollout.groups for completion in group.completions]
         even = torch.tensor([sum(t % 2 == 0 for t in c) / len(c) for c in completions])
         return {"even": even}, even
 
     def reference(self, rollout: Rollout) -> Tensor | None:
+        if self._is_asked_to_go("reference"):
+            return None
         with torch.no_grad():
             logprobs: Tensor = self._reference(pack(rollout.groups))
         return logprobs
+
+
+class NoTiming:
+    """Tells nobody."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def prompts(count: int) -> list[PromptExample]:
@@ -129,15 +163,23 @@ def prompts(count: int) -> list[PromptExample]:
     return [PromptExample(number, tuple(row), {}) for number, row in enumerate(rows, start=1)]
 
 
-def value_trainer(setting: OnlineSetting, start: Path | None) -> ValueTrainer:
-    """A critic of its own random body, its head zero."""
+def critic_network(head: float) -> Any:
+    """A classifier whose head is random with this standard deviation."""
     network = tiny_classifier()
-    torch.nn.init.zeros_(network.score.weight)
-    model = value_scorer(network)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        network.score.weight.copy_(torch.randn(network.score.weight.shape, generator=generator) * head)
+    return network
+
+
+def value_trainer(setting: OnlineSetting, start: Path | None) -> ValueTrainer:
+    """A critic of its own random body."""
+    model = value_scorer(critic_network(setting.value_head))
     if start is not None:
         load_weights(model, start, PREFIX)
     trainer = ValueTrainer(
-        ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU), setting.micro_tokens, 0.2
+        ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU),
+        ValueOptions(setting.micro_tokens, setting.value_clip, 1.0 if setting.value_head else None),
     )
     if start is not None:
         trainer.restore(start)
@@ -164,27 +206,29 @@ def online_run(
     recorder = Recorder()
     rate = WarmupCosine(setting.learning_rate, setting.steps, 0.0)
     has_experience = start is not None and (start / EXPERIENCE_FILE).exists()
+    all_prompts = Prompts(prompts(12), Sampler(12, options.prompts_per_rollout, seed=3))
     run = OnlineRun(
-        engine=engine,
-        critic=chosen,
-        algorithm=algorithm,
-        clients=HereAndNow(network, setting, options),
-        prompts=prompts(12),
-        sampler=Sampler(12, options.prompts_per_rollout, seed=3),
+        trainees=Trainees(engine, chosen, algorithm),
+        prompts=all_prompts,
+        services=OnlineServices(
+            clients=HereAndNow(network, setting, options),
+            checkpoints=Checkpoints(folder, term=1, keep=9),
+            observer=recorder,
+            timing=NoTiming(),
+            keep=lambda step, scored: None,
+            publish=recorder.versions.append,
+            evaluate=lambda at: None,
+            stop=stop,
+        ),
         options=LoopOptions(setting.micro_tokens, setting.steps, rate, setting.checkpoint_every, 10**9),
         update_options=UpdateOptions(
             setting.batch_size, setting.epochs, setting.max_update_kl, rate, setting.warmup, 3, 1
         ),
-        checkpoints=Checkpoints(folder, term=1, keep=9),
-        observer=recorder,
-        keep=lambda step, scored: None,
-        publish=lambda version: None,
-        evaluate=lambda at: None,
-        phase=lambda name: nullcontext(),
-        working=nullcontext,
-        stop=stop,
-        position=position,
-        unfinished=load_experience(start) if start is not None and has_experience else None,
-        critic_steps=chosen.begin(start),
+        progress=Progress(
+            position,
+            load_samples(all_prompts.of_step(position.step), start) if start is not None else Samples(),
+            load_experience(start) if start is not None and has_experience else None,
+            critic_steps=chosen.begin(start),
+        ),
     )
     return run, recorder

@@ -1,10 +1,11 @@
 """What the ranks of a test do."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from online_runs import OnlineSetting, online_run
+from online_runs import HereAndNow, OnlineSetting, online_run
 from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_run, trained_values
 
 from alignment_trainer.algorithms import OFFLINE
@@ -13,6 +14,7 @@ from alignment_trainer.engines.state import load_weights
 from alignment_trainer.loop.offline import Run
 from alignment_trainer.loop.train import train, train_online
 from alignment_trainer.model.heads import scorer
+from alignment_trainer.process import distributed
 
 
 def in_turn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -57,6 +59,41 @@ def online(folder: str, **setting: Any) -> list[dict[str, float]]:
     return [report.metrics | {"norm": report.grad_norm} for report in recorder.reports]
 
 
+def ask_slowly(seconds: float, word_seconds: float = 0.5) -> list[Any]:
+    """What rank 0 found after so long, and how many ranks were asked."""
+    distributed.WORD_SECONDS = word_seconds
+    asked: list[int] = []
+
+    def ask() -> str:
+        asked.append(distributed.rank())
+        time.sleep(seconds)
+        return "found"
+
+    found = distributed.ask_first_rank(ask)
+    return [found, int(distributed.sum_over_ranks(torch.tensor(len(asked))))]
+
+
+def ask_and_die(seconds: float = 1.0) -> None:
+    """Rank 0 ends in the middle of what it is asked."""
+
+    def ask() -> None:
+        time.sleep(seconds)
+        raise RuntimeError("rank 0 is gone")
+
+    distributed.ask_first_rank(ask)
+
+
+def slow_online(folder: str, seconds: float) -> list[float]:
+    """The losses of a run whose rollout servers and rewards take so long."""
+    distributed.WORD_SECONDS = 0.5
+    run, recorder = online_run(Path(folder), OnlineSetting("ppo", steps=1, epochs=1, sharding="zero2"))
+    clients = run.services.clients
+    assert isinstance(clients, HereAndNow)
+    clients.delays = {"sample 0": seconds, "rewards": seconds}
+    train_online(run)
+    return [*recorder.losses, *(report.metrics["value_loss"] for report in recorder.reports)]
+
+
 def golden(runs: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
     """Losses and gradient norms of each run's steps; none on ranks that report nothing."""
     return [_golden(**run) for run in runs]
@@ -67,7 +104,9 @@ def _golden(folder: str, algorithm: str, sharding: str) -> dict[str, list[float]
         run, recorder = tiny_run(Path(folder), Setting(algorithm=algorithm, sharding=sharding, steps=4))
         train(run)
     else:
-        setting = OnlineSetting(algorithm=algorithm, sharding=sharding, frozen_sampler=True)
+        setting = OnlineSetting(
+            algorithm=algorithm, sharding=sharding, frozen_sampler=True, value_clip=0.2, reward_scaling="none"
+        )
         online_one, recorder = online_run(Path(folder), setting)
         train_online(online_one)
     return {"losses": recorder.losses, "norms": [report.grad_norm for report in recorder.reports]}

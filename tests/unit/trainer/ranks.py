@@ -5,14 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+COLLECTIVE_TIMEOUT = "TEST_COLLECTIVE_TIMEOUT"
+"""Environment variable: seconds."""
 
 
-def run_ranks(ranks: int, call: str, timeout: float = 1100, **arguments: Any) -> list[Any]:
+def run_ranks(
+    ranks: int, call: str, timeout: float = 1100, collective_timeout: float = 1800, **arguments: Any
+) -> list[Any]:
     """What `module:function` returned (as JSON) on every rank, given keyword `arguments`; stops all when one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -24,6 +29,7 @@ def run_ranks(ranks: int, call: str, timeout: float = 1100, **arguments: Any) ->
         "WORLD_SIZE": str(ranks),
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
+        COLLECTIVE_TIMEOUT: str(collective_timeout),
     }
     command = [sys.executable, str(HERE / "ranks.py"), call, json.dumps(arguments)]
     processes = [
@@ -57,7 +63,8 @@ def main() -> None:
 
     module, _, function = sys.argv[1].partition(":")
     torch.set_num_threads(1)
-    with process_group(torch.device("cpu")):
+    timeout = timedelta(seconds=float(os.environ[COLLECTIVE_TIMEOUT]))
+    with process_group(torch.device("cpu"), timeout):
         result = getattr(importlib.import_module(module), function)(**json.loads(sys.argv[2]))
     print(json.dumps(result))
     end_process(0)

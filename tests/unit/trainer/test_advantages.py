@@ -11,12 +11,14 @@ from trl.trainer.utils import nanstd
 
 from alignment_trainer.algorithms.advantages import (
     KlEstimator,
+    RunningMoments,
     adapt_kl_coef,
     explained_variance,
     gae,
     group_advantages,
     importance_weights,
     kl_estimate,
+    penalize_missing_end,
     penalized_rewards,
     whiten,
 )
@@ -120,6 +122,33 @@ def test_tokens_of_others_within_a_completion_are_stepped_over() -> None:
         assert gapped[0, 1] == 0
 
 
+def test_a_completion_that_was_cut_off_bootstraps_from_its_end_by_hand() -> None:
+    """gamma 1/2, lambda 1/2, V after the last token 8. First: delta_4 = 4 + 8/2 - 2 = 6, A_3 = -1 + 6/4, and so on up.
+
+    Second: it ended, so V after it is 0 and A = 3 - 1. An empty completion has nothing to bootstrap.
+    """
+    rewards = torch.tensor([[1.0, 0, 2, 4], [3, 9, 9, 9], [9, 9, 9, 9]])
+    values = torch.tensor([[1.0, 2, 4, 2], [1, 9, 9, 9], [9, 9, 9, 9]])
+    ends = torch.tensor([8.0, 0, 5])
+    advantages, returns = gae(with_rubbish(rewards, MASK), with_rubbish(values, MASK), MASK, 0.5, 0.5, ends)
+    assert advantages.tolist() == [[1.03125, 0.125, 0.5, 6.0], [2.0, 0, 0, 0], [0.0] * 4]
+    assert returns.tolist() == [[2.03125, 2.125, 4.5, 8.0], [3.0, 0, 0, 0], [0.0] * 4]
+
+
+def test_without_an_end_every_completion_ends_its_episode() -> None:
+    draw, mask, lengths = ragged(3)
+    rewards, values = gaussian(draw, mask), gaussian(draw, mask)
+    plain = gae(rewards, values, mask, 0.9, 0.8)
+    zeros = gae(rewards, values, mask, 0.9, 0.8, torch.zeros(len(lengths)))
+    assert all(torch.equal(one, other) for one, other in zip(plain, zeros, strict=True))
+
+
+def test_a_missing_end_costs_its_penalty_and_nothing_else_does() -> None:
+    scores, finished = torch.tensor([2.0, 2.0, -1.0]), torch.tensor([True, False, False])
+    assert penalize_missing_end(scores, finished, 1.5).tolist() == [2.0, 0.5, -2.5]
+    assert penalize_missing_end(scores, finished, 0.0).tolist() == scores.tolist()
+
+
 def test_whitening_by_hand() -> None:
     """1, 2, 3, 4 and 5: mean 3, variance 2."""
     values = with_rubbish(torch.tensor([[1.0, 2, 3, 4], [5, 0, 0, 0], [0, 0, 0, 0]]), MASK)
@@ -150,6 +179,21 @@ def test_group_advantages_by_hand() -> None:
     advantages = group_advantages(torch.tensor([[1.0, 1, 0, 0], [0.1, 0.1, 0.1, 0.1]]))
     assert advantages[0].tolist() == pytest.approx([0.865876, 0.865876, -0.865876, -0.865876], abs=1e-6)
     assert advantages[1].tolist() == [0.0] * 4
+
+
+def test_completions_that_do_not_count_are_in_no_mean_and_no_deviation() -> None:
+    """1 and 0 count beside a cut 50: mean 1/2, std sqrt(1/2) = 0.707107; 0.5 / 0.707207 = 0.707007."""
+    counted = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
+    advantages = group_advantages(torch.tensor([[1.0, 50, 0], [9, 2, 9], [1, 2, 3]]), counted.float())
+    assert advantages[0].tolist() == pytest.approx([0.707007, 0, -0.707007], abs=1e-6)
+    assert advantages[1:].tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize("score", [0.1, 0.3, 1 / 3, 1e6 + 0.1, -7.7])
+@pytest.mark.parametrize("size", [2, 3, 7, 8])
+def test_equal_scores_have_exactly_no_advantage(score: float, size: int) -> None:
+    """The mean of numbers that are equal is not always that number."""
+    assert group_advantages(torch.full((2, size), score)).tolist() == [[0.0] * size] * 2
 
 
 def test_group_advantages_are_those_of_trl() -> None:
@@ -189,3 +233,26 @@ def test_explained_variance_by_hand() -> None:
 @pytest.mark.parametrize("mask", [MASK * 0, MASK * torch.tensor([[0.0], [1.0], [1.0]])], ids=["empty", "one token"])
 def test_explained_variance_is_nothing_where_returns_do_not_vary(mask: Tensor) -> None:
     assert explained_variance(torch.randn(3, 4), torch.randn(3, 4), mask).item() == 0.0
+
+
+def test_running_moments_are_those_of_everything_seen() -> None:
+    """2, 4 | 4, 4, 5, 5, 7, 9: mean 5, deviation 2 (of the population), in any cut."""
+    numbers = torch.tensor([2.0, 4, 4, 4, 5, 5, 7, 9])
+    for cut in (1, 2, 5, 8):
+        moments = RunningMoments().after(numbers[:cut]).after(numbers[cut:])
+        assert (moments.count, moments.mean) == (8, pytest.approx(5))
+        assert moments.deviation == pytest.approx(2)
+
+
+def test_running_moments_are_accurate_far_from_zero() -> None:
+    draw = random.Random(1)
+    numbers = [1e6 + draw.gauss(0, 1) for _ in range(300)]
+    moments = RunningMoments()
+    for start in range(0, 300, 7):
+        moments = moments.after(torch.tensor(numbers[start : start + 7], dtype=torch.float64))
+    assert moments.deviation == pytest.approx(statistics.pstdev(numbers), rel=1e-6)
+
+
+@pytest.mark.parametrize("seen", [[], [3.0], [0.1, 0.1, 0.1]])
+def test_scores_that_have_not_varied_are_divided_by_one(seen: list[float]) -> None:
+    assert RunningMoments().after(torch.tensor(seen)).deviation == 1.0

@@ -10,12 +10,15 @@ import httpx
 import pytest
 import torch
 from roles import TinyJob, wait_until
+from tests.tiny import SHAPE, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from alignment_api.manifest import read_manifest
 from alignment_trainer.checkpoint.checkpoint import checkpoint_folder, start_checkpoint, verify, write_checkpoint
 from alignment_trainer.checkpoint.claims import checkpoints_folder
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.critic_client import CriticAddress, LocalCritic, RemoteCritic
+from alignment_trainer.experience.critic_start import CriticStart
 from alignment_trainer.experience.critic_wire import ATTEMPT_HEADER, VALUES_PATH, encode_groups
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch
@@ -27,7 +30,7 @@ RATE = 1e-2
 
 
 def batch(values: torch.Tensor) -> ValueBatch:
-    return ValueBatch(GROUPS, values, torch.linspace(-1, 1, 6), torch.full((6,), 1 / 6))
+    return ValueBatch(GROUPS, values, torch.linspace(-1, 1, 6), torch.full((6,), 1 / 6), scale=0.4)
 
 
 def key(step: int) -> UpdateKey:
@@ -69,7 +72,9 @@ def is_ready(job: TinyJob) -> bool:
 
 def local(job: TinyJob) -> LocalCritic:
     spec = read_manifest((job.folder / "job.yaml").read_text()).spec
-    return LocalCritic(lambda start: make_value_trainer(spec, job.folder / "model", start, torch.device("cpu")))
+    return LocalCritic(
+        lambda start: make_value_trainer(spec, CriticStart(job.folder / "model"), start, torch.device("cpu"))
+    )
 
 
 @pytest.mark.parametrize("job", [1, 2], ids=["one rank", "two ranks"], indirect=True)
@@ -138,3 +143,52 @@ def test_asked_to_go_it_leaves_an_actor_that_is_gone(job: TinyJob) -> None:
     process.terminate()
     process.join(200)
     assert process.exitcode == 143
+
+
+def with_reward_model(folder: Path, critic: dict[str, Any], **shape: Any) -> TinyJob:
+    """A PPO job whose one reward is a reward model of its policy's shape, but for `shape`, of weight 1/2."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(7)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=None, **(SHAPE | shape))
+    LlamaForSequenceClassification(config).save_pretrained(folder / "judge")
+    tokenizer.save_pretrained(folder / "judge")
+    rewards = [{"model": {"source": f"file://{folder}/judge"}, "weight": 0.5}]
+    job = TinyJob(
+        folder, rows=40, spec={"algorithm": {"ppo": {"rewards": rewards, "critic": critic, "maxNewTokens": 16}}}
+    )
+    prepare = job.fork("prepare")
+    prepare.join(120)
+    return job
+
+
+def test_it_starts_from_the_reward_model_head_included(tmp_path: Path) -> None:
+    """What the reward model says of the text so far, at its weight: the score that the actor will be given."""
+    job = with_reward_model(tmp_path, {})
+    assert job.outcome("prepare").failure is None
+    judge = LlamaForSequenceClassification.from_pretrained(tmp_path / "judge", dtype=torch.float32)
+    texts = [
+        group.prompt + completion[:place]
+        for group in GROUPS
+        for completion in group.completions
+        for place in range(len(completion))
+    ]
+    with torch.no_grad():
+        expected = [judge(torch.tensor([text])).logits[0, 0].item() / 2 for text in texts]
+    process, critic = serving(job), actor_side(job)
+    assert critic.begin(None) == 0
+    assert critic.values(GROUPS).tolist() == pytest.approx(expected, abs=1e-4)
+    critic.close()
+    process.terminate()
+    process.join(30)
+
+
+def test_a_reward_model_of_another_shape_is_no_start_and_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    asked = with_reward_model(tmp_path / "asked", {"from": "rewardModel"}, num_hidden_layers=1)
+    failure = asked.outcome("prepare").failure
+    assert failure is not None
+    assert not failure.retryable
+    assert "spec.algorithm.ppo.critic.from: found rewardModel, but reward `model` has num_hidden_layers 1" in (
+        failure.message
+    )
+    left_open = with_reward_model(tmp_path / "open", {}, num_hidden_layers=1)
+    assert left_open.outcome("prepare").failure is None

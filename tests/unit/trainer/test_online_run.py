@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from online_runs import OnlineSetting, online_run
+from online_runs import END, HereAndNow, OnlineSetting, critic_network, online_run
 from ranks import run_ranks
 
 from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify
-from alignment_trainer.data.experience import Experience, load_experience, save_experience, subgroups
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.experience import SAMPLES_FILE, Experience, load_experience, save_experience, subgroups
+from alignment_trainer.data.packing import PromptGroup, pack_whole
 from alignment_trainer.experience.minibatches import minibatches, plan_micros
 from alignment_trainer.loop.offline import Interrupted
+from alignment_trainer.loop.online import OnlineRun
 from alignment_trainer.loop.train import train_online
+from alignment_trainer.model.heads import value_scorer
 
 GROUPS = (PromptGroup((1, 2), ((3, 4), (5,))), PromptGroup((6,), ((7, 8, 9), (10,))))
 
@@ -95,37 +97,147 @@ def test_a_run_that_was_asked_to_go_goes_on_bit_for_bit(tmp_path: Path, algorith
     wanted = [(r.step, r.grad_norm, r.metrics["loss"]) for r in expected.reports]
     cut = asked_after // 4
     assert seen[:cut] + seen[cut + 1 :] == wanted[:cut] + wanted[cut + 1 :]  # of the cut step a part is reported
-    for (name, a), (_, b) in zip(second.engine.full_weights(), whole.engine.full_weights(), strict=True):
+    for (name, a), (_, b) in zip(
+        second.trainees.engine.full_weights(), whole.trainees.engine.full_weights(), strict=True
+    ):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("ends_in", ["sample 0", "sample 2", "rewards", "reference", "first update"])
+@pytest.mark.parametrize("saved_before", [True, False], ids=["after a checkpoint", "between checkpoints"])
+def test_what_was_sampled_before_a_run_had_to_go_is_not_sampled_again(
+    tmp_path: Path, ends_in: str, saved_before: bool
+) -> None:
+    """In the second step's rollout, scoring, or right after: every prompt is sampled once; the rest is bit for bit."""
+    setting = OnlineSetting("ppo", steps=2, checkpoint_every=1 if saved_before else 100)
+    whole, expected = online_run(tmp_path / "whole", setting)
+    train_online(whole)
+
+    first, before = online_run(
+        tmp_path / "cut", setting, stop=lambda: ends_in == "first update" and first.position.step == 1
+    )
+    first_clients = clients_of(first)
+    first_clients.ends_in = lambda call: call == ends_in and first.position.step == 1
+    with pytest.raises(Interrupted):
+        train_online(first)
+    newest = list_checkpoints(tmp_path / "cut" / "0001")[0]
+    assert (verify(newest).step, verify(newest).updates) == (1, 0)
+    second, after = online_run(tmp_path / "cut", setting, start=newest)
+    train_online(second)
+
+    assert sorted(first_clients.sampled + clients_of(second).sampled) == sorted(clients_of(whole).sampled)
+    assert [r.metrics["loss"] for r in before.reports + after.reports] == [r.metrics["loss"] for r in expected.reports]
+    for (name, a), (_, b) in zip(
+        second.trainees.engine.full_weights(), whole.trainees.engine.full_weights(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_a_damaged_file_of_samples_costs_samples_and_nothing_else(tmp_path: Path) -> None:
+    setting = OnlineSetting("grpo", steps=1)
+    first, _ = online_run(tmp_path, setting)
+    clients_of(first).ends_in = lambda call: call == "sample 3"
+    with pytest.raises(Interrupted):
+        train_online(first)
+    newest = list_checkpoints(tmp_path / "0001")[0]
+    file = newest / SAMPLES_FILE
+    file.write_bytes(file.read_bytes()[:-5])
+    second, recorder = online_run(tmp_path, setting, start=newest)
+    train_online(second)
+    assert len(clients_of(second).sampled) == 4
+    assert len(recorder.reports) == 1
+
+
+def clients_of(run: OnlineRun) -> HereAndNow:
+    clients = run.services.clients
+    assert isinstance(clients, HereAndNow)
+    return clients
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_completions_that_were_cut_off_have_no_loss_under_the_mask(tmp_path: Path, algorithm: str) -> None:
+    """All eight tokens of a cut completion stay away from both losses: the minibatches hold the others alone."""
+    run, _ = online_run(tmp_path, OnlineSetting(algorithm, steps=1, epochs=1, batch_size=4, truncated="mask"))
+    experience = experience_of(run)
+    finished = [group[-1] == END for prompt in experience.groups for group in prompt.completions]
+    assert 0 < sum(finished) < len(finished)
+    seen = [place for minibatch in run.minibatches(experience) for place in minibatch.indices]
+    assert sorted(seen) == [place for place, ended in enumerate(finished) if ended]
+
+
+def experience_of(run: OnlineRun) -> Experience:
+    """The first step's."""
+    return run.learn_from(run.score(run.rollout(next(run.batches()))))
+
+
+def test_a_step_without_a_finished_completion_changes_nothing_under_the_mask(tmp_path: Path) -> None:
+    run, recorder = online_run(tmp_path, OnlineSetting("ppo", steps=1, truncated="mask"))
+    clients_of(run).never_ends = True
+    before = {name: tensor.clone() for name, tensor in run.trainees.engine.full_weights()}
+    train_online(run)
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.trainees.engine.full_weights())
+    assert recorder.versions == []
+    assert all(np.isfinite(value) for value in recorder.reports[0].metrics.values())
+
+
+def test_the_critics_value_stands_in_for_the_score_of_what_was_cut_off(tmp_path: Path) -> None:
+    """With lambda 1 and no KL the return of every token is V of the end, or the score of a completion that ended."""
+    run, _ = online_run(tmp_path, OnlineSetting("ppo", steps=1, truncated="bootstrap", value_head=0.3, gae_lambda=1.0))
+    rollout = run.rollout(next(run.batches()))
+    scored = run.score(rollout)
+    experience = run.learn_from(scored)
+    whole = value_scorer(critic_network(0.3))
+    with torch.no_grad():
+        ends = whole(pack_whole(rollout.groups))  # the state of each completion's last token
+    expected = torch.where(rollout.finished, scored.scores, ends)
+    assert 0 < rollout.finished.sum() < len(rollout.finished)
+    assert torch.allclose(experience.returns, expected[:, None] * rollout.mask, atol=1e-5)
+
+
+def test_what_the_critic_learns_is_divided_by_the_running_deviation_of_the_scores(tmp_path: Path) -> None:
+    """A resumed run goes on with the deviation of all scores so far; the policy's numbers do not depend on it."""
+    scaled, told = online_run(tmp_path / "scaled", OnlineSetting("ppo", steps=2))
+    train_online(scaled)
+    first = told.reports[0].metrics
+    assert first["reward_scale"] == pytest.approx(first["reward_std"])
+    assert told.reports[1].metrics["reward_scale"] != pytest.approx(told.reports[1].metrics["reward_std"], rel=1e-3)
+    newest = list_checkpoints(tmp_path / "scaled" / "0001")[0]
+    resumed, _ = online_run(tmp_path / "scaled", OnlineSetting("ppo", steps=2), start=newest)
+    assert resumed.position.scores == scaled.position.scores
+    assert resumed.position.scores.count == 2 * 16
+
+    plain, other = online_run(tmp_path / "plain", OnlineSetting("ppo", steps=1, reward_scaling="none"))
+    train_online(plain)
+    assert other.reports[0].metrics["reward_scale"] == 1
+    assert other.reports[0].metrics["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert other.reports[0].grad_norm == pytest.approx(told.reports[0].grad_norm, rel=1e-6)
 
 
 def test_the_critic_alone_learns_until_it_is_warm(tmp_path: Path) -> None:
     run, recorder = online_run(tmp_path, OnlineSetting(steps=2, warmup=4))
-    before = {name: tensor.clone() for name, tensor in run.engine.full_weights()}
-    versions = []
-    run.publish = versions.append
+    before = {name: tensor.clone() for name, tensor in run.trainees.engine.full_weights()}
     train_online(run)
     first, second = recorder.reports
     assert "loss" not in first.metrics
     assert first.metrics["value_loss"] > 0
     assert "loss" in second.metrics
-    assert versions == [2]
-    assert any(not torch.equal(before[name], tensor) for name, tensor in run.engine.full_weights())
+    assert recorder.versions == [2]
+    assert any(not torch.equal(before[name], tensor) for name, tensor in run.trainees.engine.full_weights())
 
 
 def test_updates_end_where_the_policy_has_gone_far_enough(tmp_path: Path) -> None:
     far = OnlineSetting("grpo", steps=1, epochs=4, learning_rate=3e-2, max_update_kl=1e-3)
     run, _ = online_run(tmp_path, far)
     train_online(run)
-    assert 1 < run.engine.steps < 8
+    assert 1 < run.trainees.engine.steps < 8
 
 
 def test_every_completion_is_in_one_minibatch_of_an_epoch() -> None:
-    parts = minibatches(GROUPS, 3, (0, 1, 2))
+    parts = minibatches(GROUPS, [True] * 4, 3, (0, 1, 2))
     assert Counter(index for part in parts for index in part) == Counter(range(4))
-    assert minibatches(GROUPS, 3, (0, 1, 2)) == parts
-    assert len(minibatches(GROUPS, 1, (0, 0, 0))) == 4
-    assert len(minibatches(GROUPS, 100, (0, 0, 0))) == 1
+    assert minibatches(GROUPS, [True] * 4, 3, (0, 1, 2)) == parts
+    assert len(minibatches(GROUPS, [True] * 4, 1, (0, 0, 0))) == 4
+    assert len(minibatches(GROUPS, [True] * 4, 100, (0, 0, 0))) == 1
 
 
 def test_completions_of_a_prompt_share_it_where_they_meet() -> None:

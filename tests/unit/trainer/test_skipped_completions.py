@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from alignment_api.rewards import Reward
 from alignment_trainer.algorithms.advantages import group_advantages
 from alignment_trainer.data.examples import PromptExample
-from alignment_trainer.data.experience import Rollout, Scored, mask_of
+from alignment_trainer.data.experience import Rollout, Samples, Scored, mask_of
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.record import keep_rollouts, read_rollouts
 from alignment_trainer.loop.online import OnlineRun
@@ -46,7 +46,7 @@ def rollout_of(*groups: PromptGroup) -> Rollout:
 
 def scored_of(rollout: Rollout, components: dict[str, Tensor], scores: Tensor) -> Scored:
     zeros = torch.zeros_like(rollout.mask)
-    return Scored(rollout, components, scores, zeros, zeros, zeros)
+    return Scored(rollout, components, scores, zeros, zeros, zeros, torch.zeros(len(scores)))
 
 
 def reward_sum(*rewards: dict) -> RewardSum:
@@ -66,16 +66,16 @@ def test_a_groups_mean_and_spread_are_those_of_its_scores() -> None:
 def test_the_weights_of_an_update_add_up_without_what_was_skipped(tmp_path: Path, algorithm: str) -> None:
     run, _ = online_run(tmp_path, OnlineSetting(algorithm))
     mask = torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 0]])
-    weights = run.algorithm.token_weights(mask * torch.tensor([[1.0], [0.0], [1.0]]))
+    weights = run.trainees.algorithm.token_weights(mask * torch.tensor([[1.0], [0.0], [1.0]]))
     assert weights.sum().item() == pytest.approx(1.0)
     assert not weights[1].any()
     expected = {"ppo": [0.2, 0.2, 0.2], "grpo": [1 / 6, 1 / 6, 1 / 6]}[algorithm]
     assert weights[0].tolist() == pytest.approx(expected)
-    assert not run.algorithm.token_weights(torch.zeros(3, 3)).any()
+    assert not run.trainees.algorithm.token_weights(torch.zeros(3, 3)).any()
 
 
 def skip(run: OnlineRun, places: list[int]) -> None:
-    rewards = run.clients.rewards
+    rewards = run.services.clients.rewards
 
     def some(rollout):
         components, scores = rewards(rollout)
@@ -83,21 +83,20 @@ def skip(run: OnlineRun, places: list[int]) -> None:
         scores[places] = NAN
         return components | {"even": scores}, scores
 
-    run.clients.rewards = some
+    run.services.clients.rewards = some
 
 
 def alter(run: OnlineRun, place: int) -> None:
     """Other tokens in a completion of the first prompt, as many."""
-    sample = run.clients.sample
+    sample = run.services.clients.sample
 
-    def altered(rows, step, version):
-        rollout = sample(rows, step, version)
-        first = rollout.groups[0]
-        changed = list(first.completions)
-        changed[place] = tuple(1 + token % 5 for token in changed[place])
-        return replace(rollout, groups=(PromptGroup(first.prompt, tuple(changed)), *rollout.groups[1:]))
+    def altered(rows, step, version, former):
+        samples = sample(rows, step, version, former)
+        changed = list(samples.completions[0])
+        changed[place] = replace(changed[place], tokens=tuple(1 + token % 5 for token in changed[place].tokens))
+        return Samples({**samples.completions, 0: tuple(changed)})
 
-    run.clients.sample = altered
+    run.services.clients.sample = altered
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
@@ -111,7 +110,7 @@ def test_what_a_skipped_completion_says_moves_no_weight(tmp_path: Path, algorith
         if altered:
             alter(run, 2)
         train_online(run)
-        weights = torch.cat([tensor.flatten() for _, tensor in run.engine.full_weights()])
+        weights = torch.cat([tensor.flatten() for _, tensor in run.trainees.engine.full_weights()])
         found.append((weights, recorder.reports[0].metrics.get("value_loss", 0.0), recorder.reports[0].grad_norm))
     (plain, value_loss, norm), (changed, other_value_loss, other_norm), (_, _, scored_norm) = found
     assert other_norm == pytest.approx(norm, rel=1e-4)
@@ -124,9 +123,9 @@ def test_what_a_skipped_completion_says_moves_no_weight(tmp_path: Path, algorith
 def test_where_all_are_skipped_nothing_is_learnt_and_nothing_breaks(tmp_path: Path, algorithm: str) -> None:
     run, recorder = online_run(tmp_path, OnlineSetting(algorithm, steps=1, epochs=1, batch_size=16))
     skip(run, list(range(16)))
-    before = {name: tensor.clone() for name, tensor in run.engine.full_weights()}
+    before = {name: tensor.clone() for name, tensor in run.trainees.engine.full_weights()}
     train_online(run)
-    assert all(torch.equal(before[name], tensor) for name, tensor in run.engine.full_weights())
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.trainees.engine.full_weights())
     assert recorder.reports[0].metrics["silent_steps"] == 1.0
     assert all(math.isfinite(value) for value in recorder.reports[0].metrics.values())
 
@@ -138,7 +137,7 @@ def test_the_means_that_are_told_are_those_of_the_scored(tmp_path: Path) -> None
         scores = torch.tensor([1.0, NAN, 0.0, 0.0, 2.0, 2.0, NAN, NAN])
         return {"some": scores}, scores
 
-    run.clients.rewards = rewards
+    run.services.clients.rewards = rewards
     train_online(run)
     assert recorder.reports[0].metrics["reward"] == pytest.approx(1.0)
     assert recorder.reports[0].metrics["reward/some"] == pytest.approx(1.0)

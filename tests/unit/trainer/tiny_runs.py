@@ -94,6 +94,8 @@ class Recorder:
 
     reports: list[StepReport] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    """Of weights that an online run has published."""
 
     def stepped(self, report: StepReport) -> None:
         self.reports.append(report)

@@ -4,7 +4,11 @@ N completions are padded to T tokens; completion_mask (`mask`) is 1 where a toke
 elsewhere, NaN included, changes no result, and every result of shape (N, T) is 0 there. Nothing here has a gradient.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,6 +22,8 @@ _ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _CONTROLLER_CLIP = 0.2
 _WHITEN_EPSILON = 1e-8
+_NO_DEVIATION = 1e-7
+"""Below this share of the mean (or of 1) fp32 scores are equal but for rounding."""
 _ROUNDING = 8
 """Units in the last place: what numbers that are meant to be equal may differ by."""
 
@@ -46,17 +52,28 @@ def penalized_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) 
 
 
 @torch.no_grad()
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def penalize_missing_end(scores: Tensor, finished: Tensor, penalty: float) -> Tensor:
+    """The score, less `penalty` where a completion did not end by itself. scores, finished (bool): (N,)."""
+    return scores - penalty * (~finished).to(scores.dtype)
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, end_values: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16), and what the critic is to learn.
 
     delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lam A_{t+1},  R_t = A_t + V_t
 
-    t+1 is the next token of the mask; after the last one V and A are 0: a completion ends its episode.
+    t+1 is the next token of the mask. After the last one A is 0, and so is V, where a completion ends its episode;
+    where it was cut off, V is that of the state it was cut off in (partial-episode bootstrapping, Pardo et al. 2018).
 
-    rewards, values, mask: (N, T); V_t is the value before token t is sampled. Returns advantages and returns, (N, T).
+    rewards, values, mask: (N, T); V_t is the value before token t is sampled. end_values: (N,) V after the last token;
+    absent: 0. Returns advantages and returns, (N, T).
     """
     advantages = torch.zeros_like(values)
-    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    next_advantage = torch.zeros_like(values[:, 0])
+    next_value = torch.zeros_like(values[:, 0]) if end_values is None else end_values
     for t in reversed(range(values.shape[1])):
         inside = mask[:, t].bool()
         delta = rewards[:, t] + gamma * next_value - values[:, t]
@@ -101,6 +118,34 @@ def group_advantages(scores: Tensor, scored: Tensor | None = None, epsilon: floa
 def groups_differ(scores: Tensor, scored: Tensor) -> Tensor:
     """(P,) whether a group's scores differ by more than rounding. scores, scored: (P, G)."""
     return _differ(scores, scored, torch.zeros(()), dim=1)
+
+
+@dataclass(frozen=True)
+class RunningMoments:
+    """Count, mean and sum of squared deviations of all that was seen so far, so that nothing of it need be kept."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def after(self, values: Tensor) -> RunningMoments:
+        """With these seen as well, of any shape (the pairwise update of Chan et al. 1983)."""
+        seen = values.double().flatten()
+        if not len(seen):
+            return self
+        count, mean = self.count + len(seen), seen.mean().item()
+        apart, squares = mean - self.mean, (seen - mean).square().sum().item()
+        return RunningMoments(
+            count=count,
+            mean=self.mean + apart * len(seen) / count,
+            squares=self.squares + squares + apart**2 * self.count * len(seen) / count,
+        )
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation; 1 where nothing has varied so far, so that there is nothing to divide by."""
+        found = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return found if found > _NO_DEVIATION * max(1.0, abs(self.mean)) else 1.0
 
 
 def adapt_kl_coef(coef: float, kl: float, target: float, completions: int, horizon: int) -> float:

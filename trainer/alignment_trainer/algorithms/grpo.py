@@ -26,10 +26,10 @@ class Grpo(OnlineAlgorithm):
 
     def targets(self, scored: Scored, kl_coef: float) -> Targets:
         """(r - mean) / (std + 1e-4) within each group, the same for every token of a completion (eq. 3)."""
-        mask = scored.rollout.mask
-        size = self._grpo.group_size
-        advantages = group_advantages(scored.scores.view(-1, size), scored.counted.view(-1, size)).view(-1, 1)
-        return Targets(advantages * mask, torch.zeros_like(mask))
+        mask, groups = scored.rollout.mask, (-1, self._grpo.group_size)
+        scores, trained = self.scores(scored), self.trained(scored)
+        advantages = group_advantages(scores.view(groups), trained.view(groups).float()).view(-1, 1)
+        return Targets(advantages * mask, torch.zeros_like(mask), trained, scores)
 
     def token_weights(self, mask: Tensor) -> Tensor:
         """Every completion counts the same, and so does every token within it (eq. 3)."""

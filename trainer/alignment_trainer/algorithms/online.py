@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment_api.algorithms import Online
-from alignment_trainer.algorithms.advantages import importance_weights, kl_estimate
+from alignment_trainer.algorithms.advantages import importance_weights, kl_estimate, penalize_missing_end
 from alignment_trainer.algorithms.base import LossAndMetrics
 from alignment_trainer.algorithms.losses import policy_loss
 from alignment_trainer.data.experience import Scored
@@ -16,10 +16,15 @@ from alignment_trainer.data.experience import Scored
 
 @dataclass(frozen=True)
 class Targets:
-    """advantages, returns: (N, T); returns are what a critic learns (zeros where there is none)."""
+    """advantages, returns: (N, T); returns are what a critic learns (zeros where there is none).
+
+    trained: (N,) bool, whether a completion has a loss at all. scores: (N,) as they were used, penalties included.
+    """
 
     advantages: Tensor
     returns: Tensor
+    trained: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,30 @@ class OnlineAlgorithm(ABC):
 
     def __init__(self, options: Online) -> None:
         self.options = options
+
+    @property
+    def scales_rewards(self) -> bool:
+        """Whether what the critic learns is divided by the running deviation of the scores."""
+        return False
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether the critic's value stands in for the score of a completion that was cut off."""
+        return self.options.truncated == "bootstrap"
+
+    def trained(self, scored: Scored) -> Tensor:
+        """(N,) bool: the completions that are learnt from."""
+        return self.judged(scored) if self.options.truncated == "mask" else scored.counted.bool()
+
+    def judged(self, scored: Scored) -> Tensor:
+        """(N,) bool: the completions whose own score counts."""
+        counted, finished = scored.counted.bool(), scored.rollout.finished.bool()
+        return counted if self.options.truncated == "score" else counted & finished
+
+    def scores(self, scored: Scored) -> Tensor:
+        """(N,) scores, 0 where they do not count, less the penalty of a missing end."""
+        scores = torch.where(self.judged(scored), scored.scores, 0.0)
+        return penalize_missing_end(scores, scored.rollout.finished.bool(), self.options.eos_penalty)
 
     @property
     @abstractmethod

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from alignment_api.algorithms import Ppo as PpoOptions
@@ -22,16 +21,21 @@ class Ppo(OnlineAlgorithm):
         self._ppo = options
 
     @property
+    def scales_rewards(self) -> bool:
+        return self._ppo.reward_scaling == "running"
+
+    @property
     def first_kl_coef(self) -> float:
         return self._ppo.init_kl_coef
 
     def targets(self, scored: Scored, kl_coef: float) -> Targets:
-        """r_t = -kl_coef KL_t + 1[t=T] score, then GAE, whitened over the global batch."""
-        mask, counted = scored.rollout.mask, scored.counted
-        kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, self._ppo.kl_estimator)
-        rewards = penalized_rewards(torch.where(counted.bool(), scored.scores, 0.0), kl, mask, kl_coef)
-        advantages, returns = gae(rewards, scored.values, mask, self._ppo.gamma, self._ppo.gae_lambda)
-        return Targets(whiten(advantages, mask * counted[:, None], returns), returns)
+        """r_t = -kl_coef KL_t + 1[t=T] score, then GAE, whitened over the global batch's completions with a loss."""
+        mask, options = scored.rollout.mask, self._ppo
+        scores, trained = self.scores(scored), self.trained(scored)
+        kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, options.kl_estimator)
+        rewards = penalized_rewards(scores, kl, mask, kl_coef)
+        advantages, returns = gae(rewards, scored.values, mask, options.gamma, options.gae_lambda, scored.end_values)
+        return Targets(whiten(advantages, mask * trained[:, None], returns), returns, trained, scores)
 
     def token_weights(self, mask: Tensor) -> Tensor:
         """Every token of the batch counts the same."""

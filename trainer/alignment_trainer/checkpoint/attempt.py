@@ -22,14 +22,13 @@ log = logging.getLogger(__name__)
 
 def claim_attempt(instance: Instance) -> Claim:
     """Rank 0's claim, on every rank."""
-    claim: Claim | None = None
-    if distributed.rank() == 0:
-        claim = claim_term(instance.storage, instance.context.uid, instance.context.life)
-        log.info("claimed term %d", claim.term, extra={"start": claim.start.model_dump() if claim.start else None})
-    agreed = distributed.from_first_rank(claim)
-    if agreed is None:
-        raise RuntimeError("rank 0 made no claim")
-    return agreed
+
+    def claim() -> Claim:
+        made = claim_term(instance.storage, instance.context.uid, instance.context.life)
+        log.info("claimed term %d", made.term, extra={"start": made.start.model_dump() if made.start else None})
+        return made
+
+    return distributed.ask_first_rank(claim)
 
 
 def start_folder(instance: Instance, claim: Claim) -> Path | None:

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignment_trainer.algorithms.advantages import RunningMoments
 from alignment_trainer.checkpoint.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
@@ -35,6 +37,7 @@ class Position:
     step: steps done. tokens: packed so far, padding not counted.
     Of PPO and GRPO also: updates: optimizer steps done of the next step, whose experience lies beside the position.
     version: of the weights that servers sample with: the step that made them. kl_coef: of the adaptive controller.
+    scores: of all completions so far, where what the critic learns is divided by their deviation.
     """
 
     step: int = 0
@@ -42,6 +45,12 @@ class Position:
     updates: int = 0
     version: int = 0
     kl_coef: float = 0.0
+    scores: RunningMoments = field(default_factory=RunningMoments)
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> "Position":
+        """As a checkpoint holds it, in JSON."""
+        return cls(**(stored | {"scores": RunningMoments(**stored.get("scores", {}))}))
 
     def after(self, tokens: int) -> "Position":
         return replace(self, step=self.step + 1, tokens=self.tokens + tokens, updates=0)
@@ -99,12 +108,12 @@ def restore(folder: Path, engine: Engine) -> Position:
     random = folder / f"random-{distributed.rank():05d}.safetensors"
     if random.name in {part.name for part in read_checkpoint(folder).parts}:
         set_random_state(load_file(random))
-    return Position(**json.loads((folder / POSITION).read_text()))
+    return Position.of(json.loads((folder / POSITION).read_text()))
 
 
 def verify_together(folder: Path) -> Checkpoint:
     """Rank 0 reads and checks every part; all ranks get the checkpoint, or its DamagedCheckpointError."""
-    checkpoint, damage = distributed.from_first_rank(_try_verify(folder) if distributed.rank() == 0 else (None, None))
+    checkpoint, damage = distributed.ask_first_rank(lambda: _try_verify(folder))
     if checkpoint is None:
         raise damage or DamagedCheckpointError(f"{folder}: not verified")
     return checkpoint

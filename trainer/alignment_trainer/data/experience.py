@@ -6,18 +6,51 @@ completion_mask of 1 where a token belongs to its completion. Everything is on t
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignment_trainer.data.examples import PromptExample
-from alignment_trainer.data.group_arrays import group_arrays, groups_of
+from alignment_trainer.data.examples import PromptExample, TokenIds
+from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
+from alignment_trainer.data.group_arrays import Arrays, WireError, cut_by, group_arrays, groups_of, int32_array
 from alignment_trainer.data.packing import PromptGroup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One completion. logprobs: of its tokens, by the weights of `version`. finished: it ended by itself."""
+
+    tokens: TokenIds
+    logprobs: tuple[float, ...]
+    finished: bool
+    version: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What has been sampled of a step's prompts so far, by a prompt's place in the step.
+
+    completions: all of a prompt. dropped: why a prompt was given up.
+    """
+
+    completions: Mapping[int, tuple[Sampled, ...]] = field(default_factory=dict)
+    dropped: Mapping[int, str] = field(default_factory=dict)
+
+    def missing(self, prompts: int) -> tuple[int, ...]:
+        """Places of the prompts that have yet to be sampled."""
+        return tuple(place for place in range(prompts) if place not in self.completions and place not in self.dropped)
 
 
 @dataclass(frozen=True)
@@ -49,7 +82,8 @@ class Scored:
 
     components: reward's name -> (N,). scores: (N,) their weighted sum. Both are NaN where a function has skipped.
     policy_logprobs, ref_logprobs, values: (N, T) by the policy before its updates, by the frozen reference (the
-    policy's own where there is none), by the critic (zeros where there is none).
+    policy's own where there is none), by the critic in units of the score (zeros where there is none).
+    end_values: (N,) the critic's of the state in which a completion was cut off; 0 where it ended, or nobody asks.
     """
 
     rollout: Rollout
@@ -58,6 +92,7 @@ class Scored:
     policy_logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
+    end_values: Tensor
 
     @property
     def counted(self) -> Tensor:
@@ -69,7 +104,7 @@ class Scored:
 class Experience:
     """All that the updates of a step need; saved with a checkpoint that holds part of them. Shapes as above.
 
-    learnt: (N, T) 1 where a token is learnt from: those of the mask whose completion has a score.
+    learnt: (N, T) 1 where a token is learnt from: those of the mask whose completion has a loss.
     """
 
     groups: tuple[PromptGroup, ...]
@@ -92,7 +127,34 @@ class Experience:
         return flatten(getattr(self, name), self.mask, indices)
 
 
+def rollout_of(rows: Sequence[PromptExample], samples: Samples) -> Rollout:
+    """All of a step's samples as tensors. Raises RuntimeError where every prompt was dropped."""
+    if not samples.completions:
+        raise RuntimeError(f"every prompt of the step was dropped; the first: {next(iter(samples.dropped.items()))}")
+    places = sorted(samples.completions)
+    groups = _groups(rows, samples)
+    sampled = [one for place in places for one in samples.completions[place]]
+    mask = mask_of(groups)
+    return Rollout(
+        rows=tuple(rows[place] for place in places),
+        groups=groups,
+        mask=mask,
+        logprobs=padded(torch.tensor([value for one in sampled for value in one.logprobs]), mask),
+        finished=torch.tensor([one.finished for one in sampled]),
+        versions=torch.tensor([one.version for one in sampled]),
+        dropped={rows[place].row: reason for place, reason in samples.dropped.items()},
+    )
+
+
+def _groups(rows: Sequence[PromptExample], samples: Samples) -> tuple[PromptGroup, ...]:
+    return tuple(
+        PromptGroup(rows[place].prompt, tuple(one.tokens for one in samples.completions[place]))
+        for place in sorted(samples.completions)
+    )
+
+
 EXPERIENCE_FILE = "experience.safetensors"
+SAMPLES_FILE = "samples.safetensors"
 _TENSORS = tuple(field.name for field in fields(Experience) if field.name != "groups")
 
 
@@ -110,6 +172,69 @@ def load_experience(folder: Path) -> Experience:
     tensors = load_file(folder / EXPERIENCE_FILE)
     groups = groups_of({name: tensor.numpy() for name, tensor in tensors.items() if name not in _TENSORS})
     return Experience(groups, **{name: tensors[name] for name in _TENSORS})
+
+
+def save_samples(rows: Sequence[PromptExample], samples: Samples, folder: Path) -> None:
+    """Writes them beside the parts of a checkpoint, which may have been sealed before: whole, or not at all.
+
+    rows: the step's prompts. The weights that sampled are those of the checkpoint, so what they sampled belongs to it.
+    """
+    places = sorted(samples.completions)
+    sampled = [one for place in places for one in samples.completions[place]]
+    arrays: Arrays = group_arrays(_groups(rows, samples)) | {
+        "places": int32_array(places),
+        "rows": int32_array([rows[place].row for place in places]),
+        "logprobs": np.array([value for one in sampled for value in one.logprobs], dtype=np.float32),
+        "finished": np.array([one.finished for one in sampled], dtype=np.bool_),
+        "versions": int32_array([one.version for one in sampled]),
+    }
+    told = {"dropped": json.dumps(samples.dropped)}
+    path = write_atomically(folder / SAMPLES_FILE, lambda temporary: save_arrays(arrays, temporary, metadata=told))
+    write_text_atomically(path.with_suffix(".sha256"), sha256(path))
+
+
+def load_samples(rows: Sequence[PromptExample], folder: Path) -> Samples:
+    """What `save_samples` wrote of these prompts; nothing where there is nothing, or not what was written."""
+    path = folder / SAMPLES_FILE
+    if not path.is_file():
+        return Samples()
+    try:
+        if path.with_suffix(".sha256").read_text() != sha256(path):
+            raise WireError("its checksum is another one")
+        return _read_samples(rows, path)
+    except (OSError, SafetensorError, WireError, KeyError, ValueError) as error:
+        log.warning("%s: %s; its prompts are sampled again", path, error)
+        return Samples()
+
+
+def _read_samples(rows: Sequence[PromptExample], path: Path) -> Samples:
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        dropped = json.loads(file.metadata()["dropped"])
+    places = arrays["places"].tolist()
+    if [rows[place].row for place in places] != arrays["rows"].tolist():
+        raise WireError("it is of other prompts")
+    groups = groups_of(arrays)
+    lengths = arrays["completion_lengths"].tolist()
+    logprobs = iter(cut_by(arrays["logprobs"].tolist(), lengths, "logprobs"))
+    ends = zip(arrays["finished"].tolist(), arrays["versions"].tolist(), strict=True)
+    return Samples(
+        {
+            place: tuple(Sampled(tokens, tuple(next(logprobs)), *next(ends)) for tokens in group.completions)
+            for place, group in zip(places, groups, strict=True)
+        },
+        {int(place): reason for place, reason in dropped.items()},
+    )
+
+
+def with_ends(groups: Sequence[PromptGroup], cut_off: Tensor) -> tuple[PromptGroup, ...]:
+    """The groups, completions that were cut off a token longer: a value is that of the state before a token, and this
+    token, whatever it is, asks for that of the end. cut_off: (N,) bool."""
+    flags = iter(cut_off.tolist())
+    return tuple(
+        PromptGroup(group.prompt, tuple(one + one[-1:] if next(flags) else one for one in group.completions))
+        for group in groups
+    )
 
 
 def mask_of(groups: Sequence[PromptGroup]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignment_api.algorithms import Grpo, Ppo
 from alignment_trainer.data.examples import PromptExample
-from alignment_trainer.data.experience import Rollout
+from alignment_trainer.data.experience import Rollout, Samples, rollout_of
 from alignment_trainer.experience.frozen_client import FrozenClient
 from alignment_trainer.experience.rollout_client import Rollouts, SamplingPlan
 from alignment_trainer.process.instance import Instance
@@ -52,17 +52,18 @@ class OnlineClients:
                 wait_for_servers(client.servers.role, client.servers.peers, stop, FIRST_ANSWER_SECONDS)
         wait_for_servers("rollout", self.rollouts.addresses, stop, FIRST_ANSWER_SECONDS)
 
-    def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None:
-        """Completions to learn from."""
-        return self._sample(rows, SamplingPlan.of(self.options, self.ends, (self.seed, step), version))
+    def sample(self, rows: Sequence[PromptExample], step: int, version: int, former: Samples) -> Samples:
+        """Completions to learn from, with those that were sampled before; not all where this process shall go."""
+        plan = SamplingPlan.of(self.options, self.ends, (self.seed, step), version)
+        return self.rollouts.sample(rows, plan, self.instance.stop, former)
 
     def sample_held_out(self, rows: Sequence[PromptExample], version: int) -> Rollout | None:
-        """One completion of each held-out prompt, by these very weights."""
+        """One completion of each held-out prompt, by these very weights; None where this process shall go."""
         options = self.options
         seed = (self.seed, HELD_OUT)
-        return self._sample(
-            rows, SamplingPlan(1, options.max_new_tokens, options.temperature, self.ends, seed, (version, version))
-        )
+        plan = SamplingPlan(1, options.max_new_tokens, options.temperature, self.ends, seed, (version, version))
+        samples = self.rollouts.sample(rows, plan, self.instance.stop)
+        return None if samples.missing(len(rows)) else rollout_of(rows, samples)
 
     def rewards(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor] | None:
         """Each reward's scores (N,) by name, and their weighted sum; None where this process shall go."""
@@ -77,9 +78,6 @@ class OnlineClients:
             return torch.empty(0)
         logprobs = self.reference_client.ask(rollout.groups, self.instance.stop)
         return None if logprobs is None else torch.from_numpy(logprobs)
-
-    def _sample(self, rows: Sequence[PromptExample], plan: SamplingPlan) -> Rollout | None:
-        return self.rollouts.sample(rows, plan, self.instance.stop)
 
 
 _SERVER_GAUGES = {"reference": "servers", "reward": "reward_servers"}

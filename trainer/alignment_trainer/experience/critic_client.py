@@ -159,8 +159,9 @@ class RemoteCritic:
             self._update = self._asker.submit(self._post, wire.UPDATE_PATH, body)
 
     def finish_update(self) -> dict[str, float]:
-        answer = self._update.result() if self._update is not None else b""
-        metrics: dict[str, float] = json.loads(distributed.from_first_rank(answer))
+        update = self._update
+        answer = distributed.ask_first_rank(lambda: update.result() if update is not None else b"")
+        metrics: dict[str, float] = json.loads(answer)
         return metrics
 
     def write(self, folder: Path) -> list[Part]:
@@ -187,7 +188,7 @@ class RemoteCritic:
         return str(folder.relative_to(self._address.storage))
 
     def _on_first_rank(self, path: str, body: Callable[[], bytes]) -> bytes:
-        return distributed.from_first_rank(self._post(path, body()) if distributed.rank() == 0 else b"")
+        return distributed.ask_first_rank(lambda: self._post(path, body()))
 
     def _post(self, path: str, body: bytes) -> bytes:
         """Repeated until it is answered. Raises CriticLost, RuntimeError for what will never be answered."""

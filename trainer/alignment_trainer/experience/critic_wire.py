@@ -21,6 +21,7 @@ BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, ALIVE_PATH, RELEASE_PATH = PAT
 ATTEMPT_HEADER = "X-Alignment-Attempt"
 """Of every request: a critic answers its own gang's actor alone (409 otherwise)."""
 _VALUES = ("values", "returns", "weights")
+_METADATA = ("key", "learning_rate", "scale")
 
 
 def encode_groups(groups: tuple[PromptGroup, ...]) -> bytes:
@@ -49,15 +50,20 @@ def decode_values(body: bytes, tokens: int) -> Tensor:
 def encode_update(key: UpdateKey, learning_rate: float, batch: ValueBatch) -> bytes:
     """The body of one update."""
     arrays = group_arrays(batch.groups) | {name: getattr(batch, name).float().numpy() for name in _VALUES}
-    return save(arrays, metadata={"key": json.dumps(asdict(key)), "learning_rate": repr(learning_rate)})
+    metadata = {"key": json.dumps(asdict(key)), "learning_rate": repr(learning_rate), "scale": repr(batch.scale)}
+    return save(arrays, metadata=metadata)
 
 
 def decode_update(body: bytes) -> tuple[UpdateKey, float, ValueBatch]:
     """Raises WireError."""
     arrays, metadata = load_body(body)
-    missing = [name for name in _VALUES if name not in arrays]
-    if missing or "key" not in metadata:
-        raise WireError(f"an update without {', '.join(missing) or 'its key'}; found {sorted(arrays)}")
+    missing = [name for name in _VALUES if name not in arrays] + [name for name in _METADATA if name not in metadata]
+    if missing:
+        raise WireError(f"an update without {', '.join(missing)}; found {sorted(arrays)}, {sorted(metadata)}")
     tensors = {name: torch.from_numpy(arrays[name]) for name in _VALUES}
     key = UpdateKey(**json.loads(metadata["key"]))
-    return key, float(metadata["learning_rate"]), ValueBatch(groups_of(arrays), **tensors)
+    return (
+        key,
+        float(metadata["learning_rate"]),
+        ValueBatch(groups_of(arrays), **tensors, scale=float(metadata["scale"])),
+    )

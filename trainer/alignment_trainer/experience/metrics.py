@@ -19,11 +19,13 @@ def rollout_metrics(scored: Scored, targets: Targets, position: Position) -> dic
     """By short name; nats are per token, means over tokens but for rewards and lengths, which are over completions.
 
     mismatch: mean of |log pi - log rollout|, by the trainer and by vLLM, of the very tokens that were sampled.
-    entropy: of the policy, estimated as the mean of -log pi of what it sampled. advantage_std: before whitening.
+    entropy: of the policy, estimated as the mean of -log pi of what it sampled. advantage_std: before whitening. It and
+    explained_variance are of completions that have a loss.
     equal_groups: share of the prompts whose completions all score the same, where each has several.
     silent_steps: 1 for a step whose advantages are all 0. Completions without a score are in no mean of scores.
     """
     rollout, mask = scored.rollout, scored.rollout.mask
+    taught = mask * targets.trained[:, None]
     difference = (scored.policy_logprobs - rollout.logprobs).abs()
     has_critic = bool(scored.values.any())
     advantages = targets.returns - scored.values if has_critic else targets.advantages
@@ -37,17 +39,17 @@ def rollout_metrics(scored: Scored, targets: Targets, position: Position) -> dic
         "mismatch": _over_tokens(difference, mask),
         "importance_weight": _over_tokens(importance, mask),
         "staleness": (position.version - rollout.versions.float()).mean(),
-        "advantage_std": advantages[mask.bool()].std(unbiased=False),
+        "advantage_std": _over_tokens((advantages - _over_tokens(advantages, taught)).square(), taught).sqrt(),
         "prompts_trained": torch.tensor(len(rollout.rows)),
         "dropped_prompts": torch.tensor(len(rollout.dropped)),
         "silent_steps": torch.tensor(not targets.advantages.any()),
     }
     found |= {f"{COMPONENT}{name}": _scored(values).mean() for name, values in scored.components.items()}
     if has_critic:
-        found["explained_variance"] = explained_variance(scored.values, targets.returns, mask * scored.counted[:, None])
+        found["explained_variance"] = explained_variance(scored.values, targets.returns, taught)
     if len(scored.scores) > len(rollout.groups):
         shape = (len(rollout.groups), -1)
-        differ = groups_differ(scored.scores.view(shape), scored.counted.view(shape))
+        differ = groups_differ(targets.scores.view(shape), targets.trained.view(shape).float())
         found["equal_groups"] = 1 - differ.float().mean()
     return {name: float(value) for name, value in found.items()}
 
@@ -59,4 +61,5 @@ def _scored(values: Tensor) -> Tensor:
 
 
 def _over_tokens(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum()
+    """Their mean; 0 over none."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

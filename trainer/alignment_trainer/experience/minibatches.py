@@ -35,16 +35,20 @@ class Micro:
 
 
 def minibatches(
-    groups: Sequence[PromptGroup], batch_size: int, seed: tuple[int, int, int]
+    groups: Sequence[PromptGroup], trained: Sequence[bool], batch_size: int, seed: tuple[int, int, int]
 ) -> tuple[tuple[int, ...], ...]:
-    """Every completion once, in parts of about `batch_size` that differ by one at most.
+    """Every completion that is trained on once, in parts of about `batch_size` that differ by one at most.
 
-    Prompts are shuffled by `seed` (job, step, epoch); the completions of one stay together, so that they share it.
+    None at all where no completion is. Prompts are shuffled by `seed` (job, step, epoch); the completions of one stay
+    together, so that they share it.
     """
     sizes = [len(group.completions) for group in groups]
     starts = np.cumsum([0, *sizes[:-1]])
     order = np.random.default_rng(seed).permutation(len(groups))
-    indices = np.concatenate([np.arange(starts[place], starts[place] + sizes[place]) for place in order])
+    every = np.concatenate([np.arange(starts[place], starts[place] + sizes[place]) for place in order])
+    indices = every[np.array(trained)[every]]
+    if not len(indices):
+        return ()
     parts = max(1, round(len(indices) / batch_size))
     return tuple(tuple(int(index) for index in part) for part in np.array_split(indices, parts))
 

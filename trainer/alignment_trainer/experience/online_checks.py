@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from alignment_api.status import ModelReport
 from alignment_trainer.data.prepared import open_prompts, read_manifest
 from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.experience.critic_start import has_same_shape
 from alignment_trainer.model.cache_memory import check_cache_memory
 from alignment_trainer.model.inspect import (
     Named,
@@ -38,8 +39,18 @@ def check_online(instance: Instance, policy: Path, trained: Sequence[Pinned]) ->
     for model in (*trained, *pinned.values()):
         theirs = load_tokenizer(model.named.model.source, model.resolved.path, model.named.field)
         check_same_tokenizer(model.named, theirs, tokenizer)
+    _check_critic(instance, policy, trained, pinned)
     check_functions(spec.algorithm.rewards, instance.context.sources, _field(instance))
     return {component: model.report for component, model in pinned.items()}
+
+
+def _check_critic(instance: Instance, policy: Path, trained: Sequence[Pinned], pinned: Mapping[str, Pinned]) -> None:
+    """Raises UserError where the critic cannot start from the reward model that `critic.from` asks for."""
+    ppo = instance.spec.algorithm.ppo
+    reward = ppo.critic_reward if ppo is not None else None
+    if reward is not None:
+        model = pinned[reward.component] if reward.model is not None else trained[0]
+        has_same_shape(instance, reward, model.resolved.path, policy)
 
 
 def check_rows(instance: Instance) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from alignment_api.algorithms import Grpo, Ppo
-from alignment_trainer.data.examples import PromptExample, TokenIds
-from alignment_trainer.data.experience import Rollout, mask_of, padded
+from alignment_trainer.data.examples import PromptExample
+from alignment_trainer.data.experience import Sampled, Samples
 from alignment_trainer.data.group_arrays import WireError
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.frozen_client import STALLED_AFTER
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.serving.pool import PoolOptions, ServerGroup, ServerPool
@@ -32,16 +30,6 @@ _OPTIONS = PoolOptions(
 )
 """in_flight: vLLM batches requests itself. servers_lost: a prompt that kills servers would stop the job. resolve_every:
 here it asks nobody, it looks at who has registered."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One completion. logprobs: of its tokens, by the weights of `version`. finished: it ended by itself."""
-
-    tokens: TokenIds
-    logprobs: tuple[float, ...]
-    finished: bool
-    version: int
 
 
 @dataclass(frozen=True)
@@ -85,12 +73,19 @@ class Rollouts:
     token: str
     metrics: Metrics
 
-    def sample(self, rows: Sequence[PromptExample], plan: SamplingPlan, stop: Callable[[], bool]) -> Rollout | None:
-        """Every prompt's completions, each prompt once, or dropped with its reason; None where `stop` ended it.
+    def sample(
+        self, rows: Sequence[PromptExample], plan: SamplingPlan, stop: Callable[[], bool], former: Samples | None = None
+    ) -> Samples:
+        """Every prompt's completions, each prompt once, or dropped with its reason; some are missing where `stop` came.
 
+        former: what was sampled of them before, which is asked of nobody again.
         Raises as `ServerPool.run` does, and RuntimeError where every server reports an error of its weights.
         """
-        answers: dict[int, tuple[Sampled, ...]] = {}
+        former = former or Samples()
+        missing = former.missing(len(rows))
+        if not missing:
+            return former
+        answers = dict(former.completions)
 
         def accept(place: int, body: bytes) -> None:
             answers[place] = decode_completions(body, plan)
@@ -107,11 +102,9 @@ class Rollouts:
             return frozenset(server.url for server in self._fit(plan))
 
         servers = ServerGroup("rollout", peers, self.token, lambda count: self.metrics.set("rollout_servers", count))
-        result = ServerPool(task, servers, _OPTIONS).run(range(len(rows)), stop)
+        result = ServerPool(task, servers, _OPTIONS).run(missing, stop)
         self.metrics.add("reissued_requests", result.reissued)
-        if not result.finished:
-            return None
-        return _rollout(rows, answers, {rows[place].row: reason for place, reason in result.dropped.items()})
+        return Samples(answers, {**former.dropped, **result.dropped})
 
     async def addresses(self) -> frozenset[str]:
         """Of every server that has registered, whatever its weights."""
@@ -143,23 +136,3 @@ def decode_completions(body: bytes, plan: SamplingPlan) -> tuple[Sampled, ...]:
     if len(found) != plan.samples or not whole or not np.isfinite([p for one in found for p in one.logprobs]).all():
         raise WireError(f"{len(found)} completions, or some without finite log-probs; asked for {plan.samples}")
     return found
-
-
-def _rollout(
-    rows: Sequence[PromptExample], answers: Mapping[int, tuple[Sampled, ...]], dropped: Mapping[int, str]
-) -> Rollout:
-    if not answers:
-        raise RuntimeError(f"every prompt of the step was dropped; the first: {next(iter(dropped.items()))}")
-    places = sorted(answers)
-    groups = tuple(PromptGroup(rows[p].prompt, tuple(one.tokens for one in answers[p])) for p in places)
-    sampled = [one for place in places for one in answers[place]]
-    mask = mask_of(groups)
-    return Rollout(
-        rows=tuple(rows[place] for place in places),
-        groups=groups,
-        mask=mask,
-        logprobs=padded(torch.tensor([value for one in sampled for value in one.logprobs]), mask),
-        finished=torch.tensor([one.finished for one in sampled]),
-        versions=torch.tensor([one.version for one in sampled]),
-        dropped=dict(dropped),
-    )

@@ -3,6 +3,7 @@ actor's (`placement: withActor`); every method is collective over the ranks that
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from alignment_trainer.process import distributed
 
 PREFIX = "critic-"
 """Of the critic's parts in a checkpoint that it shares with the actor."""
+_UNIT_FILE = f"{PREFIX}unit.json"
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,45 @@ class ValueBatch:
     """Completions of one update; values, returns and weights of their tokens, (tokens,), one after the other.
 
     values: as they were when the completions were sampled. weights: of the tokens' losses; they add up to 1.
+    scale: units of the score that make one unit of the loss, the running deviation of the scores; 1 scales nothing.
     """
 
     groups: tuple[PromptGroup, ...]
     values: Tensor
     returns: Tensor
     weights: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ValueOptions:
+    """micro_tokens: that one rank computes at once. clip: of value changes, in deviations of the scores; None for none.
+
+    unit: units of the score that one unit of the network's output stands for. Absent, for a head of zeros: the
+    deviation of the scores of the first update, so that a network learns numbers around 1 whatever the rewards are.
+    """
+
+    micro_tokens: int
+    clip: float | None = None
+    unit: float | None = None
 
 
 class ValueTrainer:
-    """An engine over a value model. clip: of value changes, None for none."""
+    """An engine over a value model, which says and learns values in units of the score.
 
-    def __init__(self, engine: Engine, micro_tokens: int, clip: float | None) -> None:
-        self._engine, self._micro_tokens, self._clip = engine, micro_tokens, clip
+    V = unit f(s), and the loss is that of V / scale: rewards divided by a running deviation, and a network whose values
+    stay what they were when the deviation moves on (the aim of PopArt, van Hasselt et al. 2016, without its rescaling).
+    """
+
+    def __init__(self, engine: Engine, options: ValueOptions) -> None:
+        self._engine, self._micro_tokens, self._clip = engine, options.micro_tokens, options.clip
+        self._unit = options.unit
         self._last: tuple[UpdateKey, dict[str, float]] | None = None
 
     def values(self, groups: tuple[PromptGroup, ...]) -> Tensor:
         """V(s_t) before each completion token, (tokens,), on every rank."""
-        return token_values(self._engine.forward, groups, self._micro_tokens)
+        found = token_values(self._engine.forward, groups, self._micro_tokens)
+        return found if self._unit is None else found * self._unit
 
     def update(self, key: UpdateKey, learning_rate: float, batch: ValueBatch) -> dict[str, float]:
         """One optimizer step; a repeat of the last one changes nothing and says the same."""
@@ -57,6 +80,8 @@ class ValueTrainer:
         return self._last[1]
 
     def _step(self, learning_rate: float, batch: ValueBatch) -> dict[str, float]:
+        if self._unit is None:
+            self._unit = batch.scale
         shares = plan_microbatches([g.length for g in batch.groups], distributed.world_size(), self._micro_tokens)
         spans = completion_spans(batch.groups)
         device = self._engine.device
@@ -65,7 +90,8 @@ class ValueTrainer:
             tokens = torch.cat([torch.arange(spans[place].start, spans[place].stop) for place in micro.places])
             old, returns, weights = (t[tokens].to(device) for t in (batch.values, batch.returns, batch.weights))
             packed = pack([batch.groups[place] for place in micro.places]).to(device)
-            loss, clipped = value_loss(self._engine.forward(packed), old, returns, self._clip)
+            values = self._engine.forward(packed) * (self._unit / batch.scale)
+            loss, clipped = value_loss(values, old / batch.scale, returns / batch.scale, self._clip)
             weights = weights * micro.counts
             self._engine.backward((loss * weights).sum())
             sums += torch.stack([(loss.detach() * weights).sum(), (clipped * weights).sum()]).double().cpu()
@@ -87,11 +113,16 @@ class ValueTrainer:
         """This rank's part of a checkpoint."""
         random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
         save_file(random_state(), random)
-        return [seal_part(save_state(self._engine, folder, PREFIX)), seal_part(random)]
+        parts = [seal_part(save_state(self._engine, folder, PREFIX)), seal_part(random)]
+        if distributed.rank() == 0:
+            (folder / _UNIT_FILE).write_text(json.dumps({"unit": self._unit}))
+            parts.append(seal_part(folder / _UNIT_FILE))
+        return parts
 
     def restore(self, folder: Path) -> None:
-        """Takes up the optimizer's state and this rank's random numbers; the weights were loaded before."""
+        """Takes up the optimizer's state, the unit and this rank's random numbers; the weights were loaded before."""
         self._engine.load(folder, PREFIX)
+        self._unit = json.loads((folder / _UNIT_FILE).read_text())["unit"]
         random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
         if random.is_file():
             set_random_state(load_file(random))

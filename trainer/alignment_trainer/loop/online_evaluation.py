@@ -65,10 +65,10 @@ def heldout_evaluator(
     """What the loop calls at a checkpoint; collective. Raises Interrupted."""
 
     def evaluate(position: Position) -> None:
-        figures = judge_held_out(rows, clients, position.version) if distributed.rank() == 0 else None
-        if distributed.any_rank(distributed.rank() == 0 and figures is None):
+        figures = distributed.ask_first_rank(lambda: judge_held_out(rows, clients, position.version))
+        if figures is None:
             raise Interrupted
-        if figures is not None:
+        if distributed.rank() == 0:
             reporter.evaluated(position.step, figures)
 
     return evaluate

@@ -1,16 +1,21 @@
 """The gang of ranks: started by torchrun, or this process alone. Collectives that cost nothing for one rank."""
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Of silence between ranks, after which one takes another for dead."""
+WORD_SECONDS = 60.0
+"""Between two words of rank 0 to ranks that wait for what it asks others: far less than the timeout."""
 
 
 def rank() -> int:
@@ -32,14 +37,14 @@ def local_device(gpus: int) -> torch.device:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[None]:
     """Joins the ranks that torchrun started (NCCL on GPUs, gloo on CPUs) and leaves them in order; no-op for one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield
     finally:
@@ -78,3 +83,39 @@ def from_first_rank(value: T) -> T:
     if world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def ask_first_rank(ask: Callable[[], T]) -> T:
+    """What `ask` returns on rank 0, on every rank, however long it takes.
+
+    A collective's timeout would measure the work of rank 0. Here the others wait for as long as it lives: while `ask`
+    runs, a thread sends them a word every WORD_SECONDS. `ask` is called on rank 0 alone, and uses no collective.
+    """
+    if world_size() == 1:
+        return ask()
+    if rank() == 0:
+        with _words_to_waiting_ranks():
+            found = ask()
+        from_first_rank((True, found))
+        return found
+    while True:
+        is_answer, answer = from_first_rank((False, cast(T, None)))
+        if is_answer:
+            return answer
+
+
+@contextmanager
+def _words_to_waiting_ranks() -> Iterator[None]:
+    done = threading.Event()
+
+    def speak() -> None:
+        while not done.wait(WORD_SECONDS):
+            from_first_rank((False, None))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="words") as threads:
+        speaking = threads.submit(speak)
+        try:
+            yield
+        finally:
+            done.set()
+        speaking.result()

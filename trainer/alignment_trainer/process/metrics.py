@@ -36,6 +36,10 @@ GAUGES = {
     "reward": ("alignment_reward_mean", "Mean reward of the step's completions, components summed by weight"),
     "reward_std": ("alignment_reward_std", "Standard deviation of the rewards of the step's completions"),
     "heldout_reward": ("alignment_heldout_reward_mean", "Mean reward of the completions of held-out prompts"),
+    "reward_scale": (
+        "alignment_reward_scale",
+        "Running deviation of the scores, by which what the critic learns is divided",
+    ),
     "kl": ("alignment_kl_nats", "KL of the policy towards the reference, nats per token"),
     "kl_coef": ("alignment_kl_coef", "Weight of the KL penalty"),
     "update_kl": ("alignment_update_kl_nats", "KL of the updated policy towards the one that sampled, nats per token"),

@@ -11,24 +11,28 @@ from typing import Literal
 
 import torch
 
+from alignment_api.algorithms import Grpo, Ppo
 from alignment_api.context import Outcome
 from alignment_trainer.algorithms import make_online
+from alignment_trainer.algorithms.online import OnlineAlgorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import claim_attempt, make_checkpoints, start_folder
 from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import DTYPES, export_model
 from alignment_trainer.checkpoint.run_state import Checkpoints
-from alignment_trainer.data.experience import EXPERIENCE_FILE, Experience, load_experience
+from alignment_trainer.data.experience import EXPERIENCE_FILE, Experience, Samples, load_experience, load_samples
 from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.experience.clients import OnlineClients, PinnedPolicy, make_clients, make_functions
 from alignment_trainer.experience.critic_client import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
+from alignment_trainer.experience.critic_start import critic_start
 from alignment_trainer.experience.record import keep_rollouts
 from alignment_trainer.loop.build import Policy, loop_options, make_policy
 from alignment_trainer.loop.offline import Interrupted
-from alignment_trainer.loop.online import OnlineRun, UpdateOptions
+from alignment_trainer.loop.online import OnlineRun
 from alignment_trainer.loop.online_evaluation import heldout_evaluator
+from alignment_trainer.loop.online_parts import OnlineServices, Progress, Prompts, Trainees, UpdateOptions
 from alignment_trainer.loop.reporting import Reporter, checkpoint_status
 from alignment_trainer.loop.train import train_online
 from alignment_trainer.model.inspect import load_tokenizer
@@ -43,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ActorStart:
-    """Where an attempt starts. unfinished: an experience whose updates a former one had start."""
+    """Where an attempt starts. unfinished: an experience whose updates a former one had begun."""
 
     prepared: PreparedPrompts
     model: Path
@@ -116,7 +120,7 @@ def _make_critic(instance: Instance, model: Path, device: torch.device) -> Criti
         return NoCritic()
     urls = instance.context.peers.get("critic", ())
     if not urls:
-        return LocalCritic(lambda start: make_value_trainer(instance.spec, model, start, device))
+        return LocalCritic(lambda at: make_value_trainer(instance.spec, critic_start(instance, model), at, device))
     return RemoteCritic(CriticAddress(urls[0], instance.token, instance.context.life, instance.storage))
 
 
@@ -142,45 +146,54 @@ def _make_run(
     publish: Callable[[int], None],
     checkpoints: Checkpoints,
 ) -> OnlineRun:
-    spec, training, metrics = instance.spec, instance.spec.training, instance.metrics
-    options, algorithm = clients.options, make_online(instance.spec.algorithm)
-    sampler = Sampler(len(start.prepared.train), options.prompts_per_rollout, training.seed)
+    spec, training = instance.spec, instance.spec.training
+    algorithm = make_online(spec.algorithm)
+    sampler = Sampler(len(start.prepared.train), clients.options.prompts_per_rollout, training.seed)
     total = sampler.total_steps(training.epochs, training.max_steps)
-    critic = spec.algorithm.ppo.critic if spec.algorithm.ppo is not None else None
-    position = start.policy.position
-    if start.folder is None:
-        position = replace(position, kl_coef=algorithm.first_kl_coef)
+    prompts = Prompts(start.prepared.train, sampler)
     return OnlineRun(
-        engine=start.policy.engine,
-        critic=start.critic,
-        algorithm=algorithm,
-        clients=clients,
-        prompts=start.prepared.train,
-        sampler=sampler,
-        options=loop_options(spec, total),
-        update_options=UpdateOptions(
-            batch_size=training.batch_size,
-            epochs=options.epochs_per_rollout,
-            max_update_kl=options.max_update_kl,
-            critic_rate=WarmupCosine(critic.learning_rate if critic else 0.0, total, training.warmup_fraction),
-            warmup=critic.warmup_steps if critic else 0,
-            seed=training.seed,
-            attempt=instance.context.life,
+        trainees=Trainees(start.policy.engine, start.critic, algorithm),
+        prompts=prompts,
+        services=OnlineServices(
+            clients=clients,
+            checkpoints=checkpoints,
+            observer=reporter,
+            timing=instance.metrics,
+            keep=keep_rollouts(instance.storage, instance.context.life, clients.reward_sum.text),
+            publish=publish,
+            evaluate=heldout_evaluator(start.prepared.evaluation, clients, reporter),
+            stop=instance.stop,
         ),
-        checkpoints=checkpoints,
-        observer=reporter,
-        keep=keep_rollouts(instance.storage, instance.context.life, clients.reward_sum.text),
-        publish=publish,
-        evaluate=heldout_evaluator(start.prepared.evaluation, clients, reporter),
-        phase=metrics.phase,
-        working=metrics.working,
-        stop=instance.stop,
-        position=position,
-        unfinished=start.unfinished,
-        critic_steps=start.critic_steps,
+        options=loop_options(spec, total),
+        update_options=_update_options(instance, clients.options, total),
+        progress=_progress(instance, start, algorithm, prompts),
+    )
+
+
+def _progress(instance: Instance, start: ActorStart, algorithm: OnlineAlgorithm, prompts: Prompts) -> Progress:
+    """Where the run goes on, or begins. What another job has sampled stays that job's."""
+    position, samples, folder = start.policy.position, Samples(), start.folder
+    if folder is None:
+        position = replace(position, kl_coef=algorithm.first_kl_coef)
+    elif start.unfinished is None and folder.is_relative_to(instance.storage):
+        samples = load_samples(prompts.of_step(position.step), folder)
+    return Progress(position, samples, start.unfinished, start.critic_steps)
+
+
+def _update_options(instance: Instance, online: Ppo | Grpo, total_steps: int) -> UpdateOptions:
+    training, ppo = instance.spec.training, instance.spec.algorithm.ppo
+    rate, warmup = (ppo.critic.learning_rate, ppo.critic.warmup_steps) if ppo is not None else (0.0, 0)
+    return UpdateOptions(
+        batch_size=training.batch_size,
+        epochs=online.epochs_per_rollout,
+        max_update_kl=online.max_update_kl,
+        critic_rate=WarmupCosine(rate, total_steps, training.warmup_fraction),
+        warmup=warmup,
+        seed=training.seed,
+        attempt=instance.context.life,
     )
 
 
 def _outcome(result: Literal["succeeded", "interrupted"], loop: OnlineRun) -> Outcome:
-    newest = loop.checkpoints.newest
+    newest = loop.services.checkpoints.newest
     return Outcome(result=result, step=loop.position.step, checkpoint=checkpoint_status(newest) if newest else None)

@@ -26,7 +26,8 @@ from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import load_weights
 from alignment_trainer.experience import critic_wire as wire
-from alignment_trainer.experience.value_trainer import PREFIX, ValueTrainer
+from alignment_trainer.experience.critic_start import CriticStart, critic_start
+from alignment_trainer.experience.value_trainer import PREFIX, ValueOptions, ValueTrainer
 from alignment_trainer.loop.build import sharding_of
 from alignment_trainer.model.tasks import CRITIC
 from alignment_trainer.process import distributed
@@ -34,11 +35,10 @@ from alignment_trainer.process.instance import Instance
 
 log = logging.getLogger(__name__)
 
-_IDLE_SECONDS = 60.0
-"""Between two words of rank 0 to ranks that wait in a collective, which has a time limit."""
 _TICK = 0.2
 _PATIENCE_SECONDS = 10.0
-"""Of silence, after which one that is asked to go thinks its actor gone; a living one is heard every second."""
+"""Without a sign of life, after which one that is asked to go takes its actor for gone; a living one gives one every
+second."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class CriticInbox:
 
     attempt: int
     patience: float
-    """Seconds of silence after which one that is asked to go thinks its actor gone."""
+    """Seconds without a sign of life after which one that is asked to go takes its actor for gone."""
     calls: queue.SimpleQueue[tuple[CriticCall, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
     released: bool = False
     """The actor needs it no more."""
-    heard_at: float = field(default_factory=time.monotonic)
+    last_sign: float = field(default_factory=time.monotonic)
+    _asker: Future[bytes] | None = None
+    """Waits for the answer to the call that `next` gave last."""
 
     def handler(self, path: str) -> Callable[[Request], Any]:
         """Takes the requests of a path."""
@@ -67,7 +69,7 @@ class CriticInbox:
         async def answer(request: Request) -> Response:
             if (found := request.headers.get(wire.ATTEMPT_HEADER)) != str(self.attempt):
                 return JSONResponse({"error": f"this critic is of attempt {self.attempt}, not {found}"}, 409)
-            self.heard_at = time.monotonic()
+            self.last_sign = time.monotonic()
             if path in (wire.ALIVE_PATH, wire.RELEASE_PATH):
                 self.released = path == wire.RELEASE_PATH
                 return Response()
@@ -80,17 +82,26 @@ class CriticInbox:
 
         return answer
 
-    def next(self, asked_to_go: Callable[[], bool]) -> tuple[CriticCall, Future[bytes]] | tuple[None, None]:
-        """The next call; none where it is time to go, or to give the other ranks a sign of life."""
-        end = time.monotonic() + _IDLE_SECONDS
-        while time.monotonic() < end and not self.may_go(asked_to_go):
+    def next(self, asked_to_go: Callable[[], bool]) -> CriticCall | None:
+        """The next call; None where it is time to go."""
+        while not self.may_go(asked_to_go):
             with contextlib.suppress(queue.Empty):
-                return self.calls.get(timeout=_TICK)
-        return None, None
+                call, self._asker = self.calls.get(timeout=_TICK)
+                return call
+        return None
+
+    def answer(self, found: bytes | WireError) -> None:
+        """Answers that call, where this process was asked: the other ranks have nobody to tell."""
+        if self._asker is None:
+            return
+        if isinstance(found, WireError):
+            self._asker.set_exception(found)
+        else:
+            self._asker.set_result(found)
 
     def may_go(self, asked_to_go: Callable[[], bool]) -> bool:
         """Asked to go, and the actor, which may have been asked as well, has saved or is gone."""
-        return asked_to_go() and (self.released or time.monotonic() - self.heard_at > self.patience)
+        return asked_to_go() and (self.released or time.monotonic() - self.last_sign > self.patience)
 
 
 class CriticService:
@@ -116,8 +127,9 @@ class CriticService:
         folder = self._instance.storage / start if start is not None else None
         self._instance.board.update(state="loading the model")
         model = resolve_model(self._instance.spec.model, self._instance.context.sources).path
-        self._trainer = make_value_trainer(self._instance.spec, model, folder, self._device)
-        self._instance.board.update(state=f"serving the actor from {start or 'the model as it came'}")
+        origin = critic_start(self._instance, model)
+        self._trainer = make_value_trainer(self._instance.spec, origin, folder, self._device)
+        self._instance.board.update(state=f"serving the actor from {start or origin.folder}")
         return json.dumps({"steps": self._trainer.steps}).encode()
 
     def _values(self, body: bytes) -> bytes:
@@ -159,40 +171,35 @@ def run(instance: Instance) -> Outcome:
 
 
 def _serve(inbox: CriticInbox, service: CriticService, asked_to_go: Callable[[], bool]) -> None:
-    """Rank 0 hears calls, all ranks carry them out."""
-    while True:
-        call, done = inbox.next(asked_to_go) if distributed.rank() == 0 else (None, None)
-        going, call = distributed.from_first_rank((call is None and inbox.may_go(asked_to_go), call))
-        if going:
-            return
-        if call is not None:
-            _carry_out(service, call, done)
+    """Rank 0 takes calls, all ranks carry them out."""
+    while (call := distributed.ask_first_rank(lambda: inbox.next(asked_to_go))) is not None:
+        inbox.answer(_carry_out(service, call))
 
 
-def _carry_out(service: CriticService, call: CriticCall, done: Future[bytes] | None) -> None:
+def _carry_out(service: CriticService, call: CriticCall) -> bytes | WireError:
     """A body that is wrong is the asker's to hear; anything else ends this process."""
     try:
-        answer = service.carry_out(call)
+        return service.carry_out(call)
     except WireError as error:
-        if done is not None:
-            done.set_exception(error)
-        return
-    if done is not None:
-        done.set_result(answer)
+        return error
 
 
-def make_value_trainer(spec: AlignmentJobSpec, model: Path, start: Path | None, device: torch.device) -> ValueTrainer:
-    """The critic's engine, from the checkpoint in `start` or with a head of zeros on `model`; collective."""
+def make_value_trainer(
+    spec: AlignmentJobSpec, origin: CriticStart, checkpoint: Path | None, device: torch.device
+) -> ValueTrainer:
+    """The critic's engine, as `checkpoint` left it, or at its beginning; collective."""
     options = spec.algorithm.ppo
     if options is None:
         raise ValueError(f"algorithm {spec.algorithm.name} has no critic")
-    value_model = CRITIC.load(model, spec)
-    if start is not None:
-        verify_together(start)
-        load_weights(value_model.scorer, start, PREFIX)
+    value_model = CRITIC.load(origin.folder, spec)
+    if checkpoint is not None:
+        verify_together(checkpoint)
+        load_weights(value_model.scorer, checkpoint, PREFIX)
     make_engine = ENGINES[sharding_of(spec, distributed.world_size())]
     engine = make_engine(value_model.scorer, OptimizerOptions.of(spec.training), spec.training.precision, device)
-    trainer = ValueTrainer(engine, spec.training.micro_batch_tokens, options.critic.value_clip)
-    if start is not None:
-        trainer.restore(start)
+    trainer = ValueTrainer(
+        engine, ValueOptions(spec.training.micro_batch_tokens, options.critic.value_clip, origin.unit)
+    )
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
     return trainer
