@@ -58,8 +58,8 @@ class Online(Contract):
     learns to end. bootstrap (ppo): in place of its score the critic's value of the state in which it was cut off
     (partial-episode bootstrapping, Pardo et al. 2018)."""
     missing_eos_penalty: NotNegative | None = None
-    """Subtracted from the score of a completion that was cut off, in units of the score. Absent: 1 where a reward is a
-    model, which has only read completions that end and is no judge of others; 0 where all are functions."""
+    """Subtracted from the score of a completion that was cut off, in units of the score. Absent, it is 0, but 1 where
+    `truncated` is score and a reward is a model, which has only read completions that end and is no judge of others."""
     rewards: Rewards
     """What a completion is worth; summed by weight."""
 
@@ -79,7 +79,7 @@ class Online(Contract):
     @property
     def eos_penalty(self) -> float:
         """What is subtracted from the score of a completion that was cut off."""
-        if self.missing_eos_penalty is not None or self.truncated == "mask":
+        if self.missing_eos_penalty is not None or self.truncated != "score":
             return self.missing_eos_penalty or 0.0
         return 1.0 if any(reward.function is None and reward.weight for reward in self.rewards) else 0.0
 

@@ -31,6 +31,8 @@ def test_a_missing_end_costs_where_a_reward_model_judges(rewards: tuple[dict[str
     assert ppo(*rewards, missingEosPenalty=0.25).eos_penalty == 0.25
     assert ppo(*rewards, missingEosPenalty=0).eos_penalty == 0
     assert ppo(*rewards, truncated="mask").eos_penalty == 0
+    assert ppo(*rewards, truncated="bootstrap").eos_penalty == 0
+    assert ppo(*rewards, truncated="bootstrap", missingEosPenalty=0.5).eos_penalty == 0.5
 
 
 def test_a_penalty_for_what_is_masked_is_refused_by_its_field() -> None:

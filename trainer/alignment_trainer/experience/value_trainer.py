@@ -122,7 +122,8 @@ class ValueTrainer:
     def restore(self, folder: Path) -> None:
         """Takes up the optimizer's state, the unit and this rank's random numbers; the weights were loaded before."""
         self._engine.load(folder, PREFIX)
-        self._unit = json.loads((folder / _UNIT_FILE).read_text())["unit"]
+        file = folder / _UNIT_FILE
+        self._unit = json.loads(file.read_text())["unit"] if file.is_file() else 1.0  # of before critics had a unit
         random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
         if random.is_file():
             set_random_state(load_file(random))
