@@ -18,6 +18,7 @@ from alignment_api.algorithms import Ppo as PpoOptions
 from alignment_api.rewards import Regex, Reward, RewardFunction
 from alignment_trainer.algorithms import ONLINE
 from alignment_trainer.algorithms.schedule import WarmupCosine
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, load_experience, mask_of, padded
@@ -129,19 +130,17 @@ def prompts(count: int) -> list[PromptExample]:
     return [PromptExample(number, tuple(row), {}) for number, row in enumerate(rows, start=1)]
 
 
-def value_trainer(setting: OnlineSetting, start: Path | None) -> ValueTrainer:
+def value_trainer(setting: OnlineSetting, start: Start | None) -> ValueTrainer:
     """A critic of its own random body, its head zero."""
     network = tiny_classifier()
     torch.nn.init.zeros_(network.score.weight)
     model = value_scorer(network)
     if start is not None:
-        load_weights(model, start, PREFIX)
-    trainer = ValueTrainer(
-        ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU), setting.micro_tokens, 0.2
-    )
+        load_weights(model, start.folder, PREFIX)
+    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU)
     if start is not None:
-        trainer.restore(start)
-    return trainer
+        restore(start.folder, engine, PREFIX)
+    return ValueTrainer(engine, setting.micro_tokens, 0.2)
 
 
 def online_run(
@@ -185,6 +184,6 @@ def online_run(
         stop=stop,
         position=position,
         unfinished=load_experience(start) if start is not None and has_experience else None,
-        critic_steps=chosen.begin(start),
+        critic_steps=chosen.begin(Start(start) if start is not None else None),
     )
     return run, recorder

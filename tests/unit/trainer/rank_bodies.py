@@ -24,7 +24,7 @@ def trained(folder: str, reference: str | None = None, **setting: Any) -> dict[s
     """Trains from the beginning. Losses and norms are empty on ranks that report nothing."""
     run, recorder = tiny_run(Path(folder), Setting(**setting), reference=_load(reference))
     Path(folder).mkdir(exist_ok=True)
-    torch.save(run.data.reference, Path(folder) / "reference.pt")
+    torch.save(run.rows.reference, Path(folder) / "reference.pt")
     train(run)
     return _figures(run, recorder)
 

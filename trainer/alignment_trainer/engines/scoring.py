@@ -15,7 +15,12 @@ Forward = Callable[[PackedBatch], Tensor]
 
 
 def score_sequences(
-    forward: Forward, pack: Pack, batches: Sequence[Sequence[PromptGroup]], micro_tokens: int, completions: int = 2
+    forward: Forward,
+    pack: Pack,
+    batches: Sequence[Sequence[PromptGroup]],
+    micro_tokens: int,
+    leave_if_asked: Callable[[], None] = lambda: None,
+    completions: int = 2,
 ) -> Tensor:
     """Of every completion the sum of its predictors' numbers, on every rank; collective.
 
@@ -25,13 +30,14 @@ def score_sequences(
     batches: groups that are planned together, as a training step plans its batch. The same groups in the same batches
     with the same `micro_tokens` and ranks go through the model in the very tensors that training uses, so that a
     policy that equals its reference differs from it by nothing, not even in bf16.
+    leave_if_asked: called before each micro-batch, on all ranks together; what it raises ends the work.
     completions: of every group.
     Returns fp32 on the CPU, shape (groups of all batches, completions), in their order.
     """
     scored = torch.zeros(sum(map(len, batches)), completions, dtype=torch.float32)
     first = 0
     for groups in batches:
-        for places, sums in _score(forward, pack, groups, micro_tokens):
+        for places, sums in _score(forward, pack, groups, micro_tokens, leave_if_asked):
             scored[[first + place for place in places]] = sums
         first += len(groups)
     return distributed.sum_over_ranks(scored)
@@ -39,10 +45,15 @@ def score_sequences(
 
 @torch.no_grad()
 def _score(
-    forward: Forward, pack: Pack, groups: Sequence[PromptGroup], micro_tokens: int
+    forward: Forward,
+    pack: Pack,
+    groups: Sequence[PromptGroup],
+    micro_tokens: int,
+    leave_if_asked: Callable[[], None],
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     shares = plan_microbatches([group.length for group in groups], distributed.world_size(), micro_tokens)
     for micro in shares[distributed.rank()]:
+        leave_if_asked()
         batch = pack([groups[place] for place in micro.places])
         numbers = forward(batch).cpu()
         if micro.counts:

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment_trainer.algorithms.advantages import explained_variance
 from alignment_trainer.algorithms.losses import value_loss
-from alignment_trainer.checkpoint.checkpoint import Part, seal_part
-from alignment_trainer.checkpoint.run_state import random_state, set_random_state
+from alignment_trainer.checkpoint.checkpoint import Part
+from alignment_trainer.checkpoint.run_state import write_state
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PromptGroup, pack
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.scoring import completion_spans, token_values
-from alignment_trainer.engines.state import save_state
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.process import distributed
 
@@ -85,13 +83,4 @@ class ValueTrainer:
 
     def write(self, folder: Path) -> list[Part]:
         """This rank's part of a checkpoint."""
-        random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
-        save_file(random_state(), random)
-        return [seal_part(save_state(self._engine, folder, PREFIX)), seal_part(random)]
-
-    def restore(self, folder: Path) -> None:
-        """Takes up the optimizer's state and this rank's random numbers; the weights were loaded before."""
-        self._engine.load(folder, PREFIX)
-        random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
-        if random.is_file():
-            set_random_state(load_file(random))
+        return write_state(self._engine, folder, PREFIX)

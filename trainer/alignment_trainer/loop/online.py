@@ -34,8 +34,10 @@ from alignment_trainer.experience.critic_client import Critic
 from alignment_trainer.experience.metrics import rollout_metrics
 from alignment_trainer.experience.minibatches import Micro, UpdateKey, minibatches, plan_micros
 from alignment_trainer.experience.value_trainer import ValueBatch
+from alignment_trainer.loop import guard
 from alignment_trainer.loop.offline import Interrupted, LoopOptions, Observer, StepReport
 from alignment_trainer.process import distributed
+from alignment_trainer.process.metrics import finite_ones
 
 T = TypeVar("T")
 
@@ -215,9 +217,19 @@ class OnlineRun:
             with self.working():
                 found = self._update_policy(experience, indices, weights) if self._has_signal(minibatch) else {}
             found |= self.critic.finish_update()
-        self.critic_steps += 1
-        for name, value in found.items():
+        self.critic_steps += not guard.was_skipped(found.get("value_gradient_norm", 0.0))
+        self._count(found, experience, indices)
+        for name, value in finite_ones(found).items():
             self._sums.setdefault(name, []).append(value)
+
+    def _count(self, found: dict[str, float], experience: Experience, indices: tuple[int, ...]) -> None:
+        """Raises UserError where too many updates were not finite."""
+        norms = [found[name] for name in ("gradient_norm", "value_gradient_norm") if name in found]
+        step, rate = self.position.step, self.options.learning_rate(self.position.step)
+        prompts = {example.prompt: example.row for example in map(self.prompts.__getitem__, self.sampler.batch(step))}
+        rows = [prompts[group.prompt] for group, _ in subgroups(experience.groups, indices)]
+        skips = guard.count(self.position.skips, step + 1, norms, rate, rows)
+        self.position = replace(self.position, skips=skips)
 
     @property
     def _is_warm(self) -> bool:
@@ -265,6 +277,7 @@ class OnlineRun:
             step, rate = self.position.step, self.options.learning_rate(self.position.step - 1)
             seconds = time.monotonic() - self._began
             told = self._told | means | {"weight_version": float(self.position.version)}
+            told["skipped_steps"] = float(self.position.skips.skipped)
             self.observer.stepped(StepReport(step, self.options.total_steps, told, rate, norm, tokens, seconds))
 
     def after_step(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from alignment_api.context import Outcome
 from alignment_trainer.algorithms import make_online
 from alignment_trainer.algorithms.schedule import WarmupCosine
-from alignment_trainer.checkpoint.attempt import claim_attempt, make_checkpoints, start_folder
+from alignment_trainer.checkpoint.attempt import Start, claim_attempt, find_start, make_checkpoints
 from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import DTYPES, export_model
 from alignment_trainer.checkpoint.run_state import Checkpoints
@@ -25,7 +25,7 @@ from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.experience.clients import OnlineClients, PinnedPolicy, make_clients, make_functions
 from alignment_trainer.experience.critic_client import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
 from alignment_trainer.experience.record import keep_rollouts
-from alignment_trainer.loop.build import Policy, loop_options, make_policy
+from alignment_trainer.loop.build import Origin, Trainee, load_trainee, loop_options
 from alignment_trainer.loop.offline import Interrupted
 from alignment_trainer.loop.online import OnlineRun, UpdateOptions
 from alignment_trainer.loop.online_evaluation import heldout_evaluator
@@ -47,8 +47,7 @@ class ActorStart:
 
     prepared: PreparedPrompts
     model: Path
-    folder: Path | None
-    policy: Policy
+    policy: Trainee
     critic: Critic
     critic_steps: int
     unfinished: Experience | None
@@ -68,7 +67,7 @@ def run(instance: Instance) -> Outcome:
 
 def _train(instance: Instance, device: torch.device, publisher: WeightPublisher, functions: FunctionScorer) -> Outcome:
     claim = claim_attempt(instance)
-    start = _begin(instance, device, start_folder(instance, claim))
+    start = _begin(instance, device, find_start(instance, claim))
     tokenizer = load_tokenizer(instance.spec.model.source, start.model)
     clients = make_clients(
         instance, publisher, functions, PinnedPolicy(start.prepared.manifest.model.fingerprint, start.model, tokenizer)
@@ -90,24 +89,26 @@ def _train(instance: Instance, device: torch.device, publisher: WeightPublisher,
         return _outcome("succeeded", loop)
 
 
-def _begin(instance: Instance, device: torch.device, folder: Path | None) -> ActorStart:
+def _begin(instance: Instance, device: torch.device, start: Start | None) -> ActorStart:
     """Actor and critic, both from the same checkpoint."""
     spec = instance.spec
     prepared = open_prompts(instance.storage)
     model = resolve_model(spec.model, instance.context.sources, prepared.manifest.model.revision).path
     instance.board.update(state="loading the model")
-    policy = make_policy(spec, model, folder, device)
+    policy = load_trainee(spec, Origin(model), start, device)
     critic = _make_critic(instance, model, device)
     instance.board.update(state="waiting for the critic" if isinstance(critic, RemoteCritic) else "starting")
-    has_experience = folder is not None and (folder / EXPERIENCE_FILE).is_file()
+    resumed = start.folder if start is not None and start.resumes else None
+    if resumed is None:
+        first_coef = make_online(spec.algorithm).first_kl_coef
+        policy = replace(policy, position=replace(policy.position, kl_coef=first_coef))
     return ActorStart(
         prepared=prepared,
         model=model,
-        folder=folder,
         policy=policy,
         critic=critic,
-        critic_steps=critic.begin(folder),
-        unfinished=load_experience(folder) if folder is not None and has_experience else None,
+        critic_steps=critic.begin(start),
+        unfinished=load_experience(resumed) if resumed and (resumed / EXPERIENCE_FILE).is_file() else None,
     )
 
 
@@ -120,7 +121,7 @@ def _make_critic(instance: Instance, model: Path, device: torch.device) -> Criti
     return RemoteCritic(CriticAddress(urls[0], instance.token, instance.context.life, instance.storage))
 
 
-def _publishing(instance: Instance, policy: Policy, publisher: WeightPublisher) -> Callable[[int], None]:
+def _publishing(instance: Instance, policy: Trainee, publisher: WeightPublisher) -> Callable[[int], None]:
     """Hands the policy's weights to the rollout servers, in the dtype of its precision; collective."""
     dtype = DTYPES[instance.spec.training.precision]
 
@@ -147,9 +148,6 @@ def _make_run(
     sampler = Sampler(len(start.prepared.train), options.prompts_per_rollout, training.seed)
     total = sampler.total_steps(training.epochs, training.max_steps)
     critic = spec.algorithm.ppo.critic if spec.algorithm.ppo is not None else None
-    position = start.policy.position
-    if start.folder is None:
-        position = replace(position, kl_coef=algorithm.first_kl_coef)
     return OnlineRun(
         engine=start.policy.engine,
         critic=start.critic,
@@ -175,7 +173,7 @@ def _make_run(
         phase=metrics.phase,
         working=metrics.working,
         stop=instance.stop,
-        position=position,
+        position=start.policy.position,
         unfinished=start.unfinished,
         critic_steps=start.critic_steps,
     )

@@ -20,17 +20,17 @@ from starlette.responses import JSONResponse, Response
 
 from alignment_api.context import Outcome
 from alignment_api.spec import AlignmentJobSpec
-from alignment_trainer.checkpoint.run_state import verify_together
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.sources import resolve_model
-from alignment_trainer.engines import ENGINES, OptimizerOptions
-from alignment_trainer.engines.state import load_weights
+from alignment_trainer.engines.state import holds_state
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.value_trainer import PREFIX, ValueTrainer
-from alignment_trainer.loop.build import sharding_of
+from alignment_trainer.loop.build import Origin, load_trainee
 from alignment_trainer.model.tasks import CRITIC
 from alignment_trainer.process import distributed
 from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.metrics import finite_ones
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +112,13 @@ class CriticService:
             return self._actions[call.path](call.body)
 
     def _begin(self, body: bytes) -> bytes:
-        start = json.loads(body)["start"]
-        folder = self._instance.storage / start if start is not None else None
-        self._instance.board.update(state="loading the model")
-        model = resolve_model(self._instance.spec.model, self._instance.context.sources).path
-        self._trainer = make_value_trainer(self._instance.spec, model, folder, self._device)
-        self._instance.board.update(state=f"serving the actor from {start or 'the model as it came'}")
+        instance, sources = self._instance, self._instance.context.sources
+        other = instance.spec.checkpoint.resume_from
+        start = wire.decode_begin(body, instance.storage, Path(sources[other]) if other is not None else None)
+        instance.board.update(state="loading the model")
+        model = resolve_model(instance.spec.model, sources).path
+        self._trainer = make_value_trainer(instance.spec, model, start, self._device)
+        instance.board.update(state=f"serving the actor from {start.folder if start else 'the model as it came'}")
         return json.dumps({"steps": self._trainer.steps}).encode()
 
     def _values(self, body: bytes) -> bytes:
@@ -127,10 +128,12 @@ class CriticService:
         key, learning_rate, batch = wire.decode_update(body)
         metrics = self._begun().update(key, learning_rate, batch)
         if distributed.rank() == 0:
+            finite = finite_ones(metrics)
             self._instance.metrics.set("step", key.step + 1)
-            self._instance.metrics.set("value_loss", metrics["value_loss"])
+            if "value_loss" in finite:
+                self._instance.metrics.set("value_loss", finite["value_loss"])
             self._instance.metrics.add_tokens(len(batch.values))
-            self._instance.board.update(state=f"updating, step {key.step + 1}", metrics=metrics)
+            self._instance.board.update(state=f"updating, step {key.step + 1}", metrics=finite)
         return json.dumps(metrics).encode()
 
     def _write(self, body: bytes) -> bytes:
@@ -181,18 +184,15 @@ def _carry_out(service: CriticService, call: CriticCall, done: Future[bytes] | N
         done.set_result(answer)
 
 
-def make_value_trainer(spec: AlignmentJobSpec, model: Path, start: Path | None, device: torch.device) -> ValueTrainer:
-    """The critic's engine, from the checkpoint in `start` or with a head of zeros on `model`; collective."""
+def make_value_trainer(spec: AlignmentJobSpec, model: Path, start: Start | None, device: torch.device) -> ValueTrainer:
+    """The critic's engine, from a checkpoint or with a head of zeros on `model`; collective.
+
+    Another job's checkpoint may have no critic (that of DPO or GRPO); then the critic starts as if there were none.
+    """
     options = spec.algorithm.ppo
     if options is None:
         raise ValueError(f"algorithm {spec.algorithm.name} has no critic")
-    value_model = CRITIC.load(model, spec)
-    if start is not None:
-        verify_together(start)
-        load_weights(value_model.scorer, start, PREFIX)
-    make_engine = ENGINES[sharding_of(spec, distributed.world_size())]
-    engine = make_engine(value_model.scorer, OptimizerOptions.of(spec.training), spec.training.precision, device)
-    trainer = ValueTrainer(engine, spec.training.micro_batch_tokens, options.critic.value_clip)
-    if start is not None:
-        trainer.restore(start)
-    return trainer
+    if start is not None and not start.resumes and not holds_state(start.folder, PREFIX):
+        start = None
+    critic = load_trainee(spec, Origin(model, CRITIC, PREFIX), start, device)
+    return ValueTrainer(critic.engine, spec.training.micro_batch_tokens, options.critic.value_clip)
