@@ -78,6 +78,14 @@ class SavedState:
     def steps(self) -> int:
         return int(self._parts[0].metadata()["steps"])
 
+    def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, by its name in the model's folder; only headers are read."""
+        return {
+            key.removeprefix(f"{kind}/"): tuple(part.get_slice(key).get_shape())
+            for key, part in self._part_of.items()
+            if key.startswith(f"{kind}/")
+        }
+
     def get(self, kind: str, name: str) -> Tensor:
         key = f"{kind}/{name}"
         if key not in self._part_of:

@@ -10,9 +10,12 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from alignment_trainer.checkpoint.run_state import Skips
+from alignment_trainer.data.examples import PromptExample
+from alignment_trainer.data.experience import Experience
 from alignment_trainer.process import distributed
 from alignment_trainer.process.errors import UserError, name_rows
 
@@ -37,6 +40,19 @@ def rows_to_blame(losses: Iterable[tuple[Sequence[int], Tensor]], batch: Sequenc
     here = [row for rows, loss in losses for row, fine in zip(rows, loss.isfinite().tolist(), strict=True) if not fine]
     odd = {row for rows in distributed.gather_objects(here) for row in rows}
     return tuple(sorted(odd or set(batch)))
+
+
+def prompts_to_blame(experience: Experience, indices: Sequence[int], step: Iterable[PromptExample]) -> tuple[int, ...]:
+    """Rows of the prompts of which something that was sampled or judged is not finite; else of all completions.
+
+    indices: the update's completions. step: the prompts of the online step.
+    """
+    rows = {example.prompt: example.row for example in step}
+    of_completion = [rows[group.prompt] for group in experience.groups for _ in group.completions]
+    judged = (experience.rollout_logprobs, experience.policy_logprobs, experience.ref_logprobs, experience.values)
+    fine = torch.stack([numbers.isfinite().all(dim=1) for numbers in judged]).all(dim=0)
+    odd = {of_completion[index] for index in indices if not fine[index]}
+    return tuple(sorted(odd or {of_completion[index] for index in indices}))
 
 
 def count(skips: Skips, step: int, norms: Sequence[float], learning_rate: float, rows: Sequence[int]) -> Skips:

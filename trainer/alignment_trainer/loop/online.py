@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -158,8 +159,9 @@ class OnlineRun:
         kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, "k3")
         mean_kl = ((kl * mask).sum() / mask.sum()).item()
         self._told = rollout_metrics(scored, targets, self.position) | {"kl": mean_kl, "kl_coef": kl_coef}
-        next_coef = self.algorithm.next_kl_coef(kl_coef, mean_kl, len(mask))
-        self.position = replace(self.position, kl_coef=next_coef)
+        if math.isfinite(mean_kl):
+            next_coef = self.algorithm.next_kl_coef(kl_coef, mean_kl, len(mask))
+            self.position = replace(self.position, kl_coef=next_coef)
         return Experience(
             groups=rollout.groups,
             mask=mask,
@@ -226,8 +228,7 @@ class OnlineRun:
         """Raises UserError where too many updates were not finite."""
         norms = [found[name] for name in ("gradient_norm", "value_gradient_norm") if name in found]
         step, rate = self.position.step, self.options.learning_rate(self.position.step)
-        prompts = {example.prompt: example.row for example in map(self.prompts.__getitem__, self.sampler.batch(step))}
-        rows = [prompts[group.prompt] for group, _ in subgroups(experience.groups, indices)]
+        rows = guard.prompts_to_blame(experience, indices, [self.prompts[i] for i in self.sampler.batch(step)])
         skips = guard.count(self.position.skips, step + 1, norms, rate, rows)
         self.position = replace(self.position, skips=skips)
 

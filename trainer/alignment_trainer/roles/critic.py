@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable
@@ -59,7 +60,9 @@ class CriticInbox:
     calls: queue.SimpleQueue[tuple[CriticCall, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
     released: bool = False
     """The actor needs it no more."""
-    heard_at: float = field(default_factory=time.monotonic)
+    heard_at: float = -math.inf
+    """When the actor was heard last. One that never was needs nothing saved."""
+    gone: bool = False
 
     def handler(self, path: str) -> Callable[[Request], Any]:
         """Takes the requests of a path."""
@@ -67,6 +70,8 @@ class CriticInbox:
         async def answer(request: Request) -> Response:
             if (found := request.headers.get(wire.ATTEMPT_HEADER)) != str(self.attempt):
                 return JSONResponse({"error": f"this critic is of attempt {self.attempt}, not {found}"}, 409)
+            if self.gone:
+                return JSONResponse({"error": "this critic goes; its next attempt will answer"}, 503)
             self.heard_at = time.monotonic()
             if path in (wire.ALIVE_PATH, wire.RELEASE_PATH):
                 self.released = path == wire.RELEASE_PATH
@@ -157,6 +162,7 @@ def run(instance: Instance) -> Outcome:
                 instance.server.add_route(path, inbox.handler(path))
         instance.board.update(state="waiting for the actor", ready=True)
         _serve(inbox, CriticService(instance, device), instance.stop)
+        inbox.gone = True
         instance.board.update(state="leaving", ready=False)
     return Outcome(result="interrupted")
 
