@@ -22,27 +22,28 @@ from alignment_trainer.process import distributed
 
 Gradient = dict[str, torch.Tensor]
 ALGORITHMS = ("dpo", "reward")
+ALL = 10**6
 ENGINES = {1: ("none", "zero2", "zero3"), 2: ("zero2", "zero3"), 3: ("zero2", "zero3")}
-MICRO_TOKENS = (1, 150, 10**6)
-"""A row at a time; a few; all at once. On several ranks the last ones mean a rank's whole share."""
-ROWS = {"5 rows": 5, "2 rows": 2}
-"""Of the step: neither 2 nor 3 ranks share 5 rows evenly, and of 2 rows a third rank has none."""
+SHAPES = {1: ((5, 1), (5, 150), (5, ALL)), 2: ((5, 1), (5, ALL)), 3: ((5, 1), (5, ALL), (2, ALL))}
+"""Ranks -> rows of the step, tokens of a micro-batch: a row at a time, a few, all of a rank's share.
+
+Neither 2 nor 3 ranks share 5 rows evenly; of 2 rows a third rank has none.
+"""
 UNCLIPPED = 1e9
 
 
 def case_names(ranks: int) -> list[str]:
     return [
-        f"{algorithm}, {rows}, {sharding} on {ranks}, {tokens} tokens"
+        f"{algorithm}, {rows} rows, {sharding} on {ranks}, {tokens} tokens"
         for algorithm in ALGORITHMS
-        for rows in ROWS
+        for rows, tokens in ((2, ALL), *SHAPES[ranks])[ranks > 1 :]
         for sharding in ENGINES[ranks]
-        for tokens in MICRO_TOKENS
     ]
 
 
 def compute(ranks: int, folder: Path, precision: str = "fp32") -> dict[str, Gradient]:
     """Every case of so many ranks, by name."""
-    run_ranks(ranks, "gradients:write_cases", folder=str(folder), count=ranks, precision=precision)
+    run_ranks(ranks, "gradients:write_cases", folder=str(folder), count=ranks, precision=precision, timeout=600)
     return {name: torch.load(folder / f"{name}.pt") for name in case_names(ranks)}
 
 
@@ -60,8 +61,8 @@ def write_cases(folder: str, count: int, precision: str) -> None:
             algorithm=algorithm,
             sharding=sharding.split()[0],
             precision=precision,
-            rows=ROWS[rows],
-            batch_size=ROWS[rows],
+            rows=int(rows.split()[0]),
+            batch_size=int(rows.split()[0]),
             micro_tokens=int(tokens.split()[0]),
             max_grad_norm=UNCLIPPED,
             weight_decay=0.0,
@@ -129,7 +130,7 @@ def main(ranks: Sequence[int] = (1, 2, 3)) -> None:
             found |= compute(count, _folder(scratch, f"bf16 on {count}"), "bf16")
     for name, gradient in found.items():
         algorithm, rows, _, _ = name.split(", ")
-        plain = f"{algorithm}, {rows}, none on 1, {10**6} tokens"
+        plain = f"{algorithm}, {rows}, none on 1, {ALL} tokens"
         print(
             f"{name}: {difference(gradient, found[plain]):.1e} from plain bf16, "
             f"{difference(gradient, exact[plain]):.1e} from fp32"
