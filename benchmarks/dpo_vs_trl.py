@@ -38,7 +38,7 @@ def ours(options: argparse.Namespace) -> Report:
     from alignment_trainer.checkpoint.run_state import Checkpoints
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.tokenize import PairTokenizer
-    from alignment_trainer.loop.build import Origin, load_trainee, make_run, make_sampler, score_batches
+    from alignment_trainer.loop.build import Origin, load_trainee, make_run, make_sampler, score_rows
     from alignment_trainer.loop.offline import RunHooks, TrainingRows
     from alignment_trainer.loop.train import train
 
@@ -48,11 +48,10 @@ def ours(options: argparse.Namespace) -> Report:
     def run() -> list[float]:
         tokenizer = PairTokenizer(policy.model.tokenizer, spec.training.max_length)
         examples = [tokenizer.encode(parse_row(row)) for row in islice(read_rows(options.data), options.rows)]
-        sampler = make_sampler(spec, len(examples))
-        batches = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
-        reference = score_batches(spec, policy.engine, examples, batches)
+        reference = score_rows(spec, policy.engine, examples)
         with tempfile.TemporaryDirectory() as folder:
             losses = Losses()
+            sampler = make_sampler(spec, len(examples))
             rows, checkpoints = TrainingRows(examples, sampler, reference), Checkpoints(Path(folder), 1, 1)
             train(make_run(spec, policy, rows, checkpoints, RunHooks(losses)))
         return losses.seen

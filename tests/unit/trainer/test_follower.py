@@ -17,7 +17,9 @@ from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.serving.peers import resolved
 from alignment_trainer.weights import follower as module
 from alignment_trainer.weights.check import ModelTensors, check_manifest
-from alignment_trainer.weights.follower import Key, WeightFollower, WeightsNotApplied, WeightSource
+from alignment_trainer.weights.follower import WeightFollower
+from alignment_trainer.weights.installer import WeightInstaller, WeightsNotApplied
+from alignment_trainer.weights.poller import Key, WeightSource
 from alignment_trainer.weights.publisher import WeightPublisher
 
 MODEL = ModelTensors({"a": (2,)}, {"a": (2,)}, "float32")
@@ -54,15 +56,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
 @asynccontextmanager
 async def following(job: TinyJob, sampler: Sampler, scratch: Path) -> AsyncIterator[WeightFollower]:
     """A follower at work. What ends it is raised at the end."""
-    follower = WeightFollower(
-        source=WeightSource(resolved([job.url("actor")]), "secret", "rollout-0", 8000),
+    installer = WeightInstaller(
         target=sampler,
         check=lambda manifest: check_manifest(manifest, MODEL),
         scratch=scratch,
         metrics=Metrics("tiny", "rollout"),
-        observe=lambda key, error: None,
         stop=lambda: False,
     )
+    source = WeightSource(resolved([job.url("actor")]), "secret", "rollout-0", 8000)
+    follower = WeightFollower(source, installer, on_change=lambda key, error: None)
     task = asyncio.create_task(follower.run())
     try:
         yield follower

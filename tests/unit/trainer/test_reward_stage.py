@@ -27,7 +27,7 @@ from alignment_api.reward_stage import LEAST_HELD_OUT
 from alignment_api.status import EvaluationReport
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.prepared import open_prepared, open_prompts
-from alignment_trainer.serving.wire import LogprobsRequest, encode_request
+from alignment_trainer.serving.wire import GroupsRequest, encode_request
 
 GROUPS = (PromptGroup((5, 6), ((7, 8, 9), (10, 2))), PromptGroup((11,), ((12, 13, 2),)))
 
@@ -111,10 +111,10 @@ def test_the_reward_server_gives_the_scores_of_transformers(trained: TinyJob) ->
     server = trained.fork("reward")
     try:
         wait_until(lambda: _is_ready(trained.url("reward")))
-        body = encode_request(LogprobsRequest("", 1, (GROUPS,)))
+        body = encode_request(GroupsRequest("", GROUPS))
         headers = {"Authorization": "Bearer secret"}
         answer = httpx.post(f"{trained.url('reward')}/v1/scores", content=body, headers=headers, timeout=300)
-        wrong = encode_request(LogprobsRequest("another", 1, (GROUPS,)))
+        wrong = encode_request(GroupsRequest("another", GROUPS))
         refused = httpx.post(f"{trained.url('reward')}/v1/scores", content=wrong, headers=headers, timeout=300)
     finally:
         server.terminate()

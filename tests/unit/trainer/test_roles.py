@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment_api.status import EvaluationReport
 
+BF16_FIRST_LOSS = 2e-3
+"""How far the first loss may be from ln 2: the reference is computed in other micro-batches than the step, and bf16
+rounds by them."""
 WITH_POLICY = {"roles": {"reference": {"placement": "withPolicy"}}}
 
 
@@ -67,7 +70,7 @@ def _metrics(job: TinyJob) -> str:
 
 def test_the_first_loss_is_ln_2_and_the_model_learns(finished: TinyJob) -> None:
     by_step = losses(finished.folder / "policy.log")
-    assert by_step[1] == pytest.approx(math.log(2), abs=1e-6)
+    assert by_step[1] == pytest.approx(math.log(2), abs=BF16_FIRST_LOSS)
     assert by_step[8] < 0.2
 
 
@@ -158,7 +161,7 @@ def test_sigterm_saves_and_the_next_attempt_repeats_the_same_losses(with_policy:
     whole, cut = copy_of(with_policy, tmp_path / "a"), copy_of(with_policy, tmp_path / "b")
     assert run_role(whole, "policy") == 0
     expected = losses(whole.folder / "policy.log")
-    assert expected[1] == pytest.approx(math.log(2), abs=1e-6)
+    assert expected[1] == pytest.approx(math.log(2), abs=BF16_FIRST_LOSS)
 
     attempt = cut.fork("policy")
     wait_until(lambda: len(losses(cut.folder / "policy.log")) >= 3)
@@ -186,7 +189,7 @@ def test_two_ranks_are_one_instance_and_save_on_sigterm(with_policy: TinyJob, tm
     assert outcome.result == "interrupted"
     assert outcome.checkpoint is not None
     assert outcome.checkpoint.step == outcome.step
-    assert losses(job.folder / "policy.log")[1] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses(job.folder / "policy.log")[1] == pytest.approx(math.log(2), abs=BF16_FIRST_LOSS)
 
 
 def test_a_failing_rank_is_told_by_its_own_reason(with_policy: TinyJob, tmp_path: Path) -> None:

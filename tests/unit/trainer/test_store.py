@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from alignment_api.spec import Training
 from alignment_api.status import DataReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
+from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.prepared import (
     PREFERENCE_PARTS,
     PROMPT_PARTS,
@@ -23,10 +25,11 @@ from alignment_trainer.data.prepared import (
 )
 from alignment_trainer.data.reference import (
     IncompleteReferenceError,
-    ReferenceCache,
-    Shard,
-    plan_shards,
-    reference_key,
+    ShardWriter,
+    needed_rows,
+    read_reference,
+    reference_cache,
+    seen_rows,
 )
 from alignment_trainer.data.rows import Problem
 from alignment_trainer.data.sampler import Sampler
@@ -105,72 +108,133 @@ def many(count: int) -> list[PreferenceExample]:
     return [PreferenceExample(n, (n + 1,), (1,), (2,)) for n in range(count)]
 
 
-def test_shards_hold_whole_training_batches_in_the_order_of_the_first_epoch(tmp_path: Path) -> None:
-    training = Training(batch_size=4, seed=5)
-    shards = plan_shards(prepare(tmp_path, many(30), many(10)), training, rows_per_shard=10)
-    train = [shard for shard in shards if shard.split == "train"]
-    assert [shard.name for shard in train] == [
-        "train-00000000-00000011",
-        "train-00000012-00000023",
-        "train-00000024-00000029",
-    ]
-    sampler = Sampler(30, 4, 5)
-    assert [batch for shard in train for batch in shard.batches] == [sampler.batch(step) for step in range(8)]
-    held_out = [index for shard in shards if shard.split == "evaluation" for index in shard.indices]
-    assert held_out == list(range(10))
+def test_a_row_is_known_by_its_tokens_and_their_borders(tmp_path: Path) -> None:
+    """Not by its number, its split or its neighbours."""
+    one, other = prepare(tmp_path / "a", ROWS, many(3)), prepare(tmp_path / "b", many(3), ROWS[::-1])
+    assert one.train.keys().tolist() == other.evaluation.keys()[::-1].tolist()
+    assert one.evaluation.keys().tolist() == other.train.keys().tolist()
+    moved = [PreferenceExample(3, (1,), (2, 3), (4, 5, 6)), PreferenceExample(3, (1, 2), (3, 4), (5, 6))]
+    known = {*one.train.keys().tolist(), *prepare(tmp_path / "c", moved).train.keys().tolist()}
+    assert len(known) == 4
 
 
-def test_rows_that_no_step_sees_are_not_computed(tmp_path: Path) -> None:
-    shards = plan_shards(prepare(tmp_path, many(30)), Training(batch_size=4, max_steps=2))
-    assert sum(len(shard.indices) for shard in shards if shard.split == "train") == 8
+def test_the_rows_that_are_needed_are_those_that_steps_see_and_those_held_out(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, many(30), many(10))
+    few = needed_rows(prepared, Training(batch_size=4, max_steps=2, seed=5))
+    order = Sampler(30, 4, 5)
+    assert few.places[few.split == 0].tolist() == sorted(order.batch(0) + order.batch(1))
+    assert few.places[few.split == 1].tolist() == list(range(10))
+    for training in (Training(batch_size=4), Training(batch_size=4, max_steps=8), Training(batch_size=7, epochs=3)):
+        assert len(needed_rows(prepared, training)) == 40
 
 
-SHARD = Shard("train", 0, ((2, 0),))
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or real(seed))
+    assert len(seen_rows(1_000_003, Training(batch_size=64, max_steps=1000, seed=77))) == 64_000
+    assert len(seen_rows(1_000_003, Training(batch_size=64, seed=77))) == 1_000_003
+    sampler = Sampler(1_000_003, 64, 77)
+    seen = [row for step in range(3) for row in sampler.batch(step)]
+    assert len(set(seen)) == 192
+    assert drawn == [(77, 0)]
+
+
+def test_a_needed_row_is_the_group_that_trains_under_the_name_that_the_user_knows(tmp_path: Path) -> None:
+    rows = needed_rows(prepare(tmp_path, ROWS, many(1)), Training())
+    assert rows.group(1) == PromptGroup((7,), ((8, 9), (10,)))
+    assert rows.lengths.tolist() == [rows.group(index).length for index in range(3)] == [4, 2, 1]
+    assert [rows.name(index) for index in range(3)] == ["row 3 (train)", "row 8 (train)", "row 0 (evaluation)"]
+
+
 LOGPROBS = np.array([[-1.0, -2.0], [-3.0, -4.0]], dtype=np.float32)
+TRAINING = Training(batch_size=2)
 
 
-def test_log_probs_come_back_by_row_and_unseen_rows_are_not_numbers(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "key")
-    cache.write(SHARD, LOGPROBS)
-    cache.complete([SHARD])
-    assert np.array_equal(cache.read("train", 3), [[-3, -4], [np.nan, np.nan], [-1, -2]], equal_nan=True)
+def test_log_probs_come_back_by_row_whatever_batch_seed_epochs_and_split_there_are(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, ROWS, many(2))
+    rows = needed_rows(prepared, TRAINING)
+    cache = reference_cache(prepared)
+    cache.write(rows.keys[[1, 2]], LOGPROBS)
+    cache.write(rows.keys[[3, 0]], LOGPROBS - 10)
+    other = prepare(tmp_path, [*many(2), ROWS[1]], ROWS[:1])  # prepared anew: rows of both splits changed sides
+    training = Training(batch_size=1, seed=9, epochs=4, micro_batch_tokens=64, precision="fp32", learning_rate=1.0)
+    assert read_reference(other, training, "train", needed=True).tolist() == [[-3, -4], [-11, -12], [-1, -2]]
+    assert read_reference(other, training, "evaluation", needed=True).tolist() == [[-13, -14]]
+    assert not len(reference_cache(other).missing(needed_rows(other, training)))
 
 
-def test_a_cut_or_foreign_shard_does_not_count(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "key")
-    assert not cache.holds(SHARD)
-    cache.write(SHARD, LOGPROBS)
-    assert cache.holds(SHARD)
-    assert not ReferenceCache(tmp_path, "other").holds(SHARD)
-    path = tmp_path / f"{SHARD.name}.safetensors"
-    path.write_bytes(path.read_bytes()[:-4])
-    assert not cache.holds(SHARD)
-    with pytest.raises(IncompleteReferenceError, match="1 shards are missing"):
-        cache.complete([SHARD])
+def test_log_probs_of_another_model_are_not_read(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path)
+    rows = needed_rows(prepared, TRAINING)
+    reference_cache(prepared).write(rows.keys[:2], LOGPROBS)
+    model = prepared.manifest.model.model_copy(update={"fingerprint": "another"})
+    manifest = prepared.manifest.model_copy(update={"model": model})
+    splits = {split: flatten(ROWS, PREFERENCE_PARTS) for split in ("train", "evaluation")}
+    write_prepared(tmp_path, manifest, splits, [])
+    other = open_prepared(tmp_path)
+    assert reference_cache(other).missing(needed_rows(other, TRAINING)).tolist() == [0, 1]
 
 
-def test_an_unfinished_or_foreign_cache_is_not_read(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "key")
-    cache.write(SHARD, LOGPROBS)
-    with pytest.raises(IncompleteReferenceError, match="not complete"):
-        cache.read("train", 3)
-    cache.complete([SHARD])
-    with pytest.raises(IncompleteReferenceError, match="of another model"):
-        ReferenceCache(tmp_path, "other").read("train", 3)
+def test_a_row_that_is_written_twice_is_computed_once(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, [*ROWS, *ROWS, PreferenceExample(20, (7,), (8, 9), (10,))], many(1))
+    rows, cache = needed_rows(prepared, TRAINING), reference_cache(prepared)
+    assert cache.missing(rows).tolist() == [0, 1, 5]
+    cache.write(rows.keys[:2], LOGPROBS)
+    assert cache.missing(rows).tolist() == [5]
+    assert cache.read(rows.keys)[:5].tolist() == [LOGPROBS[n].tolist() for n in (0, 1, 0, 1, 1)]
 
 
-def test_log_probs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(IncompleteReferenceError, match="not finite"):
-        ReferenceCache(tmp_path, "key").write(SHARD, np.full((2, 2), np.nan, dtype=np.float32))
+@pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body[:-1] + b"!", lambda body: b""])
+def test_the_rows_of_a_damaged_shard_alone_are_computed_again(tmp_path: Path, damage: Any) -> None:
+    prepared = prepare(tmp_path, ROWS, many(2))
+    rows, cache = needed_rows(prepared, TRAINING), reference_cache(prepared)
+    cache.write(rows.keys[:2], LOGPROBS)
+    [path] = cache.folder.glob("*.safetensors")
+    cache.write(rows.keys[2:], LOGPROBS - 5)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.missing(rows).tolist() == [0, 1]
+    with pytest.raises(IncompleteReferenceError, match="no log-probs of 2 rows of split train, the first is row 3"):
+        read_reference(prepared, TRAINING, "train", needed=True)
+    cache.remove_damaged()
+    assert not path.exists()
+    assert read_reference(prepared, TRAINING, "evaluation", needed=True).tolist() == (LOGPROBS - 5).tolist()
 
 
-def test_the_cache_follows_model_rows_and_way_of_computing(tmp_path: Path) -> None:
-    one, other = prepare(tmp_path / "a"), prepare(tmp_path / "b", many(3))
-    keys = {
-        reference_key(one, Training()),
-        reference_key(other, Training()),
-        reference_key(one, Training(precision="fp32")),
-        reference_key(one, Training(batch_size=8)),
-        reference_key(one, Training(learning_rate=1.0)),
-    }
-    assert len(keys) == 4
+def test_rows_that_no_step_sees_need_no_log_probs(tmp_path: Path) -> None:
+    prepared, training = prepare(tmp_path, many(4), ROWS), Training(batch_size=1, max_steps=2)
+    rows, cache = needed_rows(prepared, training), reference_cache(prepared)
+    cache.write(rows.keys[:2], LOGPROBS)
+    found = read_reference(prepared, training, "train", needed=True)
+    assert found[rows.places[:2]].tolist() == LOGPROBS.tolist()
+    assert np.isnan(found).all(axis=1).sum() == 2
+    with pytest.raises(IncompleteReferenceError, match="no log-probs of 2 rows"):
+        read_reference(prepared, Training(batch_size=1), "train", needed=True)
+
+
+def test_an_algorithm_without_a_reference_reads_zeros(tmp_path: Path) -> None:
+    assert not read_reference(prepare(tmp_path), TRAINING, "train", needed=False).any()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_log_probs_that_are_not_finite_are_never_kept(tmp_path: Path, number: float) -> None:
+    prepared = prepare(tmp_path)
+    cache, keys = reference_cache(prepared), needed_rows(prepared, TRAINING).keys[:2]
+    with pytest.raises(ValueError, match="not finite"):
+        cache.write(keys, np.array([[-1, -2], [-3, number]], dtype=np.float32))
+    assert not cache.folder.exists()
+
+
+def test_a_shard_is_written_when_it_is_time_and_at_the_end(tmp_path: Path) -> None:
+    clock = iter([0.0, 1.0, 29.0, 31.0, 31.0, 32.0, 33.0])
+    prepared = prepare(tmp_path, many(5), ROWS)
+    rows, cache = needed_rows(prepared, TRAINING), reference_cache(prepared)
+    writer, shards = ShardWriter(cache, every=30, clock=lambda: next(clock)), []
+    for index in range(4):
+        writer.add(rows.keys[[index]], LOGPROBS[:1] - index)
+        shards.append(len(list(cache.folder.glob("*.safetensors"))))
+    assert shards == [0, 0, 1, 1]
+    assert cache.missing(rows).tolist() == [3, 4, 5, 6]
+    writer.flush()
+    assert cache.missing(rows).tolist() == [4, 5, 6]
+    assert cache.read(rows.keys)[:4].tolist() == [[-1 - n, -2 - n] for n in range(4)]

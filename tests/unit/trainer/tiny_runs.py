@@ -175,7 +175,7 @@ def epoch_reference(engine: Engine, sampler: Sampler, rows: list[PreferenceExamp
     """Reference log-probs of all rows, computed in the batches of the first epoch."""
     order = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
     groups = [[Dpo().group(rows[index]) for index in batch] for batch in order]
-    scored = score_sequences(engine.forward, pack, groups, micro_tokens)
+    scored = torch.cat([score_sequences(engine.forward, pack, batch, micro_tokens) for batch in groups])
     reference = torch.empty_like(scored)
     reference[[index for batch in order for index in batch]] = scored
     return reference

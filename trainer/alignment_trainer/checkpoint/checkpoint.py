@@ -5,14 +5,14 @@ whose parts differ from its manifest is damaged, and the one before is used; not
 is gone.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from alignment_trainer.data.files import flush, sha256, write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -64,20 +64,17 @@ def start_checkpoint(folder: Path) -> None:
 
 def seal_part(path: Path) -> Part:
     """Flushes a written part to the disk and reads it back for its checksum."""
-    _fsync(path)
-    return Part(path.name, path.stat().st_size, _sha256(path))
+    flush(path)
+    return Part(path.name, path.stat().st_size, sha256(path))
 
 
 def write_checkpoint(folder: Path, term: int, step: int, parts: Iterable[Part], updates: int = 0) -> Checkpoint:
     """Writes the manifest of sealed parts: from here on the folder is a checkpoint, whatever happens to the machine."""
     checkpoint = Checkpoint(folder, term, step, tuple(sorted(parts, key=lambda part: part.name)), updates)
     manifest = {"term": term, "step": step, "updates": updates, "parts": [asdict(part) for part in checkpoint.parts]}
-    temporary = folder / f".{MANIFEST}"
-    temporary.write_text(json.dumps(manifest, indent=1))
-    _fsync(temporary)
-    temporary.rename(folder / MANIFEST)
-    for directory in (folder, folder.parent, folder.parent.parent):
-        _fsync(directory)
+    write_text_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
+    for directory in (folder.parent, folder.parent.parent):
+        flush(directory)
     return checkpoint
 
 
@@ -100,7 +97,7 @@ def verify(folder: Path) -> Checkpoint:
             raise DamagedCheckpointError(f"{folder}: the part {part.name} is missing")
         if path.stat().st_size != part.bytes:
             raise DamagedCheckpointError(f"{path}: {path.stat().st_size} bytes, the manifest says {part.bytes}")
-        if _sha256(path) != part.sha256:
+        if sha256(path) != part.sha256:
             raise DamagedCheckpointError(f"{path}: its checksum is not the manifest's; the disk or a copy damaged it")
     return checkpoint
 
@@ -133,16 +130,3 @@ def prune(term_folder: Path, keep: int) -> None:
     for folder in list_checkpoints(term_folder)[keep:]:
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ Ranks that shard a model meet in collectives inside forward and backward, so all
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ def plan_microbatches(lengths: Sequence[int], ranks: int, micro_tokens: int) -> 
     return tuple(_stretch(share, count, filler) for share in shares)
 
 
+def cut_by_tokens(lengths: Sequence[int], tokens: int) -> list[range]:
+    """Consecutive rows in pieces of at most so many tokens, one row at least."""
+    starts, left = list[int](), 0
+    for place, length in enumerate(lengths):
+        if place and length <= left:
+            left -= length
+        else:
+            starts.append(place)
+            left = tokens - length
+    return [range(start, end) for start, end in pairwise([*starts, len(lengths)])]
+
+
 def _share(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     """Longest first to the rank with the fewest tokens so far: within 4/3 of the best balance (Graham 1969)."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -42,16 +55,8 @@ def _share(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 def _cut(share: list[int], lengths: Sequence[int], micro_tokens: int) -> list[tuple[int, ...]]:
     """Greedy, in the order of the share."""
-    cut: list[tuple[int, ...]] = []
-    left = 0
-    for place in share:
-        if cut and lengths[place] <= left:
-            cut[-1] = (*cut[-1], place)
-            left -= lengths[place]
-        else:
-            cut.append((place,))
-            left = micro_tokens - lengths[place]
-    return cut
+    pieces = cut_by_tokens([lengths[place] for place in share], micro_tokens)
+    return [tuple(share[piece.start : piece.stop]) for piece in pieces]
 
 
 def _stretch(share: list[tuple[int, ...]], count: int, filler: int) -> tuple[MicroBatch, ...]:

@@ -31,6 +31,11 @@ class PromptGroup:
         """Tokens of the packed row."""
         return len(self.prompt) + sum(len(c) - 1 for c in self.completions)
 
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all its completions."""
+        return sum(map(len, self.completions))
+
 
 @dataclass(frozen=True)
 class PackedBatch:

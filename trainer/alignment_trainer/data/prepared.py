@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ Int32 = NDArray[np.int32]
 SPLITS = ("train", "evaluation")
 PREFERENCE_PARTS = ("prompt", "chosen", "rejected")
 PROMPT_PARTS = ("prompt",)
+ROW_KEY = np.dtype("S16")
 Example = TypeVar("Example", bound=PreferenceExample | PromptExample)
 
 
@@ -76,6 +77,18 @@ class Stored(Sequence[Example]):
         place = index % len(self)
         return self._example(place, [self._part(part, place) for part in self._parts])
 
+    def lengths(self, part: str) -> NDArray[np.int64]:
+        """Tokens of each row's part, (rows,)."""
+        return np.diff(self._ends[part], prepend=0)
+
+    def keys(self) -> NDArray[np.bytes_]:
+        """(rows,) what each row is known by: 16 bytes of a hash of its tokens and of where its parts end."""
+        lengths = np.stack([self.lengths(part) for part in self._parts], axis=1).astype("<i8")
+        heads = _pieces(lengths.ravel(), np.arange(1, len(self) + 1) * len(self._parts))
+        parts = [_pieces(self._tokens[part].astype("<i4"), self._ends[part]) for part in self._parts]
+        found = (_digest_pieces(head, pieces) for head, *pieces in zip(heads, *parts, strict=True))
+        return np.fromiter(found, dtype=ROW_KEY, count=len(self))
+
     @abstractmethod
     def _example(self, place: int, parts: list[TokenIds]) -> Example:
         """The row at a place, from its token sequences."""
@@ -86,11 +99,28 @@ class Stored(Sequence[Example]):
         return tuple(self._tokens[part][start : int(ends[place])].tolist())
 
 
+def _pieces(values: NDArray[np.integer[Any]], ends: NDArray[np.int64]) -> Iterator[memoryview]:
+    """The bytes of consecutive pieces of an array, without a copy."""
+    whole = np.ascontiguousarray(values).view(np.uint8).data
+    yield from (whole[start:end] for start, end in pairwise([0, *(ends * values.itemsize).tolist()]))
+
+
+def _digest_pieces(head: memoryview, pieces: Iterable[memoryview]) -> bytes:
+    total = hashlib.blake2b(head, digest_size=ROW_KEY.itemsize)
+    for piece in pieces:
+        total.update(piece)
+    return total.digest()
+
+
 class Examples(Stored[PreferenceExample]):
     """Preferences."""
 
     def __init__(self, arrays: dict[str, Int32]) -> None:
         super().__init__(arrays, PREFERENCE_PARTS)
+
+    def packed_lengths(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each as one row with a shared prompt (`PromptGroup.length`)."""
+        return self.lengths("prompt") + self.lengths("chosen") + self.lengths("rejected") - 2
 
     def _example(self, place: int, parts: list[TokenIds]) -> PreferenceExample:
         return PreferenceExample(int(self._rows[place]), *parts)
@@ -167,10 +197,12 @@ def write_prepared(
     invalid: Sequence[Problem],
     fields: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
-    """Replaces what was prepared: parts first, the manifest, with their checksums, last."""
+    """Replaces what was prepared: parts first, the manifest, with their checksums, last.
+
+    The reference's log-probs stay: they are kept by a row's own tokens, and the rows may be the same again.
+    """
     folder = prepared_folder(storage)
     (folder / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(folder / "reference", ignore_errors=True)
     parts = [
         write_atomically(folder / f"{split}.safetensors", lambda path, arrays=splits[split]: save_file(arrays, path))  # type: ignore[misc]
         for split in SPLITS

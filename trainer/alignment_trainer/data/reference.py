@@ -1,189 +1,219 @@
-"""The reference's log-probs of the prepared rows: in which pieces they are computed, and the cache that keeps them."""
+"""The reference's log-probs of prepared rows, kept by what they mean: the model and the row's own tokens.
+
+Neither batches, seed, epochs, micro-batches nor precision are part of the key (docs/adr/0022-the-reference-by-row.md).
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save
 
-from alignment_api.spec import AlignmentJobSpec, Training
-from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
-from alignment_trainer.data.prepared import PreparedData, digest
+from alignment_api.spec import Training
+from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.files import sha256, write_atomically
+from alignment_trainer.data.packing import PromptGroup, pair_group
+from alignment_trainer.data.prepared import ROW_KEY, SPLITS, PreparedData
 from alignment_trainer.data.sampler import Sampler
 
+log = logging.getLogger(__name__)
+
 Float32 = NDArray[np.float32]
-Batch = tuple[int, ...]
-ROWS_PER_SHARD = 32
-"""A shard is what one request computes and what a lost server costs. It ends with a batch, so it may hold more."""
+RowKeys = NDArray[np.bytes_]
+Places = NDArray[np.int64]
+SHARD_SECONDS = 30.0
+"""Between two shards: what a lost process costs, whatever the model's speed. A million rows at 100 a second are 330
+files."""
 
 
 class IncompleteReferenceError(ValueError):
-    """The cache lacks log-probs, or has some of another model or of other rows."""
+    """The cache lacks log-probs of rows that are needed."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Rows of a split that are computed by one request.
+class ReferenceRows:
+    """Rows of both splits whose log-probs are needed. All arrays are of the same length.
 
-    first: their place in the order of work. batches: indices of rows; each batch is computed as training computes it.
+    split: 0 for training rows, 1 for held-out ones. places: in their split. keys: what the cache knows them by.
+    lengths: tokens of each once it is packed.
     """
 
-    split: str
-    first: int
-    batches: tuple[Batch, ...]
+    prepared: PreparedData
+    split: NDArray[np.int8]
+    places: Places
+    keys: RowKeys
+    lengths: NDArray[np.int64]
 
-    @property
-    def indices(self) -> tuple[int, ...]:
-        return tuple(chain.from_iterable(self.batches))
+    def __len__(self) -> int:
+        return len(self.keys)
 
-    @property
-    def name(self) -> str:
-        return f"{self.split}-{self.first:08d}-{self.first + len(self.indices) - 1:08d}"
+    def group(self, index: int) -> PromptGroup:
+        """The prompt with its two completions."""
+        return pair_group(self._example(index))
 
+    def name(self, index: int) -> str:
+        """For messages: where the user finds it."""
+        return f"row {self.number(index)} ({SPLITS[self.split[index]]})"
 
-def plan_shards(prepared: PreparedData, training: Training, rows_per_shard: int = ROWS_PER_SHARD) -> list[Shard]:
-    """All the work. Training rows come in the batches of the first epoch, held-out rows in batches in their order.
+    def number(self, index: int) -> int:
+        """The row's number in the user's data."""
+        return self._example(index).row
 
-    bf16 rounds by the shape of a batch; with the very batches that training uses, a policy that equals its reference
-    differs from it by nothing. Rows that `maxSteps` keeps from being seen are left out.
-    """
-    train = train_batches(len(prepared.train), training)
-    return [
-        *_group("train", train, rows_per_shard),
-        *_group("evaluation", evaluation_batches(len(prepared.evaluation), training), rows_per_shard),
-    ]
+    def take(self, indices: Places) -> ReferenceRows:
+        """Some of them."""
+        return replace(
+            self,
+            split=self.split[indices],
+            places=self.places[indices],
+            keys=self.keys[indices],
+            lengths=self.lengths[indices],
+        )
 
-
-def train_batches(rows: int, training: Training) -> list[Batch]:
-    """The batches of the first epoch, as far as training goes."""
-    sampler = Sampler(rows, training.batch_size, training.seed)
-    steps = min(sampler.steps_per_epoch, sampler.total_steps(training.epochs, training.max_steps))
-    return [sampler.batch(step) for step in range(steps)]
-
-
-def evaluation_batches(rows: int, training: Training) -> list[Batch]:
-    """Held-out rows in their order, as many at once as a training step has."""
-    return [tuple(range(s, min(s + training.batch_size, rows))) for s in range(0, rows, training.batch_size)]
+    def _example(self, index: int) -> PreferenceExample:
+        return self.prepared.split(SPLITS[self.split[index]])[int(self.places[index])]
 
 
-def _group(split: str, batches: Sequence[Batch], rows_per_shard: int) -> Iterator[Shard]:
-    first, held = 0, tuple[Batch, ...]()
-    for batch in batches:
-        held = (*held, batch)
-        if sum(map(len, held)) >= rows_per_shard:
-            yield Shard(split, first, held)
-            first, held = first + sum(map(len, held)), ()
-    if held:
-        yield Shard(split, first, held)
-
-
-def policy_ranks(spec: AlignmentJobSpec) -> int:
-    """Ranks that the policy will train with; its rows are cut into micro-batches by them."""
-    policy = spec.roles.policy
-    return policy.replicas * (policy.gpus or policy.processes or 1)
-
-
-def reference_key(prepared: PreparedData, training: Training) -> str:
-    """Identifies what the cache depends on: model, rows, and how they are computed."""
-    return digest(
-        {
-            "model": prepared.manifest.model.fingerprint,
-            "data": prepared.manifest.data.fingerprint,
-            "training": training.model_dump(
-                include={"batch_size", "seed", "epochs", "max_steps", "precision", "micro_batch_tokens"}
-            ),
-        }
+def needed_rows(prepared: PreparedData, training: Training) -> ReferenceRows:
+    """Training rows that a step will see, then all held-out rows, each in the order of its split."""
+    chosen = {"train": seen_rows(len(prepared.train), training), "evaluation": np.arange(len(prepared.evaluation))}
+    found = [(prepared.split(split), chosen[split]) for split in SPLITS]
+    return ReferenceRows(
+        prepared=prepared,
+        split=np.repeat(np.arange(len(SPLITS), dtype=np.int8), [len(places) for _, places in found]),
+        places=np.concatenate([places for _, places in found]),
+        keys=np.concatenate([rows.keys()[places] for rows, places in found]),
+        lengths=np.concatenate([rows.packed_lengths()[places] for rows, places in found]),
     )
+
+
+def seen_rows(rows: int, training: Training) -> Places:
+    """Places of the training rows that are seen: all of them, or fewer where `maxSteps` ends the first epoch."""
+    sampler = Sampler(rows, training.batch_size, training.seed)
+    return sampler.seen(sampler.total_steps(training.epochs, training.max_steps))
 
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Shards of summed log-probs (nats), float32 (pairs, 2), chosen then rejected; a manifest says that all are there.
+    """Summed log-probs (nats) of the rows of one model, in shards.
 
-    A shard is a file with the rows' indices and log-probs and a file with its SHA-256, which is written last. One of
-    another key or with another checksum does not count and is computed again.
+    A shard is a file of `keys` uint8 (rows, 16) and `logprobs` float32 (rows, 2), chosen then rejected, which is named
+    by its own SHA-256: one that was cut or damaged is not what its name says, and its rows are computed again.
     """
 
     folder: Path
-    key: str
 
-    def holds(self, shard: Shard) -> bool:
-        """Whether the shard is there and whole."""
-        path = self._path(shard.name)
-        try:
-            if path.with_suffix(".sha256").read_text() != sha256(path):
-                return False
-            with safe_open(path, framework="numpy") as file:
-                return (file.metadata() or {}).get("key") == self.key
-        except (OSError, SafetensorError):
-            return False
-
-    def write(self, shard: Shard, logprobs: Float32) -> None:
-        """logprobs: (rows of the shard, 2)."""
-        if logprobs.shape != (len(shard.indices), 2) or not np.isfinite(logprobs).all():
-            raise IncompleteReferenceError(f"{shard.name}: {logprobs.shape} log-probs, or some that are not finite")
-        arrays: dict[str, NDArray[Any]] = {
-            "logprobs": logprobs.astype(np.float32),
-            "index": np.array(shard.indices, dtype=np.int64),
-        }
-        path = write_atomically(
-            self._path(shard.name), lambda temporary: save_file(arrays, temporary, metadata={"key": self.key})
+    def write(self, keys: RowKeys, logprobs: Float32) -> None:
+        """Adds a shard. logprobs: (rows, 2). Raises ValueError for what is not finite."""
+        if logprobs.shape != (len(keys), 2) or not np.isfinite(logprobs).all():
+            raise ValueError(f"{logprobs.shape} log-probs of {len(keys)} rows, or some that are not finite")
+        body = save(
+            {
+                "keys": keys.astype(ROW_KEY).view(np.uint8).reshape(len(keys), ROW_KEY.itemsize),
+                "logprobs": logprobs.astype(np.float32),
+            }
         )
-        write_text_atomically(path.with_suffix(".sha256"), sha256(path))
+        write_atomically(
+            self.folder / f"{hashlib.sha256(body).hexdigest()}.safetensors", lambda path: path.write_bytes(body)
+        )
 
-    def complete(self, shards: Sequence[Shard]) -> None:
-        """Declares the cache complete. Raises IncompleteReferenceError where a shard is not there."""
-        missing = [shard.name for shard in shards if not self.holds(shard)]
-        if missing:
-            raise IncompleteReferenceError(f"{self.folder}: {len(missing)} shards are missing, the first: {missing[0]}")
-        checksums = {shard.name: self._path(shard.name).with_suffix(".sha256").read_text() for shard in shards}
-        manifest = {"key": self.key, "shards": checksums}
-        write_text_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1))
+    def read(self, keys: RowKeys) -> Float32:
+        """(rows, 2); NaN for rows that no whole shard holds."""
+        shards = list(self._shards())
+        if not shards:
+            return np.full((len(keys), 2), np.nan, dtype=np.float32)
+        held, logprobs = _joined(shards)
+        places = dict(zip(held.tolist(), range(len(held)), strict=True))
+        found = np.fromiter((places.get(key, -1) for key in keys.tolist()), dtype=np.int64, count=len(keys))
+        return np.where(found[:, None] >= 0, logprobs[found], np.float32(np.nan))
 
-    def is_complete(self, shards: Sequence[Shard]) -> bool:
-        """Whether the manifest is there and every shard is whole."""
-        return (self.folder / "manifest.json").is_file() and all(self.holds(shard) for shard in shards)
+    def missing(self, rows: ReferenceRows) -> Places:
+        """Indices of the rows that are to be computed, each row once, however often it is written."""
+        _, first = np.unique(rows.keys, return_index=True)
+        lacking = np.isnan(self.read(rows.keys)[:, 0])
+        return np.sort(first[lacking[first]])
 
-    def read(self, split: str, rows: int) -> Float32:
-        """The log-probs of a split, (rows, 2); NaN for rows that no training step sees. Checks every shard."""
-        try:
-            manifest = json.loads((self.folder / "manifest.json").read_text())
-        except FileNotFoundError as error:
-            raise IncompleteReferenceError(f"{self.folder}: the reference log-probs are not complete") from error
-        if manifest["key"] != self.key:
-            raise IncompleteReferenceError(f"{self.folder}: of another model, other rows or another training")
-        logprobs = np.full((rows, 2), np.nan, dtype=np.float32)
-        for name, checksum in manifest["shards"].items():
-            if name.startswith(f"{split}-"):
-                index, values = self._read_shard(name, checksum)
-                logprobs[index] = values
-        return logprobs
+    def remove_damaged(self) -> None:
+        """Removes shards that are not what their names say."""
+        for path in self._paths():
+            if not _is_whole(path):
+                log.warning("%s is damaged; its rows are computed again", path)
+                path.unlink()
 
-    def _read_shard(self, name: str, checksum: str) -> tuple[NDArray[np.int64], Float32]:
-        path = self._path(name)
-        if not path.is_file() or sha256(path) != checksum:
-            raise IncompleteReferenceError(f"{path}: missing, or not what the manifest says")
-        with safe_open(path, framework="numpy") as file:
-            return file.get_tensor("index"), file.get_tensor("logprobs")
+    def _shards(self) -> Iterator[_Shard]:
+        for path in self._paths():
+            if _is_whole(path):
+                arrays = load(path.read_bytes())
+                yield _Shard(arrays["keys"].view(ROW_KEY)[:, 0], arrays["logprobs"])
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("[!.]*.safetensors"))
+
+
+def _is_whole(path: Path) -> bool:
+    return sha256(path) == path.stem
+
+
+class _Shard(NamedTuple):
+    keys: RowKeys
+    logprobs: Float32
+
+
+class ShardWriter:
+    """Keeps what was computed until it is time for a shard. `flush` it at the end, also after an interruption."""
+
+    def __init__(
+        self, cache: ReferenceCache, every: float = SHARD_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cache, self._every, self._clock = cache, every, clock
+        self._held: list[_Shard] = []
+        self._written = clock()
+
+    def add(self, keys: RowKeys, logprobs: Float32) -> None:
+        """Rows that were computed. logprobs: (rows, 2). Raises as `ReferenceCache.write` does."""
+        self._held.append(_Shard(keys, logprobs))
+        if self._clock() - self._written >= self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        if self._held:
+            self._cache.write(*_joined(self._held))
+            self._held.clear()
+        self._written = self._clock()
+
+
+def _joined(shards: Sequence[_Shard]) -> _Shard:
+    return _Shard(np.concatenate([one.keys for one in shards]), np.concatenate([one.logprobs for one in shards]))
+
+
+def reference_cache(prepared: PreparedData) -> ReferenceCache:
+    """The cache of the model that these rows were prepared for; it outlives them."""
+    return ReferenceCache(prepared.folder / "reference" / prepared.manifest.model.fingerprint)
 
 
 def read_reference(prepared: PreparedData, training: Training, split: str, needed: bool) -> Float32:
-    """The reference's log-probs of a split, (rows, 2); zeros where the algorithm needs none."""
-    rows = len(prepared.split(split))
-    return reference_cache(prepared, training).read(split, rows) if needed else np.zeros((rows, 2), np.float32)
+    """The reference's log-probs of a split, (rows, 2); zeros where the algorithm needs none.
 
-
-def reference_cache(prepared: PreparedData, training: Training) -> ReferenceCache:
-    """The cache of a job's prepared rows."""
-    return ReferenceCache(prepared.folder / "reference", reference_key(prepared, training))
+    NaN for rows that no step sees. Raises IncompleteReferenceError where one that is needed is not there.
+    """
+    rows = prepared.split(split)
+    if not needed:
+        return np.zeros((len(rows), 2), np.float32)
+    cache = reference_cache(prepared)
+    logprobs = cache.read(rows.keys())
+    places = seen_rows(len(rows), training) if split == "train" else np.arange(len(rows))
+    lacking = places[np.isnan(logprobs[places, 0])]
+    if len(lacking):
+        raise IncompleteReferenceError(
+            f"{cache.folder}: no log-probs of {len(lacking)} rows of split {split}, the first is row "
+            f"{rows[int(lacking[0])].row}; stage `prepare` has not finished here, or its files were removed"
+        )
+    return logprobs

@@ -1,6 +1,6 @@
 """Log-probs or scores of many prompt groups without a gradient, over all ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -14,10 +14,11 @@ from alignment_trainer.process import distributed
 Forward = Callable[[PackedBatch], Tensor]
 
 
+@torch.no_grad()
 def score_sequences(
     forward: Forward,
     pack: Pack,
-    batches: Sequence[Sequence[PromptGroup]],
+    groups: Sequence[PromptGroup],
     micro_tokens: int,
     leave_if_asked: Callable[[], None] = lambda: None,
     completions: int = 2,
@@ -27,37 +28,19 @@ def score_sequences(
     That is its log-prob (nats) by a language model whose rows `pack` lays out, its score by a reward model with
     `pack_whole`.
 
-    batches: groups that are planned together, as a training step plans its batch. The same groups in the same batches
-    with the same `micro_tokens` and ranks go through the model in the very tensors that training uses, so that a
-    policy that equals its reference differs from it by nothing, not even in bf16.
     leave_if_asked: called before each micro-batch, on all ranks together; what it raises ends the work.
     completions: of every group.
-    Returns fp32 on the CPU, shape (groups of all batches, completions), in their order.
+    Returns fp32 on the CPU, shape (groups, completions).
     """
-    scored = torch.zeros(sum(map(len, batches)), completions, dtype=torch.float32)
-    first = 0
-    for groups in batches:
-        for places, sums in _score(forward, pack, groups, micro_tokens, leave_if_asked):
-            scored[[first + place for place in places]] = sums
-        first += len(groups)
-    return distributed.sum_over_ranks(scored)
-
-
-@torch.no_grad()
-def _score(
-    forward: Forward,
-    pack: Pack,
-    groups: Sequence[PromptGroup],
-    micro_tokens: int,
-    leave_if_asked: Callable[[], None],
-) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    scored = torch.zeros(len(groups), completions, dtype=torch.float32)
     shares = plan_microbatches([group.length for group in groups], distributed.world_size(), micro_tokens)
     for micro in shares[distributed.rank()]:
         leave_if_asked()
         batch = pack([groups[place] for place in micro.places])
         numbers = forward(batch).cpu()
         if micro.counts:
-            yield micro.places, batch.sum_per_sequence(numbers).view(len(micro.places), -1)
+            scored[list(micro.places)] = batch.sum_per_sequence(numbers).view(len(micro.places), -1)
+    return distributed.sum_over_ranks(scored)
 
 
 @torch.no_grad()
@@ -77,5 +60,5 @@ def token_values(forward: Forward, groups: Sequence[PromptGroup], micro_tokens: 
 
 def completion_spans(groups: Sequence[PromptGroup]) -> list[slice]:
     """Where each group's completion tokens stand among those of all groups, one after the other."""
-    ends = list(accumulate(sum(map(len, group.completions)) for group in groups))
+    ends = list(accumulate(group.completion_tokens for group in groups))
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

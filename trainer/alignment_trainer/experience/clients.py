@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from alignment_api.algorithms import Grpo, Ppo
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Rollout
-from alignment_trainer.experience.frozen_client import Chunk, FrozenServers
+from alignment_trainer.experience.frozen_client import FrozenClient
 from alignment_trainer.experience.rollout_client import Rollouts, SamplingPlan
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards import FunctionScorer
 from alignment_trainer.rewards.total import RewardSum, model_components, score_decoder
 from alignment_trainer.serving.peers import resolved
-from alignment_trainer.serving.pool import wait_for_servers
-from alignment_trainer.serving.wire import LOGPROBS_PATH, SCORES_PATH, decode_answer
+from alignment_trainer.serving.pool import ServerGroup
+from alignment_trainer.serving.readiness import wait_for_servers
+from alignment_trainer.serving.wire import LOGPROBS, AnswerFormat, scores_format
 from alignment_trainer.weights.publisher import WeightPublisher
 
-Decode = Callable[[bytes, Chunk], NDArray[np.float32]]
 FIRST_ANSWER_SECONDS = 300.0
 """For a server to be found and to answer at all; afterwards servers may be away for longer."""
 HELD_OUT = 2**32 - 1
@@ -40,8 +38,8 @@ class OnlineClients:
     options: Ppo | Grpo
     rollouts: Rollouts
     reward_sum: RewardSum
-    reward_servers: FrozenServers | None
-    reference_servers: FrozenServers | None
+    reward_client: FrozenClient | None
+    reference_client: FrozenClient | None
     ends: tuple[int, ...]
     seed: int
     instance: Instance
@@ -49,9 +47,9 @@ class OnlineClients:
     def wait_for_servers(self) -> None:
         """Waits until each role that is asked has a server that answers. Raises PhaseStalled."""
         stop = self.instance.stop
-        for servers in (self.reward_servers, self.reference_servers):
-            if servers is not None:
-                wait_for_servers(servers.role, servers.peers, stop, FIRST_ANSWER_SECONDS)
+        for client in (self.reward_client, self.reference_client):
+            if client is not None:
+                wait_for_servers(client.servers.role, client.servers.peers, stop, FIRST_ANSWER_SECONDS)
         wait_for_servers("rollout", self.rollouts.addresses, stop, FIRST_ANSWER_SECONDS)
 
     def sample(self, rows: Sequence[PromptExample], step: int, version: int) -> Rollout | None:
@@ -75,9 +73,9 @@ class OnlineClients:
 
     def reference(self, rollout: Rollout) -> Tensor | None:
         """(tokens,) log-probs by the frozen reference, none at all where there is none; None where it shall go."""
-        if self.reference_servers is None:
+        if self.reference_client is None:
             return torch.empty(0)
-        logprobs = self.reference_servers.ask(rollout.groups, self.instance.stop)
+        logprobs = self.reference_client.ask(rollout.groups, self.instance.stop)
         return None if logprobs is None else torch.from_numpy(logprobs)
 
     def _sample(self, rows: Sequence[PromptExample], plan: SamplingPlan) -> Rollout | None:
@@ -112,19 +110,20 @@ def make_clients(
         raise ValueError(f"algorithm {instance.spec.algorithm.name} samples nothing")
     ends = end_tokens(model.folder, model.tokenizer)
     has_models = bool(model_components(options.rewards))
-    reward_servers = _servers(instance, "reward", SCORES_PATH, score_decoder(options.rewards)) if has_models else None
+    scores = scores_format(score_decoder(options.rewards))
+    reward_client = _frozen_client(instance, "reward", scores) if has_models else None
     return OnlineClients(
         options=options,
         rollouts=Rollouts(publisher.servers, publisher.attempt, instance.token, metrics),
         reward_sum=RewardSum(
             rewards=options.rewards,
             functions=functions,
-            models=reward_servers.ask if reward_servers is not None else None,
+            models=reward_client.ask if reward_client is not None else None,
             tokenizer=model.tokenizer,
             ends=ends,
         ),
-        reward_servers=reward_servers,
-        reference_servers=_servers(instance, "reference", LOGPROBS_PATH, _decode_logprobs, model.fingerprint)
+        reward_client=reward_client,
+        reference_client=_frozen_client(instance, "reference", LOGPROBS, model.fingerprint)
         if "reference" in instance.context.peers
         else None,
         ends=ends,
@@ -141,17 +140,11 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _decode_logprobs(body: bytes, chunk: Chunk) -> NDArray[np.float32]:
-    return decode_answer(body, sum(len(completion) for group in chunk for completion in group.completions))
-
-
-def _servers(instance: Instance, role: str, path: str, decode: Decode, fingerprint: str = "") -> FrozenServers:
-    return FrozenServers(
+def _frozen_client(instance: Instance, role: str, answers: AnswerFormat, fingerprint: str = "") -> FrozenClient:
+    servers = ServerGroup(
         role=role,
-        path=path,
-        fingerprint=fingerprint,
-        decode=decode,
         peers=resolved(instance.context.peers.get(role, ())),
         token=instance.token,
-        servers=lambda count: instance.metrics.set(_SERVER_GAUGES[role], count),
+        on_count=lambda count: instance.metrics.set(_SERVER_GAUGES[role], count),
     )
+    return FrozenClient(servers, answers, fingerprint, instance.spec.training.micro_batch_tokens)

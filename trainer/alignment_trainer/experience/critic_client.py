@@ -24,6 +24,7 @@ from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch, ValueTrainer
 from alignment_trainer.process import distributed
+from alignment_trainer.process.errors import describe
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class NoCritic:
         return 0
 
     def values(self, groups: Groups) -> Tensor:
-        return torch.zeros(sum(len(completion) for group in groups for completion in group.completions))
+        return torch.zeros(sum(group.completion_tokens for group in groups))
 
     def start_update(self, key: UpdateKey, learning_rate: float, batch: ValueBatch) -> None:
         return None
@@ -150,7 +151,7 @@ class RemoteCritic:
         return int(json.loads(self._on_first_rank(wire.BEGIN_PATH, lambda: body))["steps"])
 
     def values(self, groups: Groups) -> Tensor:
-        tokens = sum(len(completion) for group in groups for completion in group.completions)
+        tokens = sum(group.completion_tokens for group in groups)
         return wire.decode_values(self._on_first_rank(wire.VALUES_PATH, lambda: wire.encode_groups(groups)), tokens)
 
     def start_update(self, key: UpdateKey, learning_rate: float, batch: ValueBatch) -> None:
@@ -197,7 +198,7 @@ class RemoteCritic:
             try:
                 answer = self._http.post(path, content=body)
             except httpx.HTTPError as error:
-                problem = str(error) or type(error).__name__
+                problem = describe(error)
             else:
                 if answer.status_code == httpx.codes.OK:
                     return answer.content

@@ -17,14 +17,21 @@ from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.frozen_client import STALLED_AFTER
 from alignment_trainer.process.metrics import Metrics
-from alignment_trainer.serving.pool import PoolOptions, ServerPool, Task
+from alignment_trainer.serving.pool import PoolOptions, ServerGroup, ServerPool
+from alignment_trainer.serving.server import Timing
+from alignment_trainer.serving.work import ItemLimits, Task
 from alignment_trainer.vllm.wire import COMPLETIONS_PATH
 from alignment_trainer.weights.publisher import RolloutServer
 
-_IN_FLIGHT = 64
-"""Requests held by one server: vLLM batches them itself."""
-_TRIES = 5
-"""Servers that may be lost over one prompt before it is dropped: a prompt that kills them would stop the job."""
+_OPTIONS = PoolOptions(
+    in_flight=64,
+    stalled_after=STALLED_AFTER,
+    leave_within=1.0,
+    items=ItemLimits(servers_lost=5, wrong_answers=None),
+    timing=Timing(resolve_every=0.2),
+)
+"""in_flight: vLLM batches requests itself. servers_lost: a prompt that kills servers would stop the job. resolve_every:
+here it asks nobody, it looks at who has registered."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +106,12 @@ class Rollouts:
         async def peers() -> frozenset[str]:
             return frozenset(server.url for server in self._fit(plan))
 
-        options = PoolOptions(
-            in_flight=_IN_FLIGHT, resolve_every=0.2, stalled_after=STALLED_AFTER, leave_within=1.0, tries=_TRIES
-        )
-        pool = ServerPool(task, peers, self.token, lambda count: self.metrics.set("rollout_servers", count), options)
-        done = pool.run(range(len(rows)), stop)
-        self.metrics.add("reissued_requests", pool.reissued)
-        if not done:
+        servers = ServerGroup("rollout", peers, self.token, lambda count: self.metrics.set("rollout_servers", count))
+        result = ServerPool(task, servers, _OPTIONS).run(range(len(rows)), stop)
+        self.metrics.add("reissued_requests", result.reissued)
+        if not result.finished:
             return None
-        return _rollout(rows, answers, {rows[place].row: reason for place, reason in pool.dropped.items()})
+        return _rollout(rows, answers, {rows[place].row: reason for place, reason in result.dropped.items()})
 
     async def addresses(self) -> frozenset[str]:
         """Of every server that has registered, whatever its weights."""

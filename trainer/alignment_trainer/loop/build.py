@@ -75,21 +75,16 @@ def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
     return Sampler(rows, spec.training.batch_size, spec.training.seed)
 
 
-def score_batches(
+def score_rows(
     spec: AlignmentJobSpec,
     engine: Engine,
     examples: Sequence[PreferenceExample],
-    batches: Sequence[tuple[int, ...]],
     leave_if_asked: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """What the algorithm calls scores, of the rows in `batches`, (rows, completions), by row; collective."""
-    algorithm = make_algorithm(spec.algorithm)
-    groups = [[algorithm.group(examples[index]) for index in batch] for batch in batches]
-    micro_tokens = spec.training.micro_batch_tokens
-    scored = score_sequences(engine.forward, algorithm.task.pack, groups, micro_tokens, leave_if_asked)
-    by_row = torch.empty_like(scored)
-    by_row[[index for batch in batches for index in batch]] = scored
-    return by_row
+    """What the algorithm calls scores, (rows, completions); collective."""
+    algorithm, micro_tokens = make_algorithm(spec.algorithm), spec.training.micro_batch_tokens
+    groups = [algorithm.group(example) for example in examples]
+    return score_sequences(engine.forward, algorithm.task.pack, groups, micro_tokens, leave_if_asked)
 
 
 def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:

@@ -15,8 +15,8 @@ from alignment_trainer.algorithms.base import Float32
 from alignment_trainer.data.files import write_text_atomically
 from alignment_trainer.data.finite import refuse_rows
 from alignment_trainer.data.prepared import Examples, PreparedData
-from alignment_trainer.data.reference import evaluation_batches, read_reference
-from alignment_trainer.loop.build import Trainee, score_batches
+from alignment_trainer.data.reference import read_reference
+from alignment_trainer.loop.build import Trainee, score_rows
 from alignment_trainer.loop.offline import leave_if_asked
 from alignment_trainer.loop.reporting import Reporter
 from alignment_trainer.process import distributed
@@ -85,9 +85,8 @@ class PolicyEvaluation:
     def figures(self) -> Evaluated:
         """Now."""
         spec, stop, examples = self.instance.spec, self.instance.stop, self.held_out.examples
-        batches = evaluation_batches(len(examples), spec.training)
         with self.instance.metrics.phase("evaluate"):
-            scores = score_batches(spec, self.policy.engine, examples, batches, lambda: leave_if_asked(stop)).numpy()
+            scores = score_rows(spec, self.policy.engine, examples, lambda: leave_if_asked(stop)).numpy()
         refuse_rows("the policy's scores", [example.row for example in examples], scores)
         return self.held_out.figures(scores)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignment_api.spec import AlignmentJobSpec
-from alignment_trainer.data.microbatches import plan_microbatches
+from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import autocast
@@ -40,19 +40,17 @@ class LocalScorer:
         """Ends the threads with the micro-batches that they are at; who waits for others gets a CancelledError."""
         self._pool.shutdown(cancel_futures=True)
 
-    def score(self, batch: Sequence[PromptGroup], ranks: int = 1) -> list[NDArray[np.float32]]:
+    def score(self, groups: Sequence[PromptGroup]) -> list[NDArray[np.float32]]:
         """For each group the model's numbers, flat: log-probs (nats) of completion tokens, or scores of completions.
 
-        batch: planned together, as a training step of so many ranks plans it, so that both see the same tensors.
+        Micro-batches are of `training.microBatchTokens`, one group at least; devices compute them side by side.
         """
-        shares = plan_microbatches([group.length for group in batch], ranks, self._training.micro_batch_tokens)
-        micros = [micro.places for share in shares for micro in share if micro.counts]
-        results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
-        packed = [self._task.pack([batch[place] for place in places]) for places in micros]
-        for places, numbers in zip(micros, self._pool.map(self._score, packed), strict=True):
-            counts = [self._task.predictors(batch[place]) for place in places]
-            for place, part in zip(places, torch.split(numbers, counts), strict=True):
-                results[place] = part.numpy()
+        pieces = cut_by_tokens([group.length for group in groups], self._training.micro_batch_tokens)
+        packed = (self._task.pack(groups[piece.start : piece.stop]) for piece in pieces)
+        results: list[NDArray[np.float32]] = []
+        for piece, numbers in zip(pieces, self._pool.map(self._score, packed), strict=True):
+            counts = [self._task.predictors(groups[place]) for place in piece]
+            results += [part.numpy() for part in torch.split(numbers, counts)]
         return results
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ class ModelTask:
 
 
 def _each_token(group: PromptGroup) -> int:
-    return sum(map(len, group.completions))
+    return group.completion_tokens
 
 
 def _each_completion(group: PromptGroup) -> int:

@@ -45,6 +45,18 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(reason=type(error).__name__, message=_first_line(error) + _origin(error), retryable=True)
 
 
+def describe(error: BaseException) -> str:
+    """In words: some errors have none of their own."""
+    return str(error) or type(error).__name__
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The first error of a group, however deep: what ended a group of tasks."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether host or GPU had no memory left."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

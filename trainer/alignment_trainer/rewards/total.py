@@ -87,8 +87,8 @@ def score_decoder(rewards: Rewards) -> Callable[[bytes, Sequence[PromptGroup]], 
     def decode(body: bytes, groups: Sequence[PromptGroup]) -> Float32:
         arrays, metadata = load_body(body)
         scores, expected = arrays.get("scores"), (len(names), sum(len(group.completions) for group in groups))
-        if scores is None or scores.shape != expected or not np.isfinite(scores).all():
-            raise WireError(f"no finite `scores` of shape {expected}; found {sorted(arrays)}")
+        if scores is None or scores.shape != expected:
+            raise WireError(f"no `scores` of shape {expected}; found {sorted(arrays)}")
         if tuple(json.loads(metadata.get("components", "[]"))) != names:
             raise WireError(f"scores of {metadata.get('components')}, expected {list(names)}")
         result: Float32 = scores.astype(np.float32)

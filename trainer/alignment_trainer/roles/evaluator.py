@@ -10,8 +10,8 @@ import numpy as np
 from alignment_api.context import Outcome
 from alignment_api.status import EvaluationReport, Progress
 from alignment_trainer.algorithms.base import Float32
+from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import open_prepared
-from alignment_trainer.data.reference import evaluation_batches, policy_ranks
 from alignment_trainer.loop.offline_evaluation import HeldOut, write_report
 from alignment_trainer.loop.online_evaluator import evaluate_online
 from alignment_trainer.model.frozen_model import LocalScorer, sum_completions
@@ -54,14 +54,15 @@ def _exported_model(instance: Instance) -> Path:
 
 
 def _score(instance: Instance, scorer: LocalScorer, held_out: HeldOut) -> Float32 | None:
-    """(pairs, 2), batch by batch; None where this process was asked to go."""
+    """(pairs, 2); None where this process was asked to go, which is looked at when every device has had a turn."""
     instance.board.update(state="scoring held-out rows")
     rows, algorithm, scores = held_out.examples, held_out.algorithm, list[Float32]()
-    for batch in evaluation_batches(len(rows), instance.spec.training):
+    at_once = instance.spec.training.micro_batch_tokens * max(1, instance.context.gpus)
+    for piece in cut_by_tokens(rows.packed_lengths().tolist(), at_once):
         if instance.stop():
             return None
-        groups = [algorithm.group(rows[index]) for index in batch]
-        numbers = scorer.score(groups, policy_ranks(instance.spec))
+        groups = [algorithm.group(rows[index]) for index in piece]
+        numbers = scorer.score(groups)
         scores += [sum_completions(group, values) for group, values in zip(groups, numbers, strict=True)]
         instance.metrics.set("rows", len(scores))
         instance.board.update(progress=Progress(step=len(scores), total_steps=len(rows)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,14 @@ from alignment_api.inputs import Data, Model
 from alignment_api.reward_stage import LEAST_HELD_OUT
 from alignment_api.roles import trains_reward
 from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import ModelReport, PrecisionReport, Progress
+from alignment_api.status import ModelReport, PrecisionReport
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.checkpoint.claims import check_room, check_writable, needed_bytes, read_claims
 from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.data.finding import DataSources, find_data
-from alignment_trainer.data.packing import pair_group
 from alignment_trainer.data.preparation import PreparedRows, Request, preferences, prepare_rows, prompts
 from alignment_trainer.data.prepared import (
     Manifest,
-    PreparedData,
     check_prepared,
     digest,
     keep_precision,
@@ -30,10 +27,9 @@ from alignment_trainer.data.prepared import (
     read_manifest,
     write_prepared,
 )
-from alignment_trainer.data.reference import Float32, ReferenceCache, Shard, plan_shards, policy_ranks, reference_cache
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.experience.online_checks import check_online, check_rows
-from alignment_trainer.experience.reference_client import shard_task
+from alignment_trainer.experience.reference import fill_reference
 from alignment_trainer.model.inspect import (
     Check,
     Named,
@@ -48,9 +44,6 @@ from alignment_trainer.model.inspect import (
 from alignment_trainer.model.precision import decided
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import named_models
-from alignment_trainer.serving.peers import resolved
-from alignment_trainer.serving.pool import PoolOptions, ServerPool
-from alignment_trainer.serving.wire import LogprobsRequest
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +78,7 @@ def run(instance: Instance) -> Outcome:
     manifest = read_manifest(instance.storage)
     data = manifest.data if manifest else None
     board.update(data=data, ready=True, state="data ready")
-    if _asks_reference(instance) and not _fill_reference(instance, open_prepared(instance.storage)):
+    if _asks_reference(instance) and not fill_reference(instance, open_prepared(instance.storage)):
         return Outcome(result="interrupted", data=data, model=model, precision=precision)
     return Outcome(result="succeeded", data=data, model=model, precision=precision)
 
@@ -200,62 +193,3 @@ def _row_options(stage: Instance) -> dict[str, object]:
         "seed": spec.training.seed,
         "stage": stage.context.stage if stage.makes_reward else None,
     }
-
-
-def _fill_reference(instance: Instance, prepared: PreparedData) -> bool:
-    """Drives the reference servers until the cache is complete. False where this process was asked to go."""
-    spec, metrics, board = instance.spec, instance.metrics, instance.board
-    cache, shards = reference_cache(prepared, spec.training), plan_shards(prepared, spec.training)
-    missing = [shard for shard in shards if not cache.holds(shard)]
-    keeper = _ShardKeeper(instance, cache, shards, missing)
-
-    def count_servers(count: int) -> None:
-        metrics.set("servers", count)
-        board.update(state=f"computing the reference on {count} servers" if count else "waiting for reference servers")
-
-    if missing:
-        count_servers(0)
-        pool = ServerPool(
-            task=shard_task(lambda shard: _request(prepared, shard, spec), keeper.accept),
-            peers=resolved(instance.context.peers.get("reference", ())),
-            token=instance.token,
-            servers=count_servers,
-            options=PoolOptions(leave_within=max(1.0, instance.context.notice_seconds - 5)),
-        )
-        with metrics.phase("reference"):
-            if not pool.run(missing, instance.stop):
-                return False
-    cache.complete(shards)
-    board.update(state="reference complete")
-    return True
-
-
-def _request(prepared: PreparedData, shard: Shard, spec: AlignmentJobSpec) -> LogprobsRequest:
-    rows = prepared.split(shard.split)
-    batches = tuple(tuple(pair_group(rows[index]) for index in batch) for batch in shard.batches)
-    return LogprobsRequest(prepared.manifest.model.fingerprint, policy_ranks(spec), batches)
-
-
-class _ShardKeeper:
-    """Writes finished shards and tells how far the work is."""
-
-    def __init__(
-        self, instance: Instance, cache: ReferenceCache, shards: Sequence[Shard], missing: Sequence[Shard]
-    ) -> None:
-        self._instance, self._cache = instance, cache
-        self._total = sum(len(shard.indices) for shard in shards)
-        self._done = self._found = self._total - sum(len(shard.indices) for shard in missing)
-        self._began = time.monotonic()
-        self._tell()
-
-    def accept(self, shard: Shard, logprobs: Float32) -> None:
-        self._cache.write(shard, logprobs)
-        self._done += len(shard.indices)
-        self._tell()
-
-    def _tell(self) -> None:
-        fresh, seconds = self._done - self._found, time.monotonic() - self._began
-        eta = round((self._total - self._done) * seconds / fresh) if fresh else None
-        self._instance.metrics.set("rows", self._done)
-        self._instance.metrics.set("rows_planned", self._total)
-        self._instance.board.update(progress=Progress(step=self._done, total_steps=self._total, eta_seconds=eta))

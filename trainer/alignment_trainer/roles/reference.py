@@ -10,7 +10,7 @@ from alignment_trainer.model.served_model import find_served_model
 from alignment_trainer.model.tasks import LANGUAGE
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.serving.frozen_server import serve
-from alignment_trainer.serving.wire import LOGPROBS_PATH, LogprobsRequest, encode_answer
+from alignment_trainer.serving.wire import LOGPROBS_PATH, GroupsRequest, encode_logprobs
 
 
 def run(instance: Instance) -> Outcome:
@@ -24,10 +24,9 @@ class ReferenceModel:
     def __init__(self, scorer: LocalScorer, fingerprint: str) -> None:
         self._scorer, self.fingerprint, self.vocabulary = scorer, fingerprint, scorer.vocabulary
 
-    def answer(self, asked: LogprobsRequest) -> bytes:
+    def answer(self, asked: GroupsRequest) -> bytes:
         """Log-probs (nats) of all completion tokens, flat."""
-        parts = [part for batch in asked.batches for part in self._scorer.score(batch, asked.ranks)]
-        return encode_answer(self.fingerprint, np.concatenate(parts))
+        return encode_logprobs(self.fingerprint, np.concatenate(self._scorer.score(asked.groups)))
 
     def close(self) -> None:
         """Ends its threads."""

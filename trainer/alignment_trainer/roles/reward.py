@@ -15,7 +15,7 @@ from alignment_trainer.model.tasks import REWARD
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import RewardModel, find_reward_models, fingerprint_of_models
 from alignment_trainer.serving.frozen_server import serve
-from alignment_trainer.serving.wire import SCORES_PATH, LogprobsRequest, encode_scores
+from alignment_trainer.serving.wire import SCORES_PATH, GroupsRequest, encode_scores
 
 
 def run(instance: Instance) -> Outcome:
@@ -32,12 +32,9 @@ class RewardModels:
         self.fingerprint = fingerprint_of_models(models)
         self.vocabulary = min(scorer.vocabulary for scorer in scorers)
 
-    def answer(self, asked: LogprobsRequest) -> bytes:
+    def answer(self, asked: GroupsRequest) -> bytes:
         """Scores, (models, completions)."""
-        scores = [
-            np.concatenate([part for batch in asked.batches for part in scorer.score(batch, asked.ranks)])
-            for scorer in self._scorers
-        ]
+        scores = [np.concatenate(scorer.score(asked.groups)) for scorer in self._scorers]
         return encode_scores(self.fingerprint, self._components, np.stack(scores))
 
     def close(self) -> None:

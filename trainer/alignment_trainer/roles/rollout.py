@@ -16,6 +16,7 @@ from alignment_api.context import Outcome
 from alignment_api.quantity import quantity_value
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.model.served_model import find_served_model
+from alignment_trainer.process.errors import first_cause
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.serving.frozen_server import LEAVING
@@ -23,7 +24,9 @@ from alignment_trainer.serving.peers import Peers, resolved
 from alignment_trainer.vllm.engine import EngineOptions, RolloutEngine, WrongVersion
 from alignment_trainer.vllm.wire import COMPLETIONS_PATH, CompletionsRequest, encode_completions, parse_request
 from alignment_trainer.weights.check import check_manifest, model_tensors
-from alignment_trainer.weights.follower import Key, WeightFollower, WeightSource
+from alignment_trainer.weights.follower import WeightFollower
+from alignment_trainer.weights.installer import WeightInstaller
+from alignment_trainer.weights.poller import Key, WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ async def _serve(instance: Instance, service: CompletionsService, folder: Path) 
         await engine.probe()
         following = asyncio.create_task(follower.run())
         service.open(engine)
-        follower.observe(engine.key, None)
+        follower.report()
         instance.board.update(ready=True)
         while not instance.stop() and not following.done() and not engine.has_died:  # noqa: ASYNC110 (a signal's flag)
             await asyncio.sleep(_TICK)
@@ -71,10 +74,7 @@ async def _serve(instance: Instance, service: CompletionsService, folder: Path) 
 
 def _error_of(following: asyncio.Task[None]) -> BaseException:
     """Why a task that goes on for ever ended; a group of tasks wraps it."""
-    error = following.exception() or RuntimeError("the follower of weights ended")
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    return first_cause(following.exception() or RuntimeError("the follower of weights ended"))
 
 
 def _options(instance: Instance, folder: Path) -> EngineOptions:
@@ -93,25 +93,25 @@ def _follower(instance: Instance, engine: RolloutEngine, folder: Path) -> Weight
     context, server = instance.context, instance.server
     model = model_tensors(folder, _DTYPES[instance.spec.training.precision])
 
-    def observe(key: Key, error: str | None) -> None:
+    def on_change(key: Key, error: str | None) -> None:
         instance.metrics.set("weight_version", key[1])
         refused = f"; newer ones are not taken: {error}" if error else ""
         instance.board.update(state=f"serving weights {key[1]} of attempt {key[0]}{refused}")
 
-    return WeightFollower(
-        source=WeightSource(
-            trainee=_trainee(instance),
-            token=instance.token,
-            name=f"{context.role}-{context.index}",
-            port=server.port if server is not None else context.port,
-        ),
+    source = WeightSource(
+        trainee=_trainee(instance),
+        token=instance.token,
+        name=f"{context.role}-{context.index}",
+        port=server.port if server is not None else context.port,
+    )
+    installer = WeightInstaller(
         target=engine,
         check=lambda manifest: check_manifest(manifest, model),
         scratch=Path(context.scratch),
         metrics=instance.metrics,
-        observe=observe,
         stop=instance.stop,
     )
+    return WeightFollower(source, installer, on_change)
 
 
 def _trainee(instance: Instance) -> Peers:

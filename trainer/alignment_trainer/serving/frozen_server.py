@@ -16,7 +16,7 @@ from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import Metrics
-from alignment_trainer.serving.wire import LogprobsRequest, decode_request
+from alignment_trainer.serving.wire import GroupsRequest, decode_request
 
 MAX_BODY_BYTES = 256 * 2**20
 _PROBE = PromptGroup((0, 1), ((1, 0), (0,)))
@@ -33,7 +33,7 @@ class Frozen(Protocol):
     @property
     def vocabulary(self) -> int: ...
 
-    def answer(self, asked: LogprobsRequest) -> bytes:
+    def answer(self, asked: GroupsRequest) -> bytes:
         """The body of the answer. Safe to call from several threads."""
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ def serve(instance: Instance, path: str, load: Callable[[Instance], Frozen]) -> 
     models = load(instance)
     try:
         instance.board.update(state="probing the model")
-        models.answer(LogprobsRequest(models.fingerprint, 1, ((_PROBE,),)))
+        models.answer(GroupsRequest(models.fingerprint, (_PROBE,)))
         service.open(models)
         instance.board.update(state="serving", ready=True)
         while not instance.stop():
@@ -102,11 +102,11 @@ class FrozenService:
             if not self._leaves:
                 raise
             return _refuse(503, LEAVING)  # its threads are gone
-        self._metrics.add_tokens(sum(map(len, (c for batch in asked.batches for g in batch for c in g.completions))))
+        self._metrics.add_tokens(sum(group.completion_tokens for group in asked.groups))
         return Response(answer, media_type=_MEDIA_TYPE)
 
-    def _check(self, asked: LogprobsRequest) -> None:
-        for number, group in enumerate((g for batch in asked.batches for g in batch), start=1):
+    def _check(self, asked: GroupsRequest) -> None:
+        for number, group in enumerate(asked.groups, start=1):
             length = len(group.prompt) + max(map(len, group.completions))
             if length > self._max_length:
                 raise WireError(f"row {number} has {length} tokens, more than {self._max_length} (training.maxLength)")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,77 +18,89 @@ from alignment_trainer.data.group_arrays import (
     GROUP_TENSORS,
     Arrays,
     WireError,
-    cut_by,
     group_arrays,
     groups_of,
-    int32_array,
 )
 from alignment_trainer.data.packing import PromptGroup
 
 LOGPROBS_PATH, SCORES_PATH = "/v1/logprobs", "/v1/scores"
-FINGERPRINT, RANKS, COMPONENTS = "model_fingerprint", "ranks", "components"
-_LENGTHS = (*GROUP_LENGTHS, "batch_lengths")
-_TENSORS = (*GROUP_TENSORS, "batch_lengths")
-Batches = tuple[tuple[PromptGroup, ...], ...]
+FINGERPRINT, COMPONENTS = "model_fingerprint", "components"
+Float32 = NDArray[np.float32]
+Groups = Sequence[PromptGroup]
 
 
 @dataclass(frozen=True)
-class LogprobsRequest:
-    """Rows to score, batch by batch. ranks: of the training whose micro-batches the server repeats."""
+class GroupsRequest:
+    """Prompts with the completions to score. fingerprint: of the model that shall; empty for any."""
 
     fingerprint: str
-    ranks: int
-    batches: Batches
+    groups: tuple[PromptGroup, ...]
 
 
-def encode_request(request: LogprobsRequest) -> bytes:
-    groups = [group for batch in request.batches for group in batch]
-    arrays = group_arrays(groups) | {"batch_lengths": int32_array([len(batch) for batch in request.batches])}
-    return save(arrays, metadata={FINGERPRINT: request.fingerprint, RANKS: str(request.ranks)})
+def encode_request(request: GroupsRequest) -> bytes:
+    return save(group_arrays(request.groups), metadata={FINGERPRINT: request.fingerprint})
 
 
-def decode_request(body: bytes, vocabulary: int) -> LogprobsRequest:
+def decode_request(body: bytes, vocabulary: int) -> GroupsRequest:
     """Raises WireError that names the tensor, what was found and what belongs there."""
     arrays, metadata = load_body(body)
-    for name in _TENSORS:
+    for name in GROUP_TENSORS:
         if name not in arrays:
-            raise WireError(f"no tensor `{name}`; found {sorted(arrays)}; send {', '.join(_TENSORS)} as int32")
+            raise WireError(f"no tensor `{name}`; found {sorted(arrays)}; send {', '.join(GROUP_TENSORS)} as int32")
         if arrays[name].dtype != np.int32 or arrays[name].ndim != 1:
             raise WireError(f"`{name}` is {arrays[name].dtype} {arrays[name].shape}; send it flat, as int32")
-    for name in _LENGTHS:
+    for name in GROUP_LENGTHS:
         if not len(arrays[name]) or arrays[name].min() < 1:
             raise WireError(f"`{name}` is empty or has a length below 1; every prompt and completion needs a token")
     for tokens in ("prompt_tokens", "completion_tokens"):
         if len(arrays[tokens]) and not 0 <= arrays[tokens].min() <= arrays[tokens].max() < vocabulary:
             raise WireError(f"`{tokens}` holds ids outside 0..{vocabulary - 1}; tokenize with this model's tokenizer")
-    if not metadata.get(RANKS, "1").isdecimal() or int(metadata.get(RANKS, "1")) < 1:
-        raise WireError(f"metadata `{RANKS}` is `{metadata[RANKS]}`; send the training's ranks, 1 or more")
-    return LogprobsRequest(metadata.get(FINGERPRINT, ""), int(metadata.get(RANKS, "1")), _batches(arrays))
+    return GroupsRequest(metadata.get(FINGERPRINT, ""), groups_of(arrays))
 
 
-def encode_answer(fingerprint: str, logprobs: NDArray[np.float32]) -> bytes:
+@dataclass(frozen=True)
+class AnswerFormat:
+    """What one kind of server answers. decode: to an array whose last axis runs over the numbers of all groups.
+
+    numbers: how many of them are a group's. decode raises WireError.
+    """
+
+    path: str
+    decode: Callable[[bytes, Groups], Float32]
+    numbers: Callable[[PromptGroup], int]
+
+
+def encode_logprobs(fingerprint: str, logprobs: Float32) -> bytes:
     """logprobs: flat, one for each completion token of the request, in nats."""
     return save({"logprobs": logprobs}, metadata={FINGERPRINT: fingerprint})
 
 
-def decode_answer(body: bytes, tokens: int) -> NDArray[np.float32]:
-    """The log-probs of so many completion tokens. Raises WireError."""
+def decode_logprobs(body: bytes, groups: Groups) -> Float32:
+    """The log-probs of all completion tokens, (tokens,). Raises WireError."""
     arrays, _ = load_body(body)
-    logprobs = arrays.get("logprobs")
+    logprobs, tokens = arrays.get("logprobs"), sum(group.completion_tokens for group in groups)
     if logprobs is None or logprobs.dtype != np.float32 or logprobs.shape != (tokens,):
         raise WireError(f"an answer without {tokens} float32 `logprobs`; found {sorted(arrays)}")
-    result: NDArray[np.float32] = logprobs
+    result: Float32 = logprobs
     return result
 
 
-def encode_scores(fingerprint: str, components: Sequence[str], scores: NDArray[np.float32]) -> bytes:
+LOGPROBS = AnswerFormat(LOGPROBS_PATH, decode_logprobs, lambda group: group.completion_tokens)
+
+
+def encode_scores(fingerprint: str, components: Sequence[str], scores: Float32) -> bytes:
     """scores: (models, completions) in the order of the request. components: the reward's name of each model."""
     return save({"scores": scores}, metadata={FINGERPRINT: fingerprint, COMPONENTS: json.dumps(list(components))})
 
 
-def _batches(arrays: Arrays) -> Batches:
-    lengths = arrays["batch_lengths"].tolist()
-    return tuple(tuple(batch) for batch in cut_by(groups_of(arrays), lengths, "prompt_lengths"))
+def scores_format(decode: Callable[[bytes, Groups], Float32]) -> AnswerFormat:
+    """Of reward servers: one score for each model and completion."""
+    return AnswerFormat(SCORES_PATH, decode, lambda group: len(group.completions))
+
+
+def split_by_group(values: Float32, numbers: Sequence[int]) -> list[Float32]:
+    """The values of each group, which has so many numbers along the last axis."""
+    return np.split(values, list(accumulate(numbers))[:-1], axis=-1)
 
 
 def load_body(body: bytes) -> tuple[Arrays, dict[str, str]]:

@@ -11,6 +11,7 @@ from urllib.parse import urljoin
 
 import httpx
 
+from alignment_trainer.process.errors import describe
 from alignment_trainer.weights.manifest import WeightManifest, WeightPart
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,11 @@ def _fetch(download: _Download, origin: str, client: httpx.Client, stop: Callabl
         try:
             download.go_on(client, source, stop)
         except (httpx.HTTPError, FetchFailed, OSError) as error:
-            failure = type(error)(str(error)) if isinstance(error, VersionGone) else FetchFailed(_told(source, error))
+            failure = (
+                type(error)(str(error))
+                if isinstance(error, VersionGone)
+                else FetchFailed(f"{source}: {describe(error)}")
+            )
             log.warning("part of weights not fetched: %s", failure)
             if isinstance(error, VersionGone) and len(sources) == 1:
                 break
@@ -96,7 +101,3 @@ class _Download:
             self._start_over()
             raise FetchFailed(f"damaged: its SHA-256 is {found}, not {self.part.sha256}")
         self._partial.rename(self.final)
-
-
-def _told(source: str, error: Exception) -> str:
-    return f"{source}: {str(error) or type(error).__name__}"
