@@ -38,12 +38,12 @@ def ours(options: argparse.Namespace) -> Report:
     from alignment_trainer.checkpoint.run_state import Checkpoints
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.tokenize import PairTokenizer
-    from alignment_trainer.loop.build import RunServices, make_policy, make_run, score_rows
-    from alignment_trainer.loop.offline import Data
+    from alignment_trainer.loop.build import Origin, load_trainee, make_run, make_sampler, score_rows
+    from alignment_trainer.loop.offline import RunHooks, TrainingRows
     from alignment_trainer.loop.train import train
 
     spec = AlignmentJobSpec.model_validate(_spec(options))
-    policy = make_policy(spec, options.model, None, torch.device("cpu"))
+    policy = load_trainee(spec, Origin(options.model), None, torch.device("cpu"))
 
     def run() -> list[float]:
         tokenizer = PairTokenizer(policy.model.tokenizer, spec.training.max_length)
@@ -51,8 +51,9 @@ def ours(options: argparse.Namespace) -> Report:
         reference = score_rows(spec, policy.engine, examples)
         with tempfile.TemporaryDirectory() as folder:
             losses = Losses()
-            services = RunServices(Checkpoints(Path(folder), 1, 1), losses, evaluate=print, stop=lambda: False)
-            train(make_run(spec, policy, Data(examples, reference), services))
+            sampler = make_sampler(spec, len(examples))
+            rows, checkpoints = TrainingRows(examples, sampler, reference), Checkpoints(Path(folder), 1, 1)
+            train(make_run(spec, policy, rows, checkpoints, RunHooks(losses)))
         return losses.seen
 
     return _measure(run)

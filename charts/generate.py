@@ -92,6 +92,7 @@ EVERY_JOB = (
     of_job("Tokens a second", "short", "alignment_tokens_per_second"),
     of_job("Step time", "s", "alignment_step_seconds"),
     of_job("Gradient norm", "short", "alignment_gradient_norm"),
+    of_job("Steps not applied: something was not finite", "short", "alignment_skipped_steps"),
     of_job("Learning rate", "sci", "alignment_learning_rate"),
     of_job("Step and last checkpoint", "short", "alignment_step", "alignment_checkpoint_step"),
     of_job("Peak memory", "bytes", "alignment_resident_memory_bytes"),

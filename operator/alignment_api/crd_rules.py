@@ -24,7 +24,7 @@ Place = tuple[str, ...]
 """Properties from the root of the schema; ITEM stands for the items of a list."""
 
 ITEM = "[]"
-_FIX = "delete the job and apply it anew; a new name with checkpoint.resumeFrom goes on from its checkpoints"
+_FIX = "delete the job and apply it anew; a new name with checkpoint.resumeFrom starts from its weights"
 _ORIGINS = "fraction and source exclude each other; keep one"
 
 

@@ -70,7 +70,9 @@ class Checkpoint(Contract):
     keep: Annotated[int, Field(ge=1)] = 3
     """Checkpoints kept; a damaged newest falls back to the one before."""
     resume_from: WritableSource | None = None
-    """Storage of another job to start from its last verified checkpoint; it is read, never written."""
+    """Storage of another job, of the same model, to start from the weights of its newest verified checkpoint; it is
+    read, never written. The new job begins at its own step 0: its rows, optimizer and random numbers are its own. A job
+    goes on from its own checkpoints by itself."""
 
 
 class Output(Contract):

@@ -19,6 +19,7 @@ from alignment_api.algorithms import Ppo as PpoOptions
 from alignment_api.rewards import Regex, Reward, RewardFunction
 from alignment_trainer.algorithms import ONLINE
 from alignment_trainer.algorithms.schedule import WarmupCosine
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, Sampled, Samples, load_experience, load_samples
@@ -172,17 +173,18 @@ def critic_network(head: float) -> Any:
     return network
 
 
-def value_trainer(setting: OnlineSetting, start: Path | None) -> ValueTrainer:
+def value_trainer(setting: OnlineSetting, start: Start | None) -> ValueTrainer:
     """A critic of its own random body."""
     model = value_scorer(critic_network(setting.value_head))
     if start is not None:
-        load_weights(model, start, PREFIX)
-    trainer = ValueTrainer(
-        ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU),
-        ValueOptions(setting.micro_tokens, setting.value_clip, 1.0 if setting.value_head else None),
-    )
+        load_weights(model, start.folder, PREFIX)
+    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU)
     if start is not None:
-        trainer.restore(start)
+        restore(start.folder, engine, PREFIX)
+    unit = 1.0 if setting.value_head else None
+    trainer = ValueTrainer(engine, ValueOptions(setting.micro_tokens, setting.value_clip, unit))
+    if start is not None:
+        trainer.restore_unit(start.folder)
     return trainer
 
 
@@ -228,7 +230,7 @@ def online_run(
             position,
             load_samples(all_prompts.of_step(position.step), start) if start is not None else Samples(),
             load_experience(start) if start is not None and has_experience else None,
-            critic_steps=chosen.begin(start),
+            critic_steps=chosen.begin(Start(start) if start is not None else None),
         ),
     )
     return run, recorder

@@ -1,6 +1,9 @@
 """What the ranks of a test do."""
 
+import hashlib
 import time
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,14 @@ from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_ru
 
 from alignment_trainer.algorithms import OFFLINE
 from alignment_trainer.checkpoint.run_state import restore, verify_together
+from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import load_weights
 from alignment_trainer.loop.offline import Run
 from alignment_trainer.loop.train import train, train_online
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.process import distributed
+
+POISONED_ROW = 6
 
 
 def in_turn(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -26,7 +32,7 @@ def trained(folder: str, reference: str | None = None, **setting: Any) -> dict[s
     """Trains from the beginning. Losses and norms are empty on ranks that report nothing."""
     run, recorder = tiny_run(Path(folder), Setting(**setting), reference=_load(reference))
     Path(folder).mkdir(exist_ok=True)
-    torch.save(run.data.reference, Path(folder) / "reference.pt")
+    torch.save(run.rows.reference, Path(folder) / "reference.pt")
     train(run)
     return _figures(run, recorder)
 
@@ -124,3 +130,41 @@ def _figures(run: Run, recorder: Any) -> dict[str, Any]:
         "metrics": [report.metrics for report in recorder.reports],
         "weights": {name: tensor.double().sum().item() for name, tensor in weights.items()},
     }
+
+
+def poisoned(folder: str, shardings: list[str], **setting: Any) -> dict[str, dict[str, Any]]:
+    """By sharding: which steps moved the state of a run with one NaN among its reference values; losses, norms, skips.
+
+    The state is what this rank keeps of it: weights, moments, the count of steps.
+    """
+    return {
+        sharding: _poisoned(Path(folder) / sharding, Setting(sharding=sharding, **setting)) for sharding in shardings
+    }
+
+
+def _poisoned(folder: Path, setting: Setting) -> dict[str, Any]:
+    run, recorder = tiny_run(folder, setting)
+    run.rows.reference[POISONED_ROW - 1, 0] = torch.nan
+    states = [_digest(run.engine)]
+    for batch in run.batches():
+        for micro in batch.micros:
+            run.engine.backward(run.loss(micro))
+        run.finish(batch)
+        states.append(_digest(run.engine))
+    weights = {name: tensor for name, tensor in run.engine.full_weights() if tensor is not None}
+    return {
+        "moved": [before != after for before, after in pairwise(states)],
+        "norms": [report.grad_norm for report in recorder.reports],
+        "losses": recorder.losses,
+        "skips": asdict(run.position.skips),
+        "steps": run.engine.steps,
+        "weights": {name: tensor.double().sum().item() for name, tensor in weights.items()},
+    }
+
+
+def _digest(engine: Engine) -> str:
+    digest = hashlib.sha256(str(engine.steps).encode())
+    for name, state in engine.full_state():
+        for tensor in (state.weight, state.exp_avg, state.exp_avg_sq) if state is not None else ():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from tests.tiny import SHAPE, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from alignment_api.manifest import read_manifest
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.checkpoint import checkpoint_folder, start_checkpoint, verify, write_checkpoint
 from alignment_trainer.checkpoint.claims import checkpoints_folder
 from alignment_trainer.data.packing import PromptGroup
@@ -96,7 +97,7 @@ def test_it_values_updates_and_checkpoints_as_one_in_this_process(job: TinyJob, 
     write_checkpoint(folder, 1, 2, remote.write(folder))
     assert {part.name.partition("-")[0] for part in verify(folder).parts} == {"critic"}
     resumed = local(job)
-    assert resumed.begin(folder) == 2
+    assert resumed.begin(Start(folder)) == 2
     assert torch.allclose(resumed.values(GROUPS), remote.values(GROUPS), atol=1e-5)
 
 

@@ -68,7 +68,7 @@ def test_a_step_is_torchs_own_adamw_on_the_mean_of_the_batch(tmp_path):
     """Against a second implementation: the model's own logits, log_softmax, DPO by its formula, AdamW by torch."""
     setting = Setting(rows=4, steps=1, weight_decay=0.0)
     run, recorder = tiny_run(tmp_path, setting)
-    reference = run.data.reference
+    reference = run.rows.reference
     train(run)
 
     causal = tiny_llama().train()
@@ -96,7 +96,7 @@ def test_resumed_run_repeats_the_next_losses_bit_for_bit(tmp_path, micro_batches
     """Asked to go between any two micro-batches, with dropout, so that random numbers matter."""
     setting = Setting(dropout=0.2, micro_tokens=120)
     whole, expected = tiny_run(tmp_path / "whole", setting)
-    reference = whole.data.reference
+    reference = whole.rows.reference
     torch.manual_seed(7)
     train(whole)
 
@@ -122,7 +122,7 @@ def test_a_run_killed_after_a_checkpoint_goes_on_from_it_bit_for_bit(tmp_path):
     whole, expected = tiny_run(tmp_path, setting)
     train(whole)
     checkpoint = tmp_path / "0001" / "00000004"
-    second, after = resume(tmp_path / "later", checkpoint, setting, whole.data.reference)
+    second, after = resume(tmp_path / "later", checkpoint, setting, whole.rows.reference)
     train(second)
     assert exact(after) == exact(expected)[4:]
 
@@ -138,7 +138,7 @@ def test_saving_where_it_was_just_saved_writes_nothing_again(tmp_path):
 def test_evaluation_comes_at_its_own_steps_and_not_after_the_last(tmp_path):
     seen = []
     run, _ = tiny_run(tmp_path, Setting(steps=6))
-    run.evaluate = seen.append
+    run.hooks = dataclasses.replace(run.hooks, evaluate=seen.append)
     run.options = dataclasses.replace(run.options, evaluate_every=3)
     train(run)
     assert seen == [3]

@@ -103,8 +103,10 @@ def test_the_unit_is_part_of_a_checkpoint(tmp_path: Path, updates: int) -> None:
     assert {part.name for part in critic.write(tmp_path)} >= {"critic-unit.json"}
     model = value_scorer(critic_network(9.9))
     load_weights(model, tmp_path, PREFIX)
-    resumed = ValueTrainer(ENGINES["none"](model, OptimizerOptions(0.0, 1e9), "fp32", CPU), ValueOptions(1000))
-    resumed.restore(tmp_path)
+    engine = ENGINES["none"](model, OptimizerOptions(0.0, 1e9), "fp32", CPU)
+    engine.load(tmp_path, PREFIX)
+    resumed = ValueTrainer(engine, ValueOptions(1000))
+    resumed.restore_unit(tmp_path)
     for step in (updates, updates + 1):
         assert torch.equal(resumed.values(GROUPS), critic.values(GROUPS))
         assert update(resumed, step, torch.linspace(-2, 5, 6), 1.7) == update(

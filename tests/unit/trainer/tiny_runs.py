@@ -24,7 +24,7 @@ from alignment_trainer.data.packing import PromptGroup, pack, pack_whole, pair_g
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
-from alignment_trainer.loop.offline import Data, LoopOptions, Run, StepReport
+from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, StepReport, TrainingRows
 from alignment_trainer.model.heads import scorer, value_scorer
 from alignment_trainer.process import distributed
 
@@ -150,10 +150,8 @@ def tiny_run(
         reference = _reference(algorithm, engine, sampler, rows, setting.micro_tokens)
     recorder = Recorder()
     run = Run(
-        engine=engine,
-        algorithm=algorithm,
-        data=Data(rows, reference),
-        sampler=sampler,
+        learner=Learner(engine, algorithm),
+        rows=TrainingRows(rows, sampler, reference),
         options=LoopOptions(
             setting.micro_tokens,
             setting.steps,
@@ -162,9 +160,7 @@ def tiny_run(
             evaluate_every=10**9,
         ),
         checkpoints=Checkpoints(folder, term=1, keep=3),
-        observer=recorder,
-        evaluate=lambda step: None,
-        stop=stop,
+        hooks=RunHooks(recorder, stop=stop),
     )
     return run, recorder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_trainer.checkpoint.claims import (
@@ -31,12 +32,26 @@ def claim_attempt(instance: Instance) -> Claim:
     return distributed.ask_first_rank(claim)
 
 
-def start_folder(instance: Instance, claim: Claim) -> Path | None:
-    """The checkpoint to start from: the claim's, else on a job's very first attempt that of another job's storage."""
-    source = instance.spec.checkpoint.resume_from
-    if claim.start is not None or source is None:
-        return start_of(instance.storage, claim)
-    return resume_from(Path(instance.context.sources[source]), source).folder
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that an attempt starts from.
+
+    resumes: it is this job's own, and everything in it is taken up. Another job's gives its weights alone.
+    """
+
+    folder: Path
+    resumes: bool = True
+
+
+def find_start(instance: Instance, claim: Claim) -> Start | None:
+    """The claim's, else, as long as this job has saved nothing, that of the storage in checkpoint.resumeFrom.
+
+    None for the model as it came. Raises UserError where the other storage holds none.
+    """
+    own, source = start_of(instance.storage, claim), instance.spec.checkpoint.resume_from
+    if own is not None or source is None:
+        return Start(own) if own is not None else None
+    return Start(resume_from(Path(instance.context.sources[source]), source).folder, resumes=False)
 
 
 def make_checkpoints(instance: Instance, claim: Claim) -> Checkpoints:

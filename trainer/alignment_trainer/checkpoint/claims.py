@@ -201,13 +201,25 @@ def start_of(storage: Path, claim: Claim) -> Path | None:
 
 
 def resume_from(storage: Path, source: str) -> Checkpoint:
-    """The last verified checkpoint of another job's storage, only read. Raises UserError where there is none."""
+    """The newest verified checkpoint of another job's storage, only read. Raises UserError where there is none."""
     checkpoint = newest_start(storage, read_claims(storage))
     if checkpoint is None:
-        raise UserError(
-            "NoCheckpoint", f"spec.checkpoint.resumeFrom: `{source}` ({storage}) holds no checkpoint; leave it out"
-        )
+        raise _no_checkpoint(storage, source)
     return checkpoint
+
+
+def newest_unverified(storage: Path, source: str) -> Path:
+    """The same by its manifest, parts unread: for a look at headers. Raises UserError where there is none."""
+    folders = _lineage_checkpoints(storage, read_claims(storage))
+    if not folders:
+        raise _no_checkpoint(storage, source)
+    return folders[0]
+
+
+def _no_checkpoint(storage: Path, source: str) -> UserError:
+    return UserError(
+        "NoCheckpoint", f"spec.checkpoint.resumeFrom: `{source}` ({storage}) holds no checkpoint; leave it out"
+    )
 
 
 def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from alignment_trainer.engines.base import Engine
+from alignment_trainer.engines.state import refuse_not_finite
 from alignment_trainer.model.description import write_description
 from alignment_trainer.model.load import LoadedModel
 from alignment_trainer.process import distributed
@@ -23,10 +24,11 @@ def export_model(model: LoadedModel, engine: Engine, folder: Path, precision: st
     A language model comes with its generation config.
 
     Everything is written beside `folder` and renamed at the end, so that a folder of that name is always whole; one
-    that was there before is replaced.
+    that was there before is replaced. Raises UserError, and leaves what is there, where a weight is not finite.
     """
     dtype = DTYPES[precision]
     weights = {name: tensor.to(dtype) for name, tensor in engine.full_weights() if tensor is not None}
+    refuse_not_finite(weights)
     if distributed.rank() == 0:
         temporary = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)

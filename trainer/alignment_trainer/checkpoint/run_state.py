@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,10 +30,26 @@ POSITION = "position.json"
 
 
 @dataclass(frozen=True)
+class Skips:
+    """Optimizer steps that were not applied because something in them was not finite.
+
+    steps: tried so far. skipped: of those. in_a_row: of those, the last ones, one after the other.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+
+    def after(self, skipped: bool) -> "Skips":
+        """One more step."""
+        return Skips(self.steps + 1, self.skipped + skipped, self.in_a_row + 1 if skipped else 0)
+
+
+@dataclass(frozen=True)
 class Position:
     """Where in the run we are; with the seed it decides which rows come next.
 
-    step: steps done. tokens: packed so far, padding not counted.
+    step: steps done. tokens: packed so far, padding not counted. skips: what was not applied so far.
     Of PPO and GRPO also: updates: optimizer steps done of the next step, whose experience lies beside the position.
     version: of the weights that servers sample with: the step that made them. kl_coef: of the adaptive controller.
     scores: of all completions so far, where what the critic learns is divided by their deviation.
@@ -45,12 +60,15 @@ class Position:
     updates: int = 0
     version: int = 0
     kl_coef: float = 0.0
+    skips: Skips = Skips()
     scores: RunningMoments = field(default_factory=RunningMoments)
 
     @classmethod
-    def of(cls, stored: dict[str, Any]) -> "Position":
-        """As a checkpoint holds it, in JSON."""
-        return cls(**(stored | {"scores": RunningMoments(**stored.get("scores", {}))}))
+    def read(cls, folder: Path) -> "Position":
+        """Of a checkpoint."""
+        fields = json.loads((folder / POSITION).read_text())
+        skips, scores = Skips(**fields.get("skips", {})), RunningMoments(**fields.get("scores", {}))
+        return cls(**fields | {"skips": skips, "scores": scores})
 
     def after(self, tokens: int) -> "Position":
         return replace(self, step=self.step + 1, tokens=self.tokens + tokens, updates=0)
@@ -79,7 +97,7 @@ class Checkpoints:
         if distributed.rank() == 0:
             start_checkpoint(folder)
         distributed.barrier()
-        written = _write_parts(folder, engine, position) + self.extra_parts(folder)
+        written = write_state(engine, folder) + _write_position(position, folder) + self.extra_parts(folder)
         parts = [part for parts in distributed.gather_objects(written) for part in parts]
         if distributed.rank() == 0:
             write_checkpoint(folder, self.term, position.step, parts, position.updates)
@@ -89,26 +107,38 @@ class Checkpoints:
         return self.newest
 
 
-def _write_parts(folder: Path, engine: Engine, position: Position) -> list[Part]:
-    paths = [save_state(engine, folder), folder / f"random-{distributed.rank():05d}.safetensors"]
-    save_file(random_state(), paths[1])
-    if distributed.rank() == 0:
-        paths.append(folder / POSITION)
-        paths[-1].write_text(json.dumps(asdict(position)))
-    return [seal_part(path) for path in paths]
+def write_state(engine: Engine, folder: Path, prefix: str = "") -> list[Part]:
+    """This rank's part of a trainee: weights, moments, random numbers; collective.
+
+    prefix: tells the files of two trainees in one checkpoint apart. Raises UserError for numbers that are not finite.
+    """
+    random = _random_file(folder, prefix)
+    save_file(random_state(), random)
+    return [seal_part(save_state(engine, folder, prefix)), seal_part(random)]
 
 
-def restore(folder: Path, engine: Engine) -> Position:
+def _write_position(position: Position, folder: Path) -> list[Part]:
+    if distributed.rank() != 0:
+        return []
+    (folder / POSITION).write_text(json.dumps(asdict(position)))
+    return [seal_part(folder / POSITION)]
+
+
+def restore(folder: Path, engine: Engine, prefix: str = "") -> Position:
     """Puts a verified checkpoint's optimizer state and random numbers back and returns its position; collective.
 
     The weights were loaded before the engine was made. A rank that it does not know (there are more ranks now) keeps
     the random numbers it was seeded with.
     """
-    engine.load(folder)
-    random = folder / f"random-{distributed.rank():05d}.safetensors"
+    engine.load(folder, prefix)
+    random = _random_file(folder, prefix)
     if random.name in {part.name for part in read_checkpoint(folder).parts}:
         set_random_state(load_file(random))
-    return Position.of(json.loads((folder / POSITION).read_text()))
+    return Position.read(folder)
+
+
+def _random_file(folder: Path, prefix: str) -> Path:
+    return folder / f"{prefix}random-{distributed.rank():05d}.safetensors"
 
 
 def verify_together(folder: Path) -> Checkpoint:

@@ -61,7 +61,11 @@ class ReferenceRows:
 
     def name(self, index: int) -> str:
         """For messages: where the user finds it."""
-        return f"row {self._example(index).row} ({SPLITS[self.split[index]]})"
+        return f"row {self.number(index)} ({SPLITS[self.split[index]]})"
+
+    def number(self, index: int) -> int:
+        """The row's number in the user's data."""
+        return self._example(index).row
 
     def take(self, indices: Places) -> ReferenceRows:
         """Some of them."""

@@ -49,11 +49,17 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of this rank's scalar; the ranks' scalars are summed."""
+        """Adds the gradient of this rank's scalar; the ranks' scalars are summed.
+
+        A scalar that is not finite makes the gradient so (`all_or_nothing`).
+        """
 
     @abstractmethod
     def step(self, learning_rate: float) -> float:
-        """Clips, updates, forgets the gradient. Returns the global L2 norm before clipping."""
+        """Clips, updates, forgets the gradient. Returns the global L2 norm before clipping.
+
+        Where that is not finite, nothing moves but the gradient, which is forgotten; the same on every rank.
+        """
 
     @abstractmethod
     def full_state(self) -> Iterator[tuple[str, ParameterState | None]]:
@@ -76,7 +82,15 @@ class Engine(ABC):
     @property
     @abstractmethod
     def steps(self) -> int:
-        """Optimizer steps done."""
+        """Optimizer steps done; those that were left out do not count."""
+
+
+def all_or_nothing(loss: Tensor) -> Tensor:
+    """The same loss; one that is not finite has a gradient that is not either, whatever its parts are.
+
+    Without it a mean of which one part is infinite would still have the gradient of the others.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:

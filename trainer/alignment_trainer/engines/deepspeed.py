@@ -21,6 +21,7 @@ from alignment_trainer.engines.base import (
     Engine,
     OptimizerOptions,
     ParameterState,
+    all_or_nothing,
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
@@ -57,13 +58,14 @@ class DeepSpeedEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """DeepSpeed averages over ranks where the loop wants the sum."""
-        self._zero.backward(loss * distributed.world_size())
+        self._zero.backward(all_or_nothing(loss) * distributed.world_size())
 
     def step(self, learning_rate: float) -> float:
+        """DeepSpeed itself leaves out a step whose norm is not finite, and drops its gradients."""
         for group in self._zero.optimizer.param_groups:
             group["lr"] = learning_rate
         self._zero.step()
-        self._steps += 1
+        self._steps += self._zero.was_step_applied()
         return float(self._zero.get_global_grad_norm())
 
     @property

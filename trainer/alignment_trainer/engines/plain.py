@@ -1,5 +1,6 @@
 """One process, plain torch: no sharding, nothing between the loop and autograd."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from alignment_trainer.engines.base import (
     Engine,
     OptimizerOptions,
     ParameterState,
+    all_or_nothing,
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, to_cpu
@@ -39,16 +41,17 @@ class PlainEngine(Engine):
         return result
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        all_or_nothing(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = torch.nn.utils.clip_grad_norm_(self._scorer.parameters(), self._options.max_grad_norm)
-        self._optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self._scorer.parameters(), self._options.max_grad_norm).item()
+        if math.isfinite(norm):
+            self._optimizer.step()
+            self._steps += 1
         self._optimizer.zero_grad(set_to_none=True)
-        self._steps += 1
-        return norm.item()
+        return norm
 
     @property
     def steps(self) -> int:

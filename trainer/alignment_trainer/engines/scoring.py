@@ -16,19 +16,26 @@ Forward = Callable[[PackedBatch], Tensor]
 
 @torch.no_grad()
 def score_sequences(
-    forward: Forward, pack: Pack, groups: Sequence[PromptGroup], micro_tokens: int, completions: int = 2
+    forward: Forward,
+    pack: Pack,
+    groups: Sequence[PromptGroup],
+    micro_tokens: int,
+    leave_if_asked: Callable[[], None] = lambda: None,
+    completions: int = 2,
 ) -> Tensor:
     """Of every completion the sum of its predictors' numbers, on every rank; collective.
 
     That is its log-prob (nats) by a language model whose rows `pack` lays out, its score by a reward model with
     `pack_whole`.
 
+    leave_if_asked: called before each micro-batch, on all ranks together; what it raises ends the work.
     completions: of every group.
     Returns fp32 on the CPU, shape (groups, completions).
     """
     scored = torch.zeros(len(groups), completions, dtype=torch.float32)
     shares = plan_microbatches([group.length for group in groups], distributed.world_size(), micro_tokens)
     for micro in shares[distributed.rank()]:
+        leave_if_asked()
         batch = pack([groups[place] for place in micro.places])
         numbers = forward(batch).cpu()
         if micro.counts:

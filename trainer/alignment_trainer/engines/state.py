@@ -5,6 +5,7 @@ Each rank writes the parameters whose turn is its own to `state-<rank>-of-<ranks
 tells the files of two models in one checkpoint apart.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from alignment_trainer.engines.base import Engine, ParameterState
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.process import distributed
+from alignment_trainer.process.errors import UserError
 
 KINDS = tuple(field.name for field in fields(ParameterState))
 
@@ -26,7 +28,7 @@ class IncompleteStateError(ValueError):
 
 
 def save_state(engine: Engine, folder: Path, prefix: str = "") -> Path:
-    """Writes this rank's part and returns its path; collective."""
+    """Writes this rank's part and returns its path; collective. Raises UserError, on every rank."""
     rank, ranks = distributed.rank(), distributed.world_size()
     tensors = {
         f"{kind}/{name}": getattr(state, kind)
@@ -34,16 +36,38 @@ def save_state(engine: Engine, folder: Path, prefix: str = "") -> Path:
         if state is not None
         for kind in KINDS
     }
+    refuse_not_finite(tensors)
     path = folder / f"{prefix}state-{rank:05d}-of-{ranks:05d}.safetensors"
     save_file(tensors, path, metadata={"steps": str(engine.steps)})
     return path
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError by the name of a tensor that is not finite on some rank, on every rank; collective."""
+    here = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    odd = [name for name in distributed.gather_objects(here) if name is not None]
+    if odd:
+        raise UserError(
+            "NotFinite",
+            f"{odd[0]} holds numbers that are not finite, so nothing is written; what was written before stays. Lower "
+            "`learningRate` or `maxGradNorm`",
+        )
+
+
+def holds_state(folder: Path, prefix: str = "") -> bool:
+    """Whether a checkpoint has a part of this trainee at all."""
+    return bool(_parts(folder, prefix))
+
+
+def _parts(folder: Path, prefix: str) -> list[Path]:
+    return sorted(folder.glob(f"{prefix}state-*-of-*.safetensors"))
 
 
 class SavedState:
     """The parts of a folder, read a tensor at a time."""
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
-        paths = sorted(folder.glob(f"{prefix}state-*-of-*.safetensors"))
+        paths = _parts(folder, prefix)
         if not paths or len(paths) != int(paths[0].stem.rpartition("-")[2]):
             raise IncompleteStateError(f"{folder}: found {len(paths)} parts of the training state, not all of them")
         self._parts: list[Any] = [safe_open(path, framework="pt") for path in paths]
@@ -53,6 +77,14 @@ class SavedState:
     @property
     def steps(self) -> int:
         return int(self._parts[0].metadata()["steps"])
+
+    def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, by its name in the model's folder; only headers are read."""
+        return {
+            key.removeprefix(f"{kind}/"): tuple(part.get_slice(key).get_shape())
+            for key, part in self._part_of.items()
+            if key.startswith(f"{kind}/")
+        }
 
     def get(self, kind: str, name: str) -> Tensor:
         key = f"{kind}/{name}"

@@ -17,6 +17,7 @@ import httpx
 import torch
 from torch import Tensor
 
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.checkpoint import Part
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience import critic_wire as wire
@@ -37,7 +38,7 @@ _PASSING = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.CONFLICT)
 class Critic(Protocol):
     """Every method is collective over the actor's ranks."""
 
-    def begin(self, start: Path | None) -> int:
+    def begin(self, start: Start | None) -> int:
         """Takes up the critic's part of a checkpoint, or the model as it came. Returns its optimizer steps so far."""
 
     def values(self, groups: Groups) -> Tensor:
@@ -59,7 +60,7 @@ class Critic(Protocol):
 class NoCritic:
     """Of algorithms without one."""
 
-    def begin(self, start: Path | None) -> int:
+    def begin(self, start: Start | None) -> int:
         return 0
 
     def values(self, groups: Groups) -> Tensor:
@@ -81,12 +82,12 @@ class NoCritic:
 class LocalCritic:
     """In the actor's process. make: the trainer of the checkpoint in that folder, or of the model as it came."""
 
-    def __init__(self, make: Callable[[Path | None], ValueTrainer]) -> None:
+    def __init__(self, make: Callable[[Start | None], ValueTrainer]) -> None:
         self._make = make
         self._trainer: ValueTrainer | None = None
         self._metrics: dict[str, float] = {}
 
-    def begin(self, start: Path | None) -> int:
+    def begin(self, start: Start | None) -> int:
         self._trainer = self._make(start)
         return self._trainer.steps
 
@@ -145,8 +146,8 @@ class RemoteCritic:
         if distributed.rank() == 0:
             self._heart.start()
 
-    def begin(self, start: Path | None) -> int:
-        body = json.dumps({"start": self._relative(start) if start is not None else None}).encode()
+    def begin(self, start: Start | None) -> int:
+        body = wire.encode_begin(start, self._address.storage)
         return int(json.loads(self._on_first_rank(wire.BEGIN_PATH, lambda: body))["steps"])
 
     def values(self, groups: Groups) -> Tensor:

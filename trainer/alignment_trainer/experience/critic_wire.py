@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.numpy import save
 from torch import Tensor
 
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.data.group_arrays import WireError, group_arrays, groups_of
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.minibatches import UpdateKey
@@ -22,6 +24,25 @@ ATTEMPT_HEADER = "X-Alignment-Attempt"
 """Of every request: a critic answers its own gang's actor alone (409 otherwise)."""
 _VALUES = ("values", "returns", "weights")
 _METADATA = ("key", "learning_rate", "scale")
+
+
+def encode_begin(start: Start | None, storage: Path) -> bytes:
+    """What the critic shall start from: a checkpoint below the job's storage; the name of one in resumeFrom's."""
+    if start is None:
+        return json.dumps({"start": None}).encode()
+    root = storage if start.resumes else start.folder.parents[2]
+    return json.dumps({"start": str(start.folder.relative_to(root)), "resumes": start.resumes}).encode()
+
+
+def decode_begin(body: bytes, storage: Path, other: Path | None) -> Start | None:
+    """other: the storage of checkpoint.resumeFrom. Raises WireError."""
+    asked = json.loads(body)
+    if asked["start"] is None:
+        return None
+    root = storage if asked["resumes"] else other
+    if root is None:
+        raise WireError("the critic shall start from another job's checkpoint, but its spec has no resumeFrom")
+    return Start(root / asked["start"], asked["resumes"])
 
 
 def encode_groups(groups: tuple[PromptGroup, ...]) -> bytes:

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment_trainer.algorithms.advantages import explained_variance
 from alignment_trainer.algorithms.losses import value_loss
 from alignment_trainer.checkpoint.checkpoint import Part, seal_part
-from alignment_trainer.checkpoint.run_state import random_state, set_random_state
+from alignment_trainer.checkpoint.run_state import write_state
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PromptGroup, pack
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.scoring import completion_spans, token_values
-from alignment_trainer.engines.state import save_state
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.process import distributed
 
@@ -111,19 +109,13 @@ class ValueTrainer:
 
     def write(self, folder: Path) -> list[Part]:
         """This rank's part of a checkpoint."""
-        random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
-        save_file(random_state(), random)
-        parts = [seal_part(save_state(self._engine, folder, PREFIX)), seal_part(random)]
+        parts = write_state(self._engine, folder, PREFIX)
         if distributed.rank() == 0:
             (folder / _UNIT_FILE).write_text(json.dumps({"unit": self._unit}))
             parts.append(seal_part(folder / _UNIT_FILE))
         return parts
 
-    def restore(self, folder: Path) -> None:
-        """Takes up the optimizer's state, the unit and this rank's random numbers; the weights were loaded before."""
-        self._engine.load(folder, PREFIX)
+    def restore_unit(self, folder: Path) -> None:
+        """Takes up the unit of a checkpoint whose state its engine has taken up."""
         file = folder / _UNIT_FILE
         self._unit = json.loads(file.read_text())["unit"] if file.is_file() else 1.0  # of before critics had a unit
-        random = folder / f"{PREFIX}random-{distributed.rank():05d}.safetensors"
-        if random.is_file():
-            set_random_state(load_file(random))

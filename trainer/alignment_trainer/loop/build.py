@@ -10,21 +10,22 @@ from torch import Tensor
 from alignment_api.spec import AlignmentJobSpec
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore, verify_together
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.engines.state import load_weights
-from alignment_trainer.loop.offline import Data, LoopOptions, Observer, Run
+from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
 from alignment_trainer.model.load import LoadedModel
 from alignment_trainer.model.tasks import LANGUAGE, ModelTask
 from alignment_trainer.process import distributed
 
 
 @dataclass(frozen=True)
-class Policy:
-    """The trainee, where it left off."""
+class Trainee:
+    """A model that is trained, where it left off."""
 
     model: LoadedModel
     engine: Engine
@@ -32,16 +33,12 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class RunServices:
-    """What a run saves to, tells and asks.
+class Origin:
+    """What a trainee is made of. model: its folder. prefix: of its files in a checkpoint that it shares."""
 
-    evaluate: scores the held-out rows at a step; called on every rank. stop: whether this process shall go.
-    """
-
-    checkpoints: Checkpoints
-    observer: Observer
-    evaluate: Callable[[int], None]
-    stop: Callable[[], bool]
+    model: Path
+    task: ModelTask = LANGUAGE
+    prefix: str = ""
 
 
 def sharding_of(spec: AlignmentJobSpec, ranks: int) -> str:
@@ -57,33 +54,37 @@ def sharding_of(spec: AlignmentJobSpec, ranks: int) -> str:
     return sharding
 
 
-def make_policy(
-    spec: AlignmentJobSpec, model_folder: Path, start: Path | None, device: torch.device, task: ModelTask = LANGUAGE
-) -> Policy:
-    """The model of `model_folder`, or as the checkpoint in `start` left it; collective.
+def load_trainee(spec: AlignmentJobSpec, origin: Origin, start: Start | None, device: torch.device) -> Trainee:
+    """The model as it came, as this job's checkpoint left it, or with another job's weights; collective.
 
     Seeds this rank's random numbers. Raises DamagedCheckpointError where `start` does not verify.
     """
-    training, rank = spec.training, distributed.rank()
-    model = task.load(model_folder, spec)
+    training, prefix = spec.training, origin.prefix
+    model = origin.task.load(origin.model, spec)
     if start is not None:
-        verify_together(start)
-        load_weights(model.scorer, start)
+        verify_together(start.folder)
+        load_weights(model.scorer, start.folder, prefix)
     make_engine = ENGINES[sharding_of(spec, distributed.world_size())]
     engine = make_engine(model.scorer, OptimizerOptions.of(training), training.precision, device)
-    torch.manual_seed(training.seed * 1_000_003 + rank)
-    return Policy(model, engine, restore(start, engine) if start is not None else Position())
+    torch.manual_seed(training.seed * 1_000_003 + distributed.rank())
+    resumes = start is not None and start.resumes
+    return Trainee(model, engine, restore(start.folder, engine, prefix) if start and resumes else Position())
 
 
 def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
     return Sampler(rows, spec.training.batch_size, spec.training.seed)
 
 
-def score_rows(spec: AlignmentJobSpec, engine: Engine, examples: Sequence[PreferenceExample]) -> Tensor:
+def score_rows(
+    spec: AlignmentJobSpec,
+    engine: Engine,
+    examples: Sequence[PreferenceExample],
+    leave_if_asked: Callable[[], None] = lambda: None,
+) -> Tensor:
     """What the algorithm calls scores, (rows, completions); collective."""
-    algorithm = make_algorithm(spec.algorithm)
+    algorithm, micro_tokens = make_algorithm(spec.algorithm), spec.training.micro_batch_tokens
     groups = [algorithm.group(example) for example in examples]
-    return score_sequences(engine.forward, algorithm.task.pack, groups, spec.training.micro_batch_tokens)
+    return score_sequences(engine.forward, algorithm.task.pack, groups, micro_tokens, leave_if_asked)
 
 
 def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:
@@ -98,18 +99,16 @@ def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:
     )
 
 
-def make_run(spec: AlignmentJobSpec, policy: Policy, data: Data, services: RunServices) -> Run:
+def make_run(
+    spec: AlignmentJobSpec, policy: Trainee, rows: TrainingRows, checkpoints: Checkpoints, hooks: RunHooks
+) -> Run:
     """The run from the policy's position to the last step."""
-    sampler = make_sampler(spec, len(data.examples))
+    total_steps = rows.sampler.total_steps(spec.training.epochs, spec.training.max_steps)
     return Run(
-        engine=policy.engine,
-        algorithm=make_algorithm(spec.algorithm),
-        data=data,
-        sampler=sampler,
-        options=loop_options(spec, sampler.total_steps(spec.training.epochs, spec.training.max_steps)),
-        checkpoints=services.checkpoints,
-        observer=services.observer,
-        evaluate=services.evaluate,
-        stop=services.stop,
+        learner=Learner(policy.engine, make_algorithm(spec.algorithm)),
+        rows=rows,
+        options=loop_options(spec, total_steps),
+        checkpoints=checkpoints,
+        hooks=hooks,
         position=policy.position,
     )

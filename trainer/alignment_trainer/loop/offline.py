@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from alignment_trainer.algorithms import OfflineAlgorithm
+from alignment_trainer.algorithms.base import LossAndMetrics
 from alignment_trainer.checkpoint.checkpoint import Checkpoint
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, random_state, set_random_state
 from alignment_trainer.data.examples import PreferenceExample
@@ -16,11 +17,18 @@ from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines.base import Engine
+from alignment_trainer.loop import guard
 from alignment_trainer.process import distributed
 
 
 class Interrupted(Exception):
     """Somebody asked the run to go; nothing of the unfinished step counts."""
+
+
+def leave_if_asked(stop: Callable[[], bool]) -> None:
+    """Raises Interrupted on every rank once one was asked to go; collective."""
+    if distributed.any_rank(stop()):
+        raise Interrupted
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,12 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that this rank computes at once. weight: of each row's loss, such that all ranks' rows sum to the mean."""
+    """Rows that this rank computes at once.
 
+    rows: their numbers in the data, from 1. weight: of each row's loss, such that all ranks' rows sum to the mean.
+    """
+
+    rows: tuple[int, ...]
     packed: PackedBatch
     reference: Tensor
     weight: Tensor
@@ -62,16 +74,29 @@ class StepBatch:
     """The rows of one optimizer step; `micros` are this rank's share. step: counted from 0."""
 
     step: int
+    rows: tuple[int, ...]
     micros: Iterator[MicroBatch]
     tokens: int
 
 
 @dataclass(frozen=True)
-class Data:
-    """Rows with the reference's log-probs of their completions, fp32 (rows, completions); zeros where there is none."""
+class TrainingRows:
+    """Rows, the order in which steps take them, and what the reference says of each.
+
+    reference: log-probs of the completions, fp32 (rows, completions); zeros where there is none.
+    """
 
     examples: Sequence[PreferenceExample]
+    sampler: Sampler
     reference: Tensor
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns, and by which loss."""
+
+    engine: Engine
+    algorithm: OfflineAlgorithm
 
 
 @dataclass(frozen=True)
@@ -85,36 +110,69 @@ class LoopOptions:
     evaluate_every: int
 
 
-@dataclass
-class Run:
-    """One attempt's training. The same on every rank but for the share of rows.
+@dataclass(frozen=True)
+class RunHooks:
+    """Whom a run tells and asks.
 
-    stop: asked between micro-batches whether this process shall go. evaluate: scores the held-out rows; collective.
+    evaluate: scores the held-out rows after so many steps; collective, may raise Interrupted. stop: asked between
+    micro-batches whether this process shall go.
     """
 
-    engine: Engine
-    algorithm: OfflineAlgorithm
-    data: Data
-    sampler: Sampler
+    observer: Observer
+    evaluate: Callable[[int], None] = lambda step: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class StepTally:
+    """What this rank has gathered of the step that runs. random: its random numbers as they were before.
+
+    losses: of each micro-batch, with its rows.
+    """
+
+    began: float = field(default_factory=time.monotonic)
+    random: dict[str, Tensor] = field(default_factory=random_state)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+
+    def add(self, micro: MicroBatch, found: LossAndMetrics) -> None:
+        self.losses.append((micro.rows, found.loss.detach()))
+        for name, value in found.metrics.items():
+            part = value @ micro.weight
+            self.sums[name] = self.sums[name] + part if name in self.sums else part
+
+    def totals(self) -> dict[str, float]:
+        """Metrics over all ranks; collective."""
+        totals = distributed.sum_over_ranks(torch.stack(list(self.sums.values())).double())
+        return dict(zip(self.sums, totals.tolist(), strict=True))
+
+
+@dataclass
+class Run:
+    """One attempt's training. The same on every rank but for the share of rows."""
+
+    learner: Learner
+    rows: TrainingRows
     options: LoopOptions
     checkpoints: Checkpoints
-    observer: Observer
-    evaluate: Callable[[int], None]
-    stop: Callable[[], bool] = lambda: False
+    hooks: RunHooks
     position: Position = field(default_factory=Position)
-    _sums: dict[str, Tensor] = field(default_factory=dict)
-    _began: float = 0.0
-    _random: dict[str, Tensor] = field(default_factory=dict)
+    _tally: StepTally = field(default_factory=StepTally)
+
+    @property
+    def engine(self) -> Engine:
+        return self.learner.engine
 
     def batches(self) -> Iterator[StepBatch]:
         """The steps that are left, from the run's own position."""
         while self.position.step < self.options.total_steps:
-            self._sums, self._began, self._random = {}, time.monotonic(), random_state()
+            self._tally = StepTally()
             yield self._batch(self.position.step)
 
     def _batch(self, step: int) -> StepBatch:
-        indices = self.sampler.batch(step)
-        groups = [self.algorithm.group(self.data.examples[index]) for index in indices]
+        indices = self.rows.sampler.batch(step)
+        examples = [self.rows.examples[index] for index in indices]
+        groups = [self.learner.algorithm.group(example) for example in examples]
         lengths = [group.length for group in groups]
         shares = plan_microbatches(lengths, distributed.world_size(), self.options.micro_tokens)
 
@@ -122,42 +180,47 @@ class Run:
             for plan in shares[distributed.rank()]:
                 self._leave_if_asked()
                 yield MicroBatch(
-                    packed=self.algorithm.task.pack([groups[place] for place in plan.places]),
-                    reference=self.data.reference[[indices[place] for place in plan.places]].to(self.engine.device),
+                    rows=tuple(examples[place].row for place in plan.places),
+                    packed=self.learner.algorithm.task.pack([groups[place] for place in plan.places]),
+                    reference=self.rows.reference[[indices[place] for place in plan.places]].to(self.engine.device),
                     weight=torch.full((len(plan.places),), plan.counts / len(indices), device=self.engine.device),
                 )
 
-        return StepBatch(step, micros(), sum(lengths))
+        return StepBatch(step, tuple(example.row for example in examples), micros(), sum(lengths))
 
     def _leave_if_asked(self) -> None:
-        """Ranks leave together, between the same two micro-batches, as if the step had never start.
+        """Ranks leave together, between the same two micro-batches, as if the step had never begun.
 
         Raises Interrupted.
         """
-        if distributed.any_rank(self.stop()):
-            set_random_state(self._random)
-            raise Interrupted
+        try:
+            leave_if_asked(self.hooks.stop)
+        except Interrupted:
+            set_random_state(self._tally.random)
+            raise
 
     def loss(self, micro: MicroBatch) -> Tensor:
         """This micro-batch's part of the mean loss over the global batch; its metrics are remembered for the report."""
         packed = micro.packed.to(self.engine.device)
         sums = packed.sum_per_sequence(self.engine.forward(packed))
-        result = self.algorithm.loss(sums.view(len(micro.weight), -1), micro.reference)
-        for name, value in result.metrics.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=self.engine.device)) + value @ micro.weight
-        return result.loss @ micro.weight
+        found = self.learner.algorithm.loss(sums.view(len(micro.weight), -1), micro.reference)
+        self._tally.add(micro, found)
+        return found.loss @ micro.weight
 
     def finish(self, batch: StepBatch) -> None:
-        """The optimizer's step, and what the world hears of it."""
-        learning_rate = self.options.learning_rate(batch.step)
-        grad_norm = self.engine.step(learning_rate)
-        totals = distributed.sum_over_ranks(torch.stack(list(self._sums.values())).double())
+        """The optimizer's step, and what the world hears of it. Raises UserError where too many were not finite."""
+        rate = self.options.learning_rate(batch.step)
+        norm = self.engine.step(rate)
+        metrics = self._tally.totals()
         self.position = self.position.after(batch.tokens)
+        rows = guard.rows_to_blame(self._tally.losses, batch.rows) if guard.was_skipped(norm) else ()
+        skips = guard.count(self.position.skips, self.position.step, (norm,), rate, rows)
+        self.position = replace(self.position, skips=skips)
         if distributed.rank() == 0:
-            metrics = dict(zip(self._sums, totals.tolist(), strict=True))
-            seconds = time.monotonic() - self._began
+            metrics["skipped_steps"] = float(self.position.skips.skipped)
+            seconds = time.monotonic() - self._tally.began
             step, total = self.position.step, self.options.total_steps
-            self.observer.stepped(StepReport(step, total, metrics, learning_rate, grad_norm, batch.tokens, seconds))
+            self.hooks.observer.stepped(StepReport(step, total, metrics, rate, norm, batch.tokens, seconds))
 
     def after_step(self) -> None:
         """Saves and evaluates where it is time to. The last step is saved; its evaluation comes after the export."""
@@ -165,11 +228,11 @@ class Run:
         if step % self.options.checkpoint_every == 0 or last:
             self.save()
         if step % self.options.evaluate_every == 0 and not last:
-            self.evaluate(step)
+            self.hooks.evaluate(step)
 
     def save(self) -> Checkpoint:
         """Saves the position that was reached; nothing to do where that is saved already. Collective."""
         checkpoint = self.checkpoints.save(self.engine, self.position)
         if distributed.rank() == 0:
-            self.observer.saved(checkpoint)
+            self.hooks.observer.saved(checkpoint)
         return checkpoint

@@ -13,8 +13,14 @@ from alignment_api.status import Evaluated, EvaluationReport
 from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.algorithms.base import Float32
 from alignment_trainer.data.files import write_text_atomically
+from alignment_trainer.data.finite import refuse_rows
 from alignment_trainer.data.prepared import Examples, PreparedData
 from alignment_trainer.data.reference import read_reference
+from alignment_trainer.loop.build import Trainee, score_rows
+from alignment_trainer.loop.offline import leave_if_asked
+from alignment_trainer.loop.reporting import Reporter
+from alignment_trainer.process import distributed
+from alignment_trainer.process.instance import Instance
 
 REPORT_FILE, BEFORE_FILE = "evaluation.json", "before.json"
 _FIGURES: TypeAdapter[Evaluated] = TypeAdapter(Evaluated)
@@ -44,6 +50,45 @@ class HeldOut:
         if self.algorithm.needs_reference:
             return self.figures(self.reference)
         return _FIGURES.validate_json((storage / BEFORE_FILE).read_bytes())
+
+
+@dataclass(frozen=True)
+class PolicyEvaluation:
+    """The held-out rows by the policy as it is at that moment.
+
+    Collective, and left between two micro-batches where this process was asked to go: any of it raises Interrupted.
+    """
+
+    instance: Instance
+    policy: Trainee
+    held_out: HeldOut
+    reporter: Reporter
+
+    def keep_before(self) -> None:
+        """Without a reference only the policy itself can say what it was like before its first step."""
+        if distributed.from_first_rank(lacks_before(self.instance.storage, self.held_out)):
+            self.instance.board.update(state="evaluating the untouched model")
+            before = self.figures()
+            if distributed.rank() == 0:
+                write_before(self.instance.storage, before)
+
+    def report(self, step: int) -> None:
+        """After so many steps."""
+        figures = self.figures()
+        if distributed.rank() == 0:
+            self.reporter.evaluated(step, figures)
+
+    def before_and_after(self) -> EvaluationReport:
+        """Of the model as it came and of the policy now."""
+        return EvaluationReport(before=self.held_out.before(self.instance.storage), after=self.figures())
+
+    def figures(self) -> Evaluated:
+        """Now."""
+        spec, stop, examples = self.instance.spec, self.instance.stop, self.held_out.examples
+        with self.instance.metrics.phase("evaluate"):
+            scores = score_rows(spec, self.policy.engine, examples, lambda: leave_if_asked(stop)).numpy()
+        refuse_rows("the policy's scores", [example.row for example in examples], scores)
+        return self.held_out.figures(scores)
 
 
 def lacks_before(storage: Path, held_out: HeldOut) -> bool:

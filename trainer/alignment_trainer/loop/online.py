@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ from alignment_trainer.engines.scoring import token_values
 from alignment_trainer.experience.metrics import rollout_metrics
 from alignment_trainer.experience.minibatches import Micro, UpdateKey, minibatches, plan_micros
 from alignment_trainer.experience.value_trainer import ValueBatch
+from alignment_trainer.loop import guard
 from alignment_trainer.loop.offline import Interrupted, LoopOptions, StepReport
 from alignment_trainer.loop.online_parts import (
     Minibatch,
@@ -46,6 +48,7 @@ from alignment_trainer.loop.online_parts import (
     UpdateOptions,
 )
 from alignment_trainer.process import distributed
+from alignment_trainer.process.metrics import finite_ones
 
 T = TypeVar("T")
 
@@ -130,8 +133,10 @@ class OnlineRun:
         rollout, mask = scored.rollout, scored.rollout.mask
         kl = kl_estimate(scored.policy_logprobs, scored.ref_logprobs, "k3")
         mean_kl = ((kl * mask).sum() / mask.sum()).item()
-        next_coef = self.trainees.algorithm.next_kl_coef(kl_coef, mean_kl, len(mask))
-        self.position = replace(self.position, kl_coef=next_coef, scores=self._scores_seen(scored, targets))
+        if math.isfinite(mean_kl):
+            kl_coef_next = self.trainees.algorithm.next_kl_coef(kl_coef, mean_kl, len(mask))
+            self.position = replace(self.position, kl_coef=kl_coef_next)
+        self.position = replace(self.position, scores=self._scores_seen(scored, targets))
         self.tally.figures = rollout_metrics(scored, targets, self.position) | {
             "kl": mean_kl,
             "kl_coef": kl_coef,
@@ -208,8 +213,17 @@ class OnlineRun:
             with self.services.timing.working():
                 found = self._update_policy(experience, indices, weights) if self._has_signal(minibatch) else {}
             found |= self.trainees.critic.finish_update()
-        self.progress.critic_steps += 1
-        self.tally.add_update(found)
+        self.progress.critic_steps += not guard.was_skipped(found.get("value_gradient_norm", 0.0))
+        self._count(found, experience, indices)
+        self.tally.add_update(finite_ones(found))
+
+    def _count(self, found: dict[str, float], experience: Experience, indices: tuple[int, ...]) -> None:
+        """Raises UserError where too many updates were not finite."""
+        norms = [found[name] for name in ("gradient_norm", "value_gradient_norm") if name in found]
+        step, rate = self.position.step, self.options.learning_rate(self.position.step)
+        rows = guard.prompts_to_blame(experience, indices, self.prompts.of_step(step))
+        skips = guard.count(self.position.skips, step + 1, norms, rate, rows)
+        self.position = replace(self.position, skips=skips)
 
     @property
     def _is_warm(self) -> bool:
@@ -255,12 +269,15 @@ class OnlineRun:
             self.services.observer.stepped(self._report(tokens))
 
     def _report(self, tokens: int) -> StepReport:
-        means = self.tally.means()
+        means = self.tally.means() | {
+            "weight_version": float(self.position.version),
+            "skipped_steps": float(self.position.skips.skipped),
+        }
         return StepReport(
             step=self.position.step,
             total_steps=self.options.total_steps,
             grad_norm=means.pop("gradient_norm", 0.0),
-            metrics=self.tally.figures | means | {"weight_version": float(self.position.version)},
+            metrics=self.tally.figures | means,
             learning_rate=self.options.learning_rate(self.position.step - 1),
             tokens=tokens,
             seconds=time.monotonic() - self.tally.began,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from alignment_api.status import CheckpointStatus, Evaluated, Progress
 from alignment_trainer.experience.metrics import COMPONENT
+from alignment_trainer.process.metrics import finite_ones
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -47,9 +48,8 @@ class Reporter:
         """One optimizer step is done."""
         self._recent.append((report.tokens, report.seconds))
         tokens, seconds = map(sum, zip(*self._recent, strict=True))
-        values = report.metrics | {
+        values = finite_ones(report.metrics | {"gradient_norm": report.grad_norm}) | {
             "learning_rate": report.learning_rate,
-            "gradient_norm": report.grad_norm,
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "step_seconds": report.seconds,
         }

@@ -37,8 +37,8 @@ class LocalScorer:
         self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="scorer")
 
     def close(self) -> None:
-        """Ends the threads."""
-        self._pool.shutdown()
+        """Ends the threads with the micro-batches that they are at; who waits for others gets a CancelledError."""
+        self._pool.shutdown(cancel_futures=True)
 
     def score(self, groups: Sequence[PromptGroup]) -> list[NDArray[np.float32]]:
         """For each group the model's numbers, flat: log-probs (nats) of completion tokens, or scores of completions.

@@ -147,6 +147,17 @@ def reward_model(config: Any) -> Built:
     return value_model(config)
 
 
+def parameter_shapes(folder: Path, check: Check) -> dict[str, tuple[int, ...]]:
+    """Of what is made of the folder's config, by the names in a model's folder; no memory is taken."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        packed: Any = check(config)
+    return {packed.hub_names[name]: tuple(parameter.shape) for name, parameter in packed.named_parameters()}
+
+
 def check_same_tokenizer(named: Named, tokenizer: Any, policy: Any) -> None:
     """Raises UserError where a model would read the policy's token ids as other texts."""
     theirs, ours = tokenizer.get_vocab(), policy.get_vocab()

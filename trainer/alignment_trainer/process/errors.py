@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
+from collections.abc import Sequence
 
 from alignment_api.context import Failure
 
@@ -20,6 +21,12 @@ class UserError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def name_rows(rows: Sequence[int], most: int = 12) -> str:
+    """Rows in words, the first of many."""
+    more = f" and {len(rows) - most} more" if len(rows) > most else ""
+    return ", ".join(map(str, rows[:most])) + more
 
 
 def failure_of(error: BaseException) -> Failure:

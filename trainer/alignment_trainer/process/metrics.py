@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -24,6 +25,7 @@ GAUGES = {
     "rejected_logprob": ("alignment_rejected_logprob_nats", "Mean summed log-prob of rejected completions"),
     "learning_rate": ("alignment_learning_rate", "Learning rate of the last step"),
     "gradient_norm": ("alignment_gradient_norm", "Global L2 norm of the gradient before clipping"),
+    "skipped_steps": ("alignment_skipped_steps", "Optimizer steps not applied so far: something was not finite"),
     "tokens_per_second": ("alignment_tokens_per_second", "Tokens a second over all ranks, padding not counted"),
     "step_seconds": ("alignment_step_seconds", "Duration of the last optimizer step"),
     "checkpoint_step": ("alignment_checkpoint_step", "Optimizer steps in the last verified checkpoint"),
@@ -161,3 +163,8 @@ class Metrics:
             yield
         finally:
             self._phases.labels(**self._labels, phase=name).inc(time.monotonic() - began)
+
+
+def finite_ones(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without those of a step that was not applied, which say nothing; status holds numbers alone."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -14,9 +14,8 @@ import torch
 from alignment_api.algorithms import Grpo, Ppo
 from alignment_api.context import Outcome
 from alignment_trainer.algorithms import make_online
-from alignment_trainer.algorithms.online import OnlineAlgorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
-from alignment_trainer.checkpoint.attempt import claim_attempt, make_checkpoints, start_folder
+from alignment_trainer.checkpoint.attempt import Start, claim_attempt, find_start, make_checkpoints
 from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import DTYPES, export_model
 from alignment_trainer.checkpoint.run_state import Checkpoints
@@ -28,7 +27,7 @@ from alignment_trainer.experience.clients import OnlineClients, PinnedPolicy, ma
 from alignment_trainer.experience.critic_client import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
 from alignment_trainer.experience.critic_start import critic_start
 from alignment_trainer.experience.record import keep_rollouts
-from alignment_trainer.loop.build import Policy, loop_options, make_policy
+from alignment_trainer.loop.build import Origin, Trainee, load_trainee, loop_options
 from alignment_trainer.loop.offline import Interrupted
 from alignment_trainer.loop.online import OnlineRun
 from alignment_trainer.loop.online_evaluation import heldout_evaluator
@@ -47,12 +46,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ActorStart:
-    """Where an attempt starts. unfinished: an experience whose updates a former one had begun."""
+    """Where an attempt starts.
+
+    resumed: this job's own checkpoint that it goes on from. unfinished: an experience whose updates a former attempt
+    had begun.
+    """
 
     prepared: PreparedPrompts
     model: Path
-    folder: Path | None
-    policy: Policy
+    resumed: Path | None
+    policy: Trainee
     critic: Critic
     critic_steps: int
     unfinished: Experience | None
@@ -72,7 +75,7 @@ def run(instance: Instance) -> Outcome:
 
 def _train(instance: Instance, device: torch.device, publisher: WeightPublisher, functions: FunctionScorer) -> Outcome:
     claim = claim_attempt(instance)
-    start = _begin(instance, device, start_folder(instance, claim))
+    start = _begin(instance, device, find_start(instance, claim))
     tokenizer = load_tokenizer(instance.spec.model.source, start.model)
     clients = make_clients(
         instance, publisher, functions, PinnedPolicy(start.prepared.manifest.model.fingerprint, start.model, tokenizer)
@@ -94,24 +97,27 @@ def _train(instance: Instance, device: torch.device, publisher: WeightPublisher,
         return _outcome("succeeded", loop)
 
 
-def _begin(instance: Instance, device: torch.device, folder: Path | None) -> ActorStart:
+def _begin(instance: Instance, device: torch.device, start: Start | None) -> ActorStart:
     """Actor and critic, both from the same checkpoint."""
     spec = instance.spec
     prepared = open_prompts(instance.storage)
     model = resolve_model(spec.model, instance.context.sources, prepared.manifest.model.revision).path
     instance.board.update(state="loading the model")
-    policy = make_policy(spec, model, folder, device)
+    policy = load_trainee(spec, Origin(model), start, device)
     critic = _make_critic(instance, model, device)
     instance.board.update(state="waiting for the critic" if isinstance(critic, RemoteCritic) else "starting")
-    has_experience = folder is not None and (folder / EXPERIENCE_FILE).is_file()
+    resumed = start.folder if start is not None and start.resumes else None
+    if resumed is None:
+        first_coef = make_online(spec.algorithm).first_kl_coef
+        policy = replace(policy, position=replace(policy.position, kl_coef=first_coef))
     return ActorStart(
         prepared=prepared,
         model=model,
-        folder=folder,
+        resumed=resumed,
         policy=policy,
         critic=critic,
-        critic_steps=critic.begin(folder),
-        unfinished=load_experience(folder) if folder is not None and has_experience else None,
+        critic_steps=critic.begin(start),
+        unfinished=load_experience(resumed) if resumed and (resumed / EXPERIENCE_FILE).is_file() else None,
     )
 
 
@@ -124,7 +130,7 @@ def _make_critic(instance: Instance, model: Path, device: torch.device) -> Criti
     return RemoteCritic(CriticAddress(urls[0], instance.token, instance.context.life, instance.storage))
 
 
-def _publishing(instance: Instance, policy: Policy, publisher: WeightPublisher) -> Callable[[int], None]:
+def _publishing(instance: Instance, policy: Trainee, publisher: WeightPublisher) -> Callable[[int], None]:
     """Hands the policy's weights to the rollout servers, in the dtype of its precision; collective."""
     dtype = DTYPES[instance.spec.training.precision]
 
@@ -166,17 +172,15 @@ def _make_run(
         ),
         options=loop_options(spec, total),
         update_options=_update_options(instance, clients.options, total),
-        progress=_progress(instance, start, algorithm, prompts),
+        progress=_progress(start, prompts),
     )
 
 
-def _progress(instance: Instance, start: ActorStart, algorithm: OnlineAlgorithm, prompts: Prompts) -> Progress:
+def _progress(start: ActorStart, prompts: Prompts) -> Progress:
     """Where the run goes on, or begins. What another job has sampled stays that job's."""
-    position, samples, folder = start.policy.position, Samples(), start.folder
-    if folder is None:
-        position = replace(position, kl_coef=algorithm.first_kl_coef)
-    elif start.unfinished is None and folder.is_relative_to(instance.storage):
-        samples = load_samples(prompts.of_step(position.step), folder)
+    position, samples = start.policy.position, Samples()
+    if start.resumed is not None and start.unfinished is None:
+        samples = load_samples(prompts.of_step(position.step), start.resumed)
     return Progress(position, samples, start.unfinished, start.critic_steps)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable
@@ -20,18 +21,18 @@ from starlette.responses import JSONResponse, Response
 
 from alignment_api.context import Outcome
 from alignment_api.spec import AlignmentJobSpec
-from alignment_trainer.checkpoint.run_state import verify_together
+from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.sources import resolve_model
-from alignment_trainer.engines import ENGINES, OptimizerOptions
-from alignment_trainer.engines.state import load_weights
+from alignment_trainer.engines.state import holds_state
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.critic_start import CriticStart, critic_start
 from alignment_trainer.experience.value_trainer import PREFIX, ValueOptions, ValueTrainer
-from alignment_trainer.loop.build import sharding_of
+from alignment_trainer.loop.build import Origin, load_trainee
 from alignment_trainer.model.tasks import CRITIC
 from alignment_trainer.process import distributed
 from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.metrics import finite_ones
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ class CriticInbox:
     calls: queue.SimpleQueue[tuple[CriticCall, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
     released: bool = False
     """The actor needs it no more."""
-    last_sign: float = field(default_factory=time.monotonic)
+    last_sign: float = -math.inf
+    """When the actor was heard last. One that never was needs nothing saved."""
+    gone: bool = False
     _asker: Future[bytes] | None = None
     """Waits for the answer to the call that `next` gave last."""
 
@@ -69,6 +72,8 @@ class CriticInbox:
         async def answer(request: Request) -> Response:
             if (found := request.headers.get(wire.ATTEMPT_HEADER)) != str(self.attempt):
                 return JSONResponse({"error": f"this critic is of attempt {self.attempt}, not {found}"}, 409)
+            if self.gone:
+                return JSONResponse({"error": "this critic goes; its next attempt will answer"}, 503)
             self.last_sign = time.monotonic()
             if path in (wire.ALIVE_PATH, wire.RELEASE_PATH):
                 self.released = path == wire.RELEASE_PATH
@@ -123,13 +128,13 @@ class CriticService:
             return self._actions[call.path](call.body)
 
     def _begin(self, body: bytes) -> bytes:
-        start = json.loads(body)["start"]
-        folder = self._instance.storage / start if start is not None else None
-        self._instance.board.update(state="loading the model")
-        model = resolve_model(self._instance.spec.model, self._instance.context.sources).path
-        origin = critic_start(self._instance, model)
-        self._trainer = make_value_trainer(self._instance.spec, origin, folder, self._device)
-        self._instance.board.update(state=f"serving the actor from {start or origin.folder}")
+        instance, sources = self._instance, self._instance.context.sources
+        other = instance.spec.checkpoint.resume_from
+        start = wire.decode_begin(body, instance.storage, Path(sources[other]) if other is not None else None)
+        instance.board.update(state="loading the model")
+        origin = critic_start(instance, resolve_model(instance.spec.model, sources).path)
+        self._trainer = make_value_trainer(instance.spec, origin, start, self._device)
+        instance.board.update(state=f"serving the actor from {start.folder if start else origin.folder}")
         return json.dumps({"steps": self._trainer.steps}).encode()
 
     def _values(self, body: bytes) -> bytes:
@@ -139,10 +144,12 @@ class CriticService:
         key, learning_rate, batch = wire.decode_update(body)
         metrics = self._begun().update(key, learning_rate, batch)
         if distributed.rank() == 0:
+            finite = finite_ones(metrics)
             self._instance.metrics.set("step", key.step + 1)
-            self._instance.metrics.set("value_loss", metrics["value_loss"])
+            if "value_loss" in finite:
+                self._instance.metrics.set("value_loss", finite["value_loss"])
             self._instance.metrics.add_tokens(len(batch.values))
-            self._instance.board.update(state=f"updating, step {key.step + 1}", metrics=metrics)
+            self._instance.board.update(state=f"updating, step {key.step + 1}", metrics=finite)
         return json.dumps(metrics).encode()
 
     def _write(self, body: bytes) -> bytes:
@@ -166,6 +173,7 @@ def run(instance: Instance) -> Outcome:
                 instance.server.add_route(path, inbox.handler(path))
         instance.board.update(state="waiting for the actor", ready=True)
         _serve(inbox, CriticService(instance, device), instance.stop)
+        inbox.gone = True
         instance.board.update(state="leaving", ready=False)
     return Outcome(result="interrupted")
 
@@ -185,21 +193,20 @@ def _carry_out(service: CriticService, call: CriticCall) -> bytes | WireError:
 
 
 def make_value_trainer(
-    spec: AlignmentJobSpec, origin: CriticStart, checkpoint: Path | None, device: torch.device
+    spec: AlignmentJobSpec, origin: CriticStart, start: Start | None, device: torch.device
 ) -> ValueTrainer:
-    """The critic's engine, as `checkpoint` left it, or at its beginning; collective."""
+    """The critic's engine, as `start` left it, or at its beginning; collective.
+
+    Another job's checkpoint may have no critic (that of DPO or GRPO); then the critic starts as if there were none.
+    """
     options = spec.algorithm.ppo
     if options is None:
         raise ValueError(f"algorithm {spec.algorithm.name} has no critic")
-    value_model = CRITIC.load(origin.folder, spec)
-    if checkpoint is not None:
-        verify_together(checkpoint)
-        load_weights(value_model.scorer, checkpoint, PREFIX)
-    make_engine = ENGINES[sharding_of(spec, distributed.world_size())]
-    engine = make_engine(value_model.scorer, OptimizerOptions.of(spec.training), spec.training.precision, device)
-    trainer = ValueTrainer(
-        engine, ValueOptions(spec.training.micro_batch_tokens, options.critic.value_clip, origin.unit)
-    )
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
+    if start is not None and not start.resumes and not holds_state(start.folder, PREFIX):
+        start = None
+    critic = load_trainee(spec, Origin(origin.folder, CRITIC, PREFIX), start, device)
+    value_options = ValueOptions(spec.training.micro_batch_tokens, options.critic.value_clip, origin.unit)
+    trainer = ValueTrainer(critic.engine, value_options)
+    if start is not None:
+        trainer.restore_unit(start.folder)
     return trainer

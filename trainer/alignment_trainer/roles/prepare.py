@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from alignment_api.context import Outcome
@@ -13,7 +14,8 @@ from alignment_api.roles import trains_reward
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import ModelReport, PrecisionReport
 from alignment_trainer.algorithms import make_algorithm
-from alignment_trainer.checkpoint.claims import check_room, check_writable, needed_bytes
+from alignment_trainer.checkpoint.claims import check_room, check_writable, needed_bytes, read_claims
+from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.data.finding import DataSources, find_data
 from alignment_trainer.data.preparation import PreparedRows, Request, preferences, prepare_rows, prompts
 from alignment_trainer.data.prepared import (
@@ -36,6 +38,7 @@ from alignment_trainer.model.inspect import (
     inspection_of,
     language_model,
     load_tokenizer,
+    parameter_shapes,
     value_model,
 )
 from alignment_trainer.model.precision import decided
@@ -64,6 +67,7 @@ def run(instance: Instance) -> Outcome:
     stages = [instance, instance.at_stage("reward")] if trains_reward(spec) else [instance]
     pinned = [_pin_model(stage) for stage in stages]
     model = pinned[0].report
+    _check_inheritance(instance, pinned[0])
     board.update(model=model, state="checking room")
     _check_room(instance, pinned)
     reward_models = check_online(instance, pinned[0].resolved.path, pinned[1:]) if spec.algorithm.online else {}
@@ -97,6 +101,15 @@ def _pin_model(stage: Instance) -> Pinned:
         inspection = inspection_of(stage.spec, former.model if former else None)
         report = check_model(named, resolved, _CHECKS[stage.spec.algorithm.name], inspection)
         return Pinned(named, resolved, report)
+
+
+def _check_inheritance(instance: Instance, pinned: Pinned) -> None:
+    """Whether the checkpoint that the job starts from is one of its model. Raises UserError."""
+    source = instance.spec.checkpoint.resume_from
+    if source is None or read_claims(instance.storage):
+        return  # a job with claims of its own goes on from what it saved itself
+    wanted = parameter_shapes(pinned.resolved.path, _CHECKS[instance.spec.algorithm.name][0])
+    check_inheritance(instance.storage, Path(instance.context.sources[source]), source, wanted)
 
 
 def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:

@@ -19,6 +19,7 @@ from alignment_trainer.model.served_model import find_served_model
 from alignment_trainer.process.errors import first_cause
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.serving.frozen_server import LEAVING
 from alignment_trainer.serving.peers import Peers, resolved
 from alignment_trainer.vllm.engine import EngineOptions, RolloutEngine, WrongVersion
 from alignment_trainer.vllm.wire import COMPLETIONS_PATH, CompletionsRequest, encode_completions, parse_request
@@ -126,6 +127,7 @@ class CompletionsService:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._engine: RolloutEngine | None = None
+        self._leaves = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: set[Future[Any]] = set()
 
@@ -135,7 +137,7 @@ class CompletionsService:
 
     async def close(self) -> None:
         """Ends what is being sampled."""
-        self._engine = None
+        self._engine, self._leaves = None, True
         for future in tuple(self._running):
             future.cancel()
         await asyncio.sleep(0)
@@ -144,7 +146,7 @@ class CompletionsService:
         """POST /v1/completions."""
         engine, body = self._engine, await request.body()
         if engine is None:
-            return _refuse(503, "the model is not ready; try again in a few seconds")
+            return _refuse(503, LEAVING if self._leaves else "the model is not ready; try again in a few seconds")
         try:
             asked = parse_request(body, engine.vocabulary, engine.max_length)
             with self._metrics.working():
@@ -156,7 +158,7 @@ class CompletionsService:
             message = f"this server has weights {error.version}, asked were {oldest} to {newest}; ask another, or wait"
             return JSONResponse({"error": message, "version": error.version}, 409)
         except (asyncio.CancelledError, CancelledError):
-            return _refuse(503, "this server goes; ask another")
+            return _refuse(503, LEAVING)
 
     async def _sample(self, engine: RolloutEngine, asked: CompletionsRequest, request: Request) -> Response:
         version, completions = await self._on_engine(engine.sample(asked), request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from alignment_trainer.serving.wire import GroupsRequest, decode_request
 
 MAX_BODY_BYTES = 256 * 2**20
 _PROBE = PromptGroup((0, 1), ((1, 0), (0,)))
+LEAVING = "this server goes; ask another"
 _MEDIA_TYPE = "application/octet-stream"
 
 
@@ -61,23 +63,28 @@ def serve(instance: Instance, path: str, load: Callable[[Instance], Frozen]) -> 
 
 
 class FrozenService:
-    """Answers requests; 503 until it is opened with models and after it was closed."""
+    """Answers requests; 503 until it is opened with models and after it was closed.
+
+    A request that is being computed then gets a 503 as soon as the micro-batch at hand is done: another server has the
+    whole of it sooner than this one, which goes, its rest.
+    """
 
     def __init__(self, metrics: Metrics, max_length: int) -> None:
         self._metrics, self._max_length = metrics, max_length
         self._models: Frozen | None = None
+        self._leaves = False
 
     def open(self, models: Frozen) -> None:
         self._models = models
 
     def close(self) -> None:
-        self._models = None
+        self._models, self._leaves = None, True
 
     async def answer(self, request: Request) -> Response:
         """One request. A request that names no model takes the one that is here."""
         models = self._models
         if models is None:
-            return _refuse(503, "the model is not ready; try again in a few seconds")
+            return _refuse(503, LEAVING if self._leaves else "the model is not ready; try again in a few seconds")
         body = await _read_body(request)
         if body is None:
             return _refuse(413, f"the body is larger than {MAX_BODY_BYTES} bytes; send fewer rows")
@@ -88,8 +95,13 @@ class FrozenService:
             return _refuse(400, str(error))
         if asked.fingerprint not in ("", models.fingerprint):
             return _refuse(409, f"this server has model {models.fingerprint}, not `{asked.fingerprint}`; ask another")
-        with self._metrics.working():
-            answer = await run_in_threadpool(partial(models.answer, asked))
+        try:
+            with self._metrics.working():
+                answer = await run_in_threadpool(partial(models.answer, asked))
+        except (CancelledError, RuntimeError):
+            if not self._leaves:
+                raise
+            return _refuse(503, LEAVING)  # its threads are gone
         self._metrics.add_tokens(sum(group.completion_tokens for group in asked.groups))
         return Response(answer, media_type=_MEDIA_TYPE)
 
