@@ -26,7 +26,7 @@ from alignment_trainer.process.status_board import StatusBoard
 from alignment_trainer.roles import policy
 from alignment_trainer.roles.critic import CriticInbox
 from alignment_trainer.serving.frozen_server import LEAVING
-from alignment_trainer.serving.wire import LOGPROBS_PATH, LogprobsRequest, encode_request
+from alignment_trainer.serving.wire import LOGPROBS_PATH, GroupsRequest, encode_request
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -71,7 +71,7 @@ def test_a_server_that_is_asked_to_go_gives_its_work_back(tmp_path: Path) -> Non
     """A request of 3,000 micro-batches is answered with 503 when it goes, and asked of another server."""
     job = TinyJob(tmp_path, rows=8, spec={"training": {"microBatchTokens": 128}})
     server = job.fork("reference")
-    body = encode_request(LogprobsRequest("", 1, ((PromptGroup((1,) * 100, ((4, 5, 6),)),) * 3000,)))
+    body = encode_request(GroupsRequest("", (PromptGroup((1,) * 100, ((4, 5, 6),)),) * 3000))
     headers = {"Authorization": "Bearer secret"}
     with ThreadPoolExecutor(1) as asking, httpx.Client(base_url=job.url("reference"), headers=headers) as http:
         wait_until(lambda: _status(job) == 200 or not server.is_alive())
