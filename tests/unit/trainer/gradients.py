@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from ranks import run_ranks
+from ranks import fork_ranks
 from tiny_runs import Setting, pairs, tiny_engine, tiny_run
 
 from alignment_trainer.algorithms import OFFLINE
@@ -43,12 +43,12 @@ def case_names(ranks: int) -> list[str]:
 
 def compute(ranks: int, folder: Path, precision: str = "fp32") -> dict[str, Gradient]:
     """Every case of so many ranks, by name."""
-    run_ranks(ranks, "gradients:write_cases", folder=str(folder), count=ranks, precision=precision, timeout=600)
+    fork_ranks(ranks, "gradients:write_cases", folder=str(folder), count=ranks, precision=precision, timeout=600)
     return {name: torch.load(folder / f"{name}.pt") for name in case_names(ranks)}
 
 
 def compute_all(folder: Path) -> dict[str, Gradient]:
-    """The processes start side by side: most of their time goes into imports."""
+    """The gangs run side by side: most of their time goes into starting."""
     with ThreadPoolExecutor(len(ENGINES)) as starting:
         parts = list(starting.map(lambda ranks: compute(ranks, folder), ENGINES))
     return {name: gradient for part in parts for name, gradient in part.items()}

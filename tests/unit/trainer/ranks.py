@@ -53,19 +53,70 @@ def run_ranks(
     return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
 
-def main() -> None:
+def fork_ranks(ranks: int, call: str, timeout: float = 240, **arguments: Any) -> None:
+    """The same in processes that have torch already, for functions that return nothing."""
+    from roles import forkserver
+
+    gang = _gang(ranks)
+    processes = [
+        forkserver.Process(
+            target=_run_forked,
+            args=(gang | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, call, arguments),
+            daemon=True,
+        )
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(timeout)
+            assert process.exitcode == 0, f"{call} on {ranks} ranks: a rank ended with {process.exitcode}"
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _gang(ranks: int) -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def _run_forked(environment: dict[str, str], call: str, arguments: dict[str, Any]) -> None:
+    from alignment_trainer.process.outcome import end_process
+
+    os.environ.update(environment)
+    _call(call, arguments)
+    end_process(0)
+
+
+def _call(call: str, arguments: dict[str, Any]) -> Any:
     import importlib
 
     import torch
 
     from alignment_trainer.process.distributed import process_group
-    from alignment_trainer.process.outcome import end_process
 
-    module, _, function = sys.argv[1].partition(":")
+    module, _, function = call.partition(":")
     torch.set_num_threads(1)
     timeout = timedelta(seconds=float(os.environ[COLLECTIVE_TIMEOUT]))
     with process_group(torch.device("cpu"), timeout):
-        result = getattr(importlib.import_module(module), function)(**json.loads(sys.argv[2]))
+        return getattr(importlib.import_module(module), function)(**arguments)
+
+
+def main() -> None:
+    from alignment_trainer.process.outcome import end_process
+
+    result = _call(sys.argv[1], json.loads(sys.argv[2]))
     print(json.dumps(result))
     end_process(0)
 

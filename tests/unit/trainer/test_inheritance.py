@@ -29,7 +29,7 @@ from alignment_trainer.roles.critic import make_value_trainer
 pytestmark = pytest.mark.timeout(600)
 CPU = torch.device("cpu")
 REWARD = {"algorithm": {"reward": {}}, "data": {"evaluation": {"fraction": 0.25}}}
-PPO = {"ppo": {"rewards": [{"function": {"regex": {"pattern": "x"}}}]}}
+PPO = {"ppo": {"maxNewTokens": 32, "rewards": [{"function": {"regex": {"pattern": "x"}}}]}}
 
 
 def run_role(job: TinyJob, role: str) -> int:

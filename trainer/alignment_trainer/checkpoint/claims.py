@@ -93,7 +93,7 @@ def check_owner(storage: Path, uid: str) -> None:
             raise UserError(
                 "ForeignStorage",
                 f"spec.storage.source: {storage} belongs to job {claim.uid}, this is job {uid}; give this job storage "
-                "of its own, and name the other in spec.checkpoint.resumeFrom to start from its last checkpoint",
+                "of its own, and name the other in spec.checkpoint.resumeFrom to start from its weights",
             )
 
 

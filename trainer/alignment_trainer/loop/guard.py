@@ -63,12 +63,9 @@ def count(skips: Skips, step: int, norms: Sequence[float], learning_rate: float,
     """
     skips = skips.after(was_skipped(*norms))
     if was_skipped(*norms):
-        log.warning(
-            "step %d was not applied: its loss or gradient is not finite; rows of the data: %s",
-            step,
-            name_rows(rows),
-            extra={"step": step, "rows": list(rows), "skipped_steps": skips.skipped},
-        )
+        if distributed.rank() == 0:
+            told = {"step": step, "rows": list(rows), "skipped_steps": skips.skipped}
+            log.warning("step %d was not applied: not finite; rows of the data: %s", step, name_rows(rows), extra=told)
         _end_if_too_many(skips, learning_rate, rows)
     return skips
 

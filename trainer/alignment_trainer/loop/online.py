@@ -221,7 +221,8 @@ class OnlineRun:
         """Raises UserError where too many updates were not finite."""
         norms = [found[name] for name in ("gradient_norm", "value_gradient_norm") if name in found]
         step, rate = self.position.step, self.options.learning_rate(self.position.step)
-        rows = guard.prompts_to_blame(experience, indices, self.prompts.of_step(step))
+        skipped = guard.was_skipped(*norms)
+        rows = guard.prompts_to_blame(experience, indices, self.prompts.of_step(step)) if skipped else ()
         skips = guard.count(self.position.skips, step + 1, norms, rate, rows)
         self.position = replace(self.position, skips=skips)
 

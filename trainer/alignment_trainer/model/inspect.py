@@ -154,7 +154,7 @@ def parameter_shapes(folder: Path, check: Check) -> dict[str, tuple[int, ...]]:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        packed: Any = check(config)
+        packed = check(config).scorer
     return {packed.hub_names[name]: tuple(parameter.shape) for name, parameter in packed.named_parameters()}
 
 
