@@ -13,24 +13,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 COLLECTIVE_TIMEOUT = "TEST_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds."""
+PATIENCE = 1100.0
+"""Seconds for whatever the ranks do: a bound for those that hang, far from any speed."""
 
 
 def run_ranks(
-    ranks: int, call: str, timeout: float = 1100, collective_timeout: float = 1800, **arguments: Any
+    ranks: int, call: str, timeout: float = PATIENCE, collective_timeout: float = 1800, **arguments: Any
 ) -> list[Any]:
     """What `module:function` returned (as JSON) on every rank, given keyword `arguments`; stops all when one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT / "trainer"), str(ROOT / "operator")]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(ranks),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        COLLECTIVE_TIMEOUT: str(collective_timeout),
-    }
+    paths = os.pathsep.join([str(HERE), str(ROOT / "trainer"), str(ROOT / "operator")])
+    environment = os.environ | {"PYTHONPATH": paths} | _gang(ranks, collective_timeout)
     command = [sys.executable, str(HERE / "ranks.py"), call, json.dumps(arguments)]
     processes = [
         subprocess.Popen(
@@ -53,11 +45,11 @@ def run_ranks(
     return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
 
-def fork_ranks(ranks: int, call: str, timeout: float = 240, **arguments: Any) -> None:
+def fork_ranks(ranks: int, call: str, **arguments: Any) -> None:
     """The same in processes that have torch already, for functions that return nothing."""
     from roles import forkserver
 
-    gang = _gang(ranks)
+    gang = _gang(ranks, PATIENCE)
     processes = [
         forkserver.Process(
             target=_run_forked,
@@ -70,7 +62,7 @@ def fork_ranks(ranks: int, call: str, timeout: float = 240, **arguments: Any) ->
         process.start()
     try:
         for process in processes:
-            process.join(timeout)
+            process.join(PATIENCE)
             assert process.exitcode == 0, f"{call} on {ranks} ranks: a rank ended with {process.exitcode}"
     finally:
         for process in processes:
@@ -78,7 +70,8 @@ def fork_ranks(ranks: int, call: str, timeout: float = 240, **arguments: Any) ->
             process.join()
 
 
-def _gang(ranks: int) -> dict[str, str]:
+def _gang(ranks: int, collective_timeout: float) -> dict[str, str]:
+    """What torchrun would tell each rank, but for its number."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -88,6 +81,7 @@ def _gang(ranks: int) -> dict[str, str]:
         "WORLD_SIZE": str(ranks),
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
+        COLLECTIVE_TIMEOUT: str(collective_timeout),
     }
 
 
