@@ -25,7 +25,7 @@ from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch
 from alignment_trainer.roles.critic import make_value_trainer
 
-PPO = {"ppo": {"rewards": [{"function": {"regex": {"pattern": "kind"}}}]}}
+PPO = {"ppo": {"maxNewTokens": 32, "rewards": [{"function": {"regex": {"pattern": "kind"}}}]}}
 GROUPS = (PromptGroup((5, 6, 7), ((8, 9), (10,))), PromptGroup((11, 12), ((13, 14, 15),)))
 RATE = 1e-2
 

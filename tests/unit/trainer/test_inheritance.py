@@ -18,6 +18,7 @@ from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.checkpoint.run_state import Position, random_state
 from alignment_trainer.engines.base import Engine
+from alignment_trainer.experience.critic_start import CriticStart
 from alignment_trainer.experience.critic_wire import decode_begin, encode_begin
 from alignment_trainer.experience.value_trainer import PREFIX
 from alignment_trainer.loop.build import Origin, load_trainee
@@ -183,7 +184,7 @@ def save_moved(engine: Engine, folder: Path, prefix: str) -> Path:
 
 def test_a_critic_begins_afresh_where_the_other_job_had_none(ppo: TinyJob, checkpoint: Path) -> None:
     spec = read_manifest((ppo.folder / "job.yaml").read_text()).spec
-    assert make_value_trainer(spec, ppo.folder / "model", Start(checkpoint, resumes=False), CPU).steps == 0
+    assert make_value_trainer(spec, CriticStart(ppo.folder / "model"), Start(checkpoint, resumes=False), CPU).steps == 0
 
 
 def test_a_remote_critic_is_told_whose_checkpoint_it_is(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(300)
 def test_asked_to_go_in_an_evaluation_a_run_saves_what_it_has_done(tmp_path):
     """Held-out rows after every step, checkpoints after every sixth: three steps were done, and three are saved."""
     run, recorder = tiny_run(tmp_path, Setting(steps=6, checkpoint_every=6))
-    groups, computed = [[pair_group(pair) for pair in pairs(10)]], []
+    groups, computed = [pair_group(pair) for pair in pairs(10)], []
 
     def forward(batch):
         computed.append(batch)
@@ -111,7 +111,7 @@ def test_a_critic_that_nobody_has_asked_goes_at_once():
 def test_scoring_asks_before_each_micro_batch(tmp_path):
     run, _ = tiny_run(tmp_path, Setting(steps=1))
     asked: list[int] = []
-    groups = [[pair_group(pair) for pair in pairs(4)], [pair_group(pair) for pair in pairs(2, seed=1)]]
+    groups = [pair_group(pair) for pair in (*pairs(4), *pairs(2, seed=1))]
     found = score_sequences(run.engine.forward, pack, groups, 1, lambda: asked.append(1))
     assert len(asked) == 6
     assert torch.equal(found, score_sequences(run.engine.forward, pack, groups, 1))

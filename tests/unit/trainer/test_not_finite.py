@@ -175,7 +175,8 @@ def test_a_state_that_is_not_finite_is_not_written_and_names_its_tensor(tmp_path
 
 def spoil_reference(run: OnlineRun, step: int) -> int:
     """One log-prob of the reference is not a number in that step; the row of its prompt."""
-    reference, spoilt = run.clients.reference, []
+    clients, spoilt = run.services.clients, []
+    reference = clients.reference
 
     def spoiling(rollout: Rollout) -> torch.Tensor | None:
         values = reference(rollout)
@@ -184,8 +185,8 @@ def spoil_reference(run: OnlineRun, step: int) -> int:
             values[0] = math.nan
         return values
 
-    run.clients.reference = spoiling
-    return run.prompts[run.sampler.batch(step - 1)[0]].row
+    clients.reference = spoiling
+    return run.prompts.of_step(step - 1)[0].row
 
 
 def test_an_online_update_that_is_not_finite_is_left_out_and_named(tmp_path, caplog):
@@ -198,7 +199,7 @@ def test_an_online_update_that_is_not_finite_is_left_out_and_named(tmp_path, cap
     assert run.position.skips == Skips(8, 2, 0)
     assert [report.metrics["skipped_steps"] for report in recorder.reports] == [2.0, 2.0]
     assert all(math.isfinite(report.metrics["loss"]) for report in recorder.reports)
-    assert all(weight.isfinite().all() for _, weight in run.engine.full_weights())
+    assert all(weight.isfinite().all() for _, weight in run.trainees.engine.full_weights())
 
 
 def test_actor_critic_and_coefficient_outlive_what_is_not_finite(tmp_path):
@@ -209,7 +210,7 @@ def test_actor_critic_and_coefficient_outlive_what_is_not_finite(tmp_path):
     with pytest.raises(UserError, match=r"3 of 3 optimizer steps .* rows"):
         train_online(run)
     assert run.position.kl_coef == before
-    for engine in (run.engine, run.critic._begun()._engine):
+    for engine in (run.trainees.engine, run.trainees.critic._begun()._engine):
         assert all(weight.isfinite().all() for _, weight in engine.full_weights())
 
 
