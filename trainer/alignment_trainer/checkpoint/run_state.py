@@ -134,7 +134,7 @@ def restore(folder: Path, engine: Engine, prefix: str = "") -> Position:
     random = _random_file(folder, prefix)
     if random.name in {part.name for part in read_checkpoint(folder).parts}:
         set_random_state(load_file(random))
-    return Position.read(folder)
+    return Position.read(folder) if not prefix else Position()  # a critic follows its actor's
 
 
 def _random_file(folder: Path, prefix: str) -> Path:
