@@ -22,7 +22,7 @@ def spec(memory: str | None, max_length: int) -> AlignmentJobSpec:
             "model": {"source": "file:///m"},
             "data": {"source": "file:///d.jsonl"},
             "algorithm": {"grpo": {"rewards": [{"function": {"length": {"maxTokens": 9}}}]}},
-            "training": {"maxLength": max_length},
+            "training": {"maxLength": max_length, "precision": "bf16"},
             "roles": {"rollout": rollout},
         }
     )
