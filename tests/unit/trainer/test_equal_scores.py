@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def score_all(run: OnlineRun, score: float) -> None:
         scores = torch.full((len(rollout.mask),), score)
         return {"equal": scores}, scores
 
-    run.clients.rewards = rewards
+    run.services.clients.rewards = rewards
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.04])
@@ -101,17 +102,17 @@ def test_a_step_of_equal_scores_is_none_and_is_counted(tmp_path: Path, kl_coef: 
     """Without a KL term it updates nothing, whatever the optimizer remembers; with one there is that to learn from."""
     run, recorder = online_run(tmp_path, OnlineSetting("grpo", steps=2, samples=8, batch_size=32, epochs=1))
     run.position = type(run.position)(kl_coef=kl_coef)
-    run.algorithm.next_kl_coef = lambda coef, kl, completions: coef
+    run.trainees.algorithm.next_kl_coef = lambda coef, kl, completions: coef
     versions: list[int] = []
-    run.publish = versions.append
+    run.services = replace(run.services, publish=versions.append)
     batches = run.batches()
     run.update(next(run.minibatches(run.learn_from(run.score(run.rollout(next(batches)))))))
     run.deliver()
     score_all(run, 0.7)
-    before = {name: tensor.clone() for name, tensor in run.engine.full_weights()}
+    before = {name: tensor.clone() for name, tensor in run.trainees.engine.full_weights()}
     run.update(next(run.minibatches(run.learn_from(run.score(run.rollout(next(batches)))))))
     run.deliver()
-    moved = [name for name, tensor in run.engine.full_weights() if not torch.equal(before[name], tensor)]
+    moved = [name for name, tensor in run.trainees.engine.full_weights() if not torch.equal(before[name], tensor)]
     assert bool(moved) == (kl_coef > 0)
     assert versions == ([1, 2] if kl_coef else [1])
     first, second = recorder.reports
@@ -128,7 +129,7 @@ def test_the_share_of_groups_without_difference_is_told(tmp_path: Path) -> None:
         scores = torch.tensor([0.7, 0.7, 0.1, 0.1, 0.0, 1.0, 0.3, 0.3])
         return {"some": scores}, scores
 
-    run.clients.rewards = rewards
+    run.services.clients.rewards = rewards
     train_online(run)
     assert recorder.reports[0].metrics["equal_groups"] == pytest.approx(0.75)
 
