@@ -1,7 +1,7 @@
 """Golden losses: what tiny runs of every algorithm found, step by step, kept in tests/golden/losses.
 
-A change that only moves code leaves them as they are. `python tests/unit/trainer/golden.py` writes them anew, for a
-change that means to alter numbers; its reason belongs into that change's message.
+A change that only moves code leaves them as they are. For one that means to alter numbers
+`PYTHONPATH=. python tests/unit/trainer/golden.py` writes them anew; the reason belongs into that change's message.
 """
 
 from __future__ import annotations

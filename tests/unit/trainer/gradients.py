@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from ranks import fork_ranks
+from ranks import run_ranks
 from tiny_runs import Setting, pairs, tiny_engine, tiny_run
 
 from alignment_trainer.algorithms import OFFLINE
@@ -43,7 +43,7 @@ def case_names(ranks: int) -> list[str]:
 
 def compute(ranks: int, folder: Path, precision: str = "fp32") -> dict[str, Gradient]:
     """Every case of so many ranks, by name."""
-    fork_ranks(ranks, "gradients:write_cases", folder=str(folder), count=ranks, precision=precision)
+    run_ranks(ranks, "gradients:write_cases", folder=str(folder), count=ranks, precision=precision)
     return {name: torch.load(folder / f"{name}.pt") for name in case_names(ranks)}
 
 
