@@ -45,7 +45,8 @@ class ForkedProcess:
 class ForkServer:
     """Forks processes that run `module`'s `main()`. preload: a module that imports what all of them need.
 
-    It begins to import at once. When this process ends, however it ends, its children are asked to go (SIGTERM).
+    It begins to import at once. When this process ends, however it ends, or lets go of this object, the children are
+    asked to go (SIGTERM).
     """
 
     def __init__(self, module: str, preload: str) -> None:

@@ -34,7 +34,8 @@ import os, sys, time
 from pathlib import Path
 from alignment_operator.local.forking import ForkServer
 if __name__ == "__main__":
-    child = ForkServer("forked_role", preload="forked_role").start({"WORD": "waits"}, Path(sys.argv[1]))
+    server = ForkServer("forked_role", preload="forked_role")
+    child = server.start({"WORD": "waits"}, Path(sys.argv[1]))
     print(child.pid, flush=True)
     time.sleep(60)
 """
