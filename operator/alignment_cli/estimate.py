@@ -20,13 +20,15 @@ _LETTERS_PER_TOKEN = 4.0
 """Of English; what a tokenizer makes of other texts is part of the range."""
 _FORWARD, _BACKWARD = 2, 4
 """FLOPs a parameter and token (Kaplan et al. 2020, section 2.1)."""
-_BF16_GAIN = 3.0
-"""A step in bf16 against fp32 on a CPU that multiplies bf16: products gain five times, the rest nothing."""
+_SHARE = 0.8
+"""Of the measured rate that a model's passes reach: the rest of a layer is elementwise (docs/benchmarks.md)."""
+_BF16_GAIN = 1.5
+"""A pass in bf16 against fp32 on a CPU that multiplies bf16: only the products gain, twice (docs/benchmarks.md)."""
 _SAMPLING_SHARE = 0.3
 """Of the rate: decoding a batch of short sequences waits for memory."""
 _SECONDS_PER_ROLE = 12.0
 """To load a model, save it, and look whether peers are there."""
-_RANGE = (0.7, 1.6)
+_RANGE = (0.7, 1.7)
 """Around the figure: other things that run here, and texts that are longer or shorter than the first rows."""
 
 
@@ -50,7 +52,8 @@ class Work:
     def seconds(self, parameters: int, rate: float) -> float:
         """rate: FLOPs a second of this machine."""
         passes = _FORWARD * self.forward + (_FORWARD + _BACKWARD) * self.trained
-        return parameters * (passes + _FORWARD * self.sampled / _SAMPLING_SHARE) / rate + self.roles * _SECONDS_PER_ROLE
+        computed = passes / _SHARE + _FORWARD * self.sampled / _SAMPLING_SHARE
+        return parameters * computed / rate + self.roles * _SECONDS_PER_ROLE
 
 
 def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple[float, float] | None:

@@ -204,10 +204,9 @@ def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
     expected = duration_range(job.spec, parameters, bf16)
     if expected is not None:
         low, high = (max(1, round(seconds / 60)) for seconds in expected)
-        console.print(
-            f"about {low} to {high} minutes on this machine's {os.cpu_count()} cores, in {'bf16' if bf16 else 'fp32'}",
-            highlight=False,
-        )
+        minutes = f"{low} to {high} minutes" if high > 1 else "a minute"
+        where = f"this machine's {os.cpu_count()} cores, in {'bf16' if bf16 else 'fp32'}"
+        console.print(f"about {minutes} on {where}", highlight=False)
 
 
 def _summarize(console: Console, job: AlignmentJob, status: AlignmentJobStatus, places: Places) -> None:

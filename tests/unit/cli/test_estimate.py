@@ -53,8 +53,8 @@ def test_work_of_grpo_counts_what_is_sampled(tmp_path: Path) -> None:
 
 
 def test_seconds_are_flops_over_the_rate_and_a_share_for_each_role() -> None:
-    """2 FLOPs a parameter forward, 6 in training (Kaplan et al. 2020)."""
-    assert Work(forward=100, trained=100).seconds(parameters=10, rate=80.0) == pytest.approx(10 * (200 + 600) / 80)
+    """2 FLOPs a parameter forward, 6 in training (Kaplan et al. 2020), at 0.8 of the rate of a product."""
+    assert Work(forward=100, trained=100).seconds(parameters=10, rate=80.0) == pytest.approx(10 * 800 / 64)
     assert Work(roles=2).seconds(10, 80.0) == 2 * Work(roles=1).seconds(10, 80.0) > 0
 
 
