@@ -57,6 +57,12 @@ def config(kind: Any = LlamaConfig, **extra: Any) -> Any:
     return kind(**({"vocab_size": 400, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2} | UNTIED | extra))
 
 
+GPT2_OF_64_POSITIONS = GPT2Config(
+    vocab_size=400, n_positions=64, n_embd=64, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=2
+)
+TWICE_AS_FAR = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model whose head is not tied."""
@@ -359,6 +365,24 @@ def test_a_window_shorter_than_the_longest_sequence_is_refused_before_a_gpu_star
     with pytest.raises(UserError, match=r"mistral attends to 64 tokens at most .* write maxLength: 64 or less"):
         check_model(named, Resolved(folder), [language_model], Inspection(longest=65))
     check_model(named, Resolved(folder), [language_model], Inspection(longest=64))
+
+
+@pytest.mark.parametrize(
+    ("network", "limit"),
+    [
+        (lambda: GPT2LMHeadModel(GPT2_OF_64_POSITIONS), 64),
+        (lambda: LlamaForCausalLM(config(max_position_embeddings=64)), 64),
+        (lambda: LlamaForCausalLM(config(max_position_embeddings=64, rope_parameters=TWICE_AS_FAR)), 128),
+    ],
+    ids=["learnt", "rotary", "scaled"],
+)
+def test_a_sequence_longer_than_a_model_has_positions_is_refused_before_a_gpu_starts(tmp_path, network, limit):
+    torch.manual_seed(0)
+    folder = write(network(), tmp_path / "positions")
+    named = Named(Model(source=f"file://{folder}"), "spec.model")
+    with pytest.raises(UserError, match=rf"has {limit} positions .* write maxLength: {limit} or less"):
+        check_model(named, Resolved(folder), [language_model], Inspection(longest=limit + 1))
+    check_model(named, Resolved(folder), [language_model], Inspection(longest=limit))
 
 
 def test_a_tokenizer_that_its_library_cannot_read_is_refused_in_its_words(whole, tmp_path):

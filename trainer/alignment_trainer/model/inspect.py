@@ -88,7 +88,7 @@ def _inspect(named: Named, resolved: Resolved, checks: Sequence[Check], inspecti
     folder = resolved.path
     _check_folder(folder)
     networks = [_architecture(folder, check) for check in checks]
-    _check_window(networks[0], inspection.longest)
+    _check_longest(networks[0].network.config, inspection.longest)
     stored = read_headers(folder)
     used = frozenset[str]().union(*(_check_files(built, stored) for built in networks))
     tokenizer = load_tokenizer(named.model.source, folder, named.field)
@@ -240,15 +240,26 @@ _OF_THE_CONFIG = (
 """What transformers raises of a config that it does not know, or that does not add up."""
 
 
-def _check_window(built: Built, longest: int | None) -> None:
-    """A window is not computed, so no sequence may be longer."""
-    config = built.network.config
-    window = getattr(config, "sliding_window", None)
-    if window and longest is not None and longest > window:
-        raise UnsupportedModelError(
-            f"{config.model_type} attends to {window} tokens at most (sliding_window), and spec.training.maxLength is "
-            f"{longest}; write maxLength: {window} or less"
-        )
+def _check_longest(config: Any, longest: int | None) -> None:
+    """A window is not computed, so no sequence may be longer; nor is a position that the model does not name."""
+    limits = [
+        (getattr(config, "sliding_window", None), "attends to {} tokens at most (sliding_window)"),
+        (_positions(config), "has {} positions (max_position_embeddings, by the scaling of its rotary embedding)"),
+    ]
+    for limit, words in limits:
+        if limit and longest is not None and longest > limit:
+            raise UnsupportedModelError(
+                f"{config.model_type} {words.format(limit)}, and spec.training.maxLength is {longest}; write "
+                f"maxLength: {limit} or less"
+            )
+
+
+def _positions(config: Any) -> int | None:
+    """None where they have no end (ALiBi). A scaled rotary embedding reaches factor times as far."""
+    named = getattr(config, "max_position_embeddings", None)
+    scaling = getattr(config, "rope_parameters", None) or {}
+    factor = scaling.get("factor", 1.0)
+    return int(named * max(1.0, factor)) if named else None
 
 
 def _check_files(built: Built, stored: Stored) -> frozenset[str]:
