@@ -20,15 +20,24 @@ OPERATOR_NAMESPACE = "alignment-system"
 LABELS = "alignment.run"
 STEPS = 600  # a tiny step takes some 20 ms, and tests look at a job a few times while it trains
 CHECKPOINT_EVERY = 50
-PPO_STEPS, PROMPTS_PER_ROLLOUT = 40, 8
+PPO_STEPS, STEPS_BEFORE_THE_WAIT = 8, 3
+PROMPTS_PER_ROLLOUT, COMPLETIONS_PER_PROMPT = 8, 2
 JUDGE = """import time
+from pathlib import Path
+
+ALLOWED = Path(__file__).with_name("allowed")
+seen = 0
 
 
 def score(completion, row):
-    time.sleep(0.15)
+    global seen
+    seen += 1
+    while ALLOWED.exists() and seen > int(ALLOWED.read_text()):
+        time.sleep(0.2)
     return 0.0
 """
-"""A reward function of weight 0 that takes its time, so that a PPO job lasts while servers come and go."""
+"""A reward function of weight 0 that judges no more completions than a file beside it allows, while that is there: so
+that a PPO job stands still while servers come and go, however fast the machine is."""
 STANDSTILL_SECONDS = 600
 """Status changes with every step and every pod; what takes longest in between is a cold import of torch or vLLM."""
 SIZES = {"cpu": "100m", "memory": "3Gi"}
@@ -228,13 +237,19 @@ def ppo_job(name: str, **spec: Any) -> dict[str, Any]:
         "algorithm": {
             "ppo": {
                 "promptsPerRollout": PROMPTS_PER_ROLLOUT,
-                "completionsPerPrompt": 2,
+                "completionsPerPrompt": COMPLETIONS_PER_PROMPT,
                 "maxNewTokens": 16,
                 "epochsPerRollout": 2,
                 "critic": {"learningRate": 1e-3, "warmupSteps": 4},
                 "rewards": [
                     {"train": {"preferences": preferences, "learningRate": 1e-3, "batchSize": 16}},
-                    {"weight": 0, "function": {"python": {"entrypoint": "judge:score", "path": "pvc://data/code"}}},
+                    {
+                        "weight": 0,
+                        "function": {
+                            "python": {"entrypoint": "judge:score", "path": "pvc://data/code"},
+                            "timeoutSeconds": 3600,
+                        },
+                    },
                 ],
             }
         },
@@ -245,6 +260,17 @@ def ppo_job(name: str, **spec: Any) -> dict[str, Any]:
     }
     job["spec"] |= spec
     return job
+
+
+@contextmanager
+def judging_no_more_than(completions: int, work: Path) -> Iterator[None]:
+    """Meanwhile a PPO job's reward function waits before it judges more. work: the folder behind the claim `work`."""
+    allowed = work.with_name("data") / "code" / "allowed"
+    allowed.write_text(str(completions))
+    try:
+        yield
+    finally:
+        allowed.unlink()
 
 
 def make_claims(rig: Rig, rows: int) -> Path:

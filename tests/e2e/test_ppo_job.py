@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.jobs import PPO_STEPS, PROMPTS_PER_ROLLOUT, Jobs, PodHistory, ppo_job
+from tests.e2e.jobs import (
+    COMPLETIONS_PER_PROMPT,
+    PPO_STEPS,
+    PROMPTS_PER_ROLLOUT,
+    STEPS_BEFORE_THE_WAIT,
+    Jobs,
+    PodHistory,
+    checkpoint,
+    judging_no_more_than,
+    ppo_job,
+)
 
 from alignment_trainer.experience.record import read_rollouts
 
@@ -21,21 +31,23 @@ def test_servers_come_and_go_actor_and_critic_resume_together_and_every_prompt_i
     jobs: Jobs, work: Path
 ) -> None:
     with jobs.watching(NAME) as history:
-        jobs.apply(ppo_job(NAME))
-        jobs.wait(NAME, "stage reward", lambda status: status.get("stage") == "reward")
-        assert _row(jobs)[:3] == [NAME, "ppo", "reward"]
-        jobs.wait(NAME, "a first step of PPO", lambda status: _step(status) >= 1)
-        assert _row(jobs)[:4] == [NAME, "ppo", "train", "Running"]
-        _assert_gang_is_scheduled_together(jobs, history)
+        allowed = STEPS_BEFORE_THE_WAIT * PROMPTS_PER_ROLLOUT * COMPLETIONS_PER_PROMPT
+        with judging_no_more_than(allowed, work):
+            jobs.apply(ppo_job(NAME))
+            jobs.wait(NAME, "stage reward", lambda status: status.get("stage") == "reward")
+            assert _row(jobs)[:3] == [NAME, "ppo", "reward"]
+            jobs.wait(NAME, "a first checkpoint of PPO", _has_checkpoint)
+            assert _row(jobs)[:4] == [NAME, "ppo", "train", "Running"]
+            _assert_gang_is_scheduled_together(jobs, history)
 
-        jobs.rig.kill_container(_newest(history, "rollout", 0), jobs.namespace)
-        _scale(jobs, "rollout", 3)
-        status = jobs.wait(NAME, "three rollout servers while it trains", _has_three_servers)
-        seen = _step(status)
-        jobs.wait(NAME, "two more steps", lambda status: _step(status) >= seen + 2)
-        assert [len(history.of(role)) for role in ("actor", "critic", "reward", "reference")] == [1, 1, 1, 1]
+            jobs.rig.kill_container(_newest(history, "rollout", 0), jobs.namespace)
+            _scale(jobs, "rollout", 3)
+            jobs.wait(NAME, "three rollout servers while it trains", _has_three_servers)
+            assert [len(history.of(role)) for role in ("actor", "critic", "reward", "reference")] == [1, 1, 1, 1]
 
-        jobs.rig.kill_container(_newest(history, "actor", 0), jobs.namespace)
+            jobs.rig.kill_container(_newest(history, "actor", 0), jobs.namespace)
+            jobs.wait(NAME, "a second attempt", lambda status: status.get("attempt") == 3)
+            _scale(jobs, "rollout", 1)
         status = jobs.wait_complete(NAME)
 
     _assert_placement(history)
@@ -91,8 +103,8 @@ def _row(jobs: Jobs) -> list[str]:
     return jobs.rig.kubectl("get", "aj", NAME, "-n", jobs.namespace, "--no-headers").split()
 
 
-def _step(status: dict[str, Any]) -> int:
-    return int((status.get("progress") or {}).get("step", 0)) if status.get("stage") == "train" else 0
+def _has_checkpoint(status: dict[str, Any]) -> bool:
+    return status.get("stage") == "train" and checkpoint(status) > 0
 
 
 def _has_three_servers(status: dict[str, Any]) -> bool:
