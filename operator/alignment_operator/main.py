@@ -67,7 +67,7 @@ async def operate(arguments: argparse.Namespace) -> None:
         async with probes.serving(arguments.port):
             await lease.acquire()
             telemetry.lead()
-            operator = Operator(client, platform, telemetry, arguments.namespace, identity)
+            operator = Operator(client.permitted(lease.check), platform, telemetry, arguments.namespace, identity)
             probes.problem = operator.problem
             await _lead(operator, client, lease, arguments.namespace)
     finally:

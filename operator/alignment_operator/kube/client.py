@@ -10,7 +10,7 @@ import asyncio
 import copy
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class KubeClient:
     def __init__(self, configuration: Configuration, in_cluster: bool) -> None:
         self.in_cluster = in_cluster
         self._configuration = configuration
+        self._permit: Callable[[], None] = lambda: None
         self._enter(LANES["work"])
         self._session = self.new_session()
         self._bare = aiohttp.ClientSession()
@@ -87,6 +88,12 @@ class KubeClient:
         """The same connections in a lane of LANES of their own; closed with the client that they are of."""
         other = copy.copy(self)
         other._enter(LANES[purpose])
+        return other
+
+    def permitted(self, permit: Callable[[], None]) -> KubeClient:
+        """The same connections; `permit` is asked before everything that is written, and raises where it may not be."""
+        other = copy.copy(self)
+        other._permit = permit
         return other
 
     @property
@@ -196,6 +203,8 @@ class KubeClient:
         failures = 0
         while True:
             await self._bucket.take()
+            if method != "GET":
+                self._permit()  # after the wait: it is now that it is sent
             try:
                 async with self._session.request(
                     method, self.server + path, params=params, data=data, headers=headers, timeout=timeout

@@ -76,6 +76,13 @@ class Lease:
                 raise LeaseLost(f"not renewed for {RENEW_DEADLINE_SECONDS:g} s: {self.problem}")
             pause = RETRY_SECONDS if holder == self._identity else RETRY_SECONDS / 4
 
+    def check(self) -> None:
+        """Raises LeaseLost where others may think by now that nobody holds it: also after a sleep of the whole process,
+        before `keep` has had its turn."""
+        age = asyncio.get_running_loop().time() - self._renewed_at
+        if age >= DURATION_SECONDS:
+            raise LeaseLost(f"not renewed for {age:.0f} s")
+
     async def release(self) -> None:
         """Let the next one in at once instead of after the duration."""
         try:
