@@ -202,7 +202,7 @@ class KubeClient:
         deadline = loop.time() + self._lane.retry_seconds
         failures = 0
         while True:
-            await self._bucket.take()
+            await self._bucket.take(owner=path.partition("/namespaces/")[2].partition("/")[0])
             if method != "GET":
                 self._permit()  # after the wait: it is now that it is sent
             try:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
+
+SHARE = 30
+"""Requests of one owner that may wait for their turn at once, a tenth of a second's worth of work; the rest stands
+behind them, and not before those of others."""
 
 
 class TokenBucket:
-    """Lets `rate` requests a second through, and `burst` at once after a quiet time. First come, first served."""
+    """Lets `rate` requests a second through, and `burst` at once after a quiet time.
+
+    First come, first served, but for owners who ask for more than their share at once.
+    """
 
     def __init__(self, rate: float, burst: int) -> None:
+        self._shares: defaultdict[Hashable, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(SHARE))
         self._rate = rate
         self._burst = float(burst)
         self._tokens = float(burst)
         self._updated: float | None = None
 
-    async def take(self) -> None:
+    async def take(self, owner: Hashable = None) -> None:
         """Wait for one token."""
-        wait = self.reserve(asyncio.get_running_loop().time())
-        if wait > 0:
-            await asyncio.sleep(wait)
+        async with self._shares[owner]:
+            wait = self.reserve(asyncio.get_running_loop().time())
+            if wait > 0:
+                await asyncio.sleep(wait)
 
     def reserve(self, now: float) -> float:
         """Take one token at `now` (seconds, any monotonic clock); the seconds to wait before it may be used."""
