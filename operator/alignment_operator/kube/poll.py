@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
@@ -22,7 +22,9 @@ from alignment_operator.kube.paths import named
 from alignment_operator.plan.types import JobKey
 
 TIMEOUT_SECONDS = 1.5
-EVERY_SECONDS = 3.0
+EVERY_SECONDS = 5.0
+STEPS_SECONDS = 15.0
+"""Between passes that only a further step asks for: a person who watches sees it move."""
 AFTER_SILENCE_SECONDS = 15.0
 TICK_SECONDS = 0.5
 CONCURRENCY = 100
@@ -37,6 +39,10 @@ class _Answer:
     due: float
     """Loop time from which the pod is asked again; infinite while it is being asked."""
     status: InstanceStatus | None = None
+    """Its last word."""
+    told: InstanceStatus | None = None
+    """The word for which its job was last looked at, and when."""
+    told_at: float = -math.inf
 
 
 class StatusPoller:
@@ -65,7 +71,7 @@ class StatusPoller:
                 leads = {pod.view.uid: pod for pod in self._pods() if _can_answer(pod)}
                 self._answers = {uid: self._answers.get(uid, _Answer(due=0.0)) for uid in leads}
                 for uid in [uid for uid, answer in self._answers.items() if answer.due <= loop.time()]:
-                    self._answers[uid] = _Answer(math.inf, self._answers[uid].status)
+                    self._answers[uid] = replace(self._answers[uid], due=math.inf)
                     asking.create_task(self._ask(leads[uid]))
                 await asyncio.sleep(TICK_SECONDS)
 
@@ -73,12 +79,15 @@ class StatusPoller:
         async with self._slots:
             status = await self._probe(pod)
         uid, now = pod.view.uid, asyncio.get_running_loop().time()
-        before = self._answers.get(uid)
-        if before is None:
+        answer = self._answers.get(uid)
+        if answer is None:
             return  # ended meanwhile, or not ours any more
-        self._answers[uid] = _Answer(now + (AFTER_SILENCE_SECONDS if status is None else EVERY_SECONDS), status)
-        if _told(status) not in (None, _told(before.status)):
+        pause = AFTER_SILENCE_SECONDS if status is None else EVERY_SECONDS
+        answer = replace(answer, due=now + pause, status=status or answer.status)
+        if status is not None and _is_news(status, answer.told, steps=now >= answer.told_at + STEPS_SECONDS):
+            answer = replace(answer, told=status, told_at=now)
             self._notify(pod.key)
+        self._answers[uid] = answer
 
     async def _probe(self, pod: SeenPod) -> InstanceStatus | None:
         try:
@@ -106,9 +115,14 @@ def _can_answer(pod: SeenPod) -> bool:
     return view.role in LEADS and view.index == 0 and view.phase == "Running" and bool(pod.address)
 
 
-def _told(status: InstanceStatus | None) -> object:
-    """What of an answer a job's status shows. Rates and estimates flicker, and are shown with the next step."""
-    if status is None:
-        return None
-    step = None if status.progress is None else (status.progress.step, status.progress.total_steps)
-    return step, status.checkpoint, status.data, status.model, status.precision
+def _is_news(now: InstanceStatus, told: InstanceStatus | None, steps: bool) -> bool:
+    """Whether a job's status would show it. Rates and estimates flicker: they are shown with a step, and a step counts
+    where `steps` says so."""
+    if told is None:
+        return True
+    facts = ("checkpoint", "data", "model", "precision")
+    return any(getattr(now, fact) != getattr(told, fact) for fact in facts) or (steps and _step(now) != _step(told))
+
+
+def _step(status: InstanceStatus) -> tuple[int, int] | None:
+    return None if status.progress is None else (status.progress.step, status.progress.total_steps)
