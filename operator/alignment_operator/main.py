@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import socket
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
@@ -32,11 +35,16 @@ def main() -> None:
     arguments = parser().parse_args()
     _log_json(arguments.log_level)
     try:
-        uvloop.run(operate(arguments))
+        uvloop.run(_until_told(arguments))
     except* (ConfigException, LeaseLost, *UNREADABLE) as errors:
-        for error in errors.exceptions:
+        for error in _each(errors):
             log.critical("%s", error)
         sys.exit(1)
+
+
+def _each(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        yield from _each(error) if isinstance(error, BaseExceptionGroup) else (error,)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--port", type=int, default=8080, help="port of /healthz, /livez and /metrics (%(default)s)")
     parse.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING"), default="INFO", help="%(default)s")
     return parse
+
+
+async def _until_told(arguments: argparse.Namespace) -> None:
+    """Operate until SIGTERM. kopf hears it while it runs; before that, process 1 of a container would be deaf to it."""
+    work = asyncio.create_task(operate(arguments))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+    with suppress(asyncio.CancelledError):
+        await work
 
 
 async def operate(arguments: argparse.Namespace) -> None:
@@ -76,13 +92,16 @@ async def operate(arguments: argparse.Namespace) -> None:
 
 async def _lead(operator: Operator, client: KubeClient, lease: Lease, namespace: str | None) -> None:
     """The work, with the mirrors and the lease's renewal beside it: the first of them to fail ends all."""
-    async with asyncio.TaskGroup() as tasks:
-        beside = (tasks.create_task(_keep(lease, operator)), tasks.create_task(operator.run()))
-        await operator.ready()  # also because kopf, when it ends, waits for every task that is younger than itself
-        await handlers.run(operator, client, namespace)
-        for task in beside:
-            task.cancel()
-    await lease.release()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            beside = (tasks.create_task(_keep(lease, operator)), tasks.create_task(operator.run()))
+            await operator.ready()  # also because kopf, when it ends, waits for every task that is younger than itself
+            await handlers.run(operator, client, namespace)
+            for task in beside:
+                task.cancel()
+    finally:
+        operator.halt()
+        await lease.release()
 
 
 async def _keep(lease: Lease, operator: Operator) -> None:

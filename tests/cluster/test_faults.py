@@ -128,9 +128,12 @@ def test_a_standby_that_may_not_read_the_lease_is_unready(place: Place, proxy: F
     standby.start()
     eventually(standby.is_alive, "it to answer")
     assert not standby.is_healthy()
+    assert standby.kill(signal.SIGTERM) == 0, "also while it waits for the lease"
+    standby.start()
+    eventually(standby.is_alive, "it to answer again")
     forbidden.on = False
     eventually(standby.is_healthy, "it to be ready")
-    standby.kill(signal.SIGTERM)
+    assert standby.kill(signal.SIGTERM) == 0
 
 
 def test_an_operator_that_comes_before_its_crd_serves_it_when_it_is_there(
@@ -144,6 +147,10 @@ def test_an_operator_that_comes_before_its_crd_serves_it_when_it_is_there(
         assert operator.is_alive()
         assert not operator.is_healthy()
         assert "apply crds/alignmentjobs.alignment.run.yaml" in operator.log.read_text()
+        assert operator.kill(signal.SIGTERM) == 0
+        assert place.items("leases")[0]["spec"]["holderIdentity"] == ""
+        operator.start()
+        eventually(lambda: operator.metric("alignment_operator_leader") == 1, "it to lead again")
         for fault in missing:
             fault.on = False
         place.pod("prepare")

@@ -161,7 +161,7 @@ class Reflector(Generic[View, Owner]):
         elif isinstance(error, TimeoutError):
             log.info("silent watch dropped", extra=words)
         elif error is not None:
-            log.warning("watch failed", extra=words)
+            log.warning("mirror interrupted", extra=words)
         if failures > 2 and (error is None or isinstance(error, ApiError)):
             # Whatever it objects to, it may be where we are; and a list shows what these watches do not.
             self._version = None
