@@ -95,8 +95,16 @@ class Outcome(Contract):
 
 
 class InstanceStatus(Contract):
-    """GET /status of a role's process: numbers only."""
+    """GET /status of a role's process: who it is, and numbers only."""
 
+    uid: str = ""
+    """The job's identity, as in its Context."""
+    role: str = ""
+    """A key of ROLES."""
+    index: int = 0
+    """Place among the role's replicas."""
+    life: int = 0
+    """Attempt or incarnation."""
     state: str
     """What it does, in a few words: `loading the model`, `training`."""
     ready: bool
@@ -115,3 +123,7 @@ class InstanceStatus(Contract):
     """Of prepare, once it is decided."""
     memory_bytes: int = 0
     """Peak resident memory (or GPU memory) of the process."""
+
+    def is_of(self, uid: str, role: str, index: int, life: int) -> bool:
+        """Whether it is the answer of this instance of this job: an address may be another's by now."""
+        return (self.uid, self.role, self.index, self.life) == (uid, role, index, life)

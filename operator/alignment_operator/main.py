@@ -1,33 +1,30 @@
-"""The operator's process: arguments, logs, the health and metrics server, the lease."""
+"""The operator's process: arguments, logs, the lease."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import logging
+import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 from kubernetes.aio.config import ConfigException
-from prometheus_client import CONTENT_TYPE_LATEST
 from pythonjsonlogger.json import JsonFormatter
 
-from alignment_api.manifest import InvalidManifest
 from alignment_operator import handlers
-from alignment_operator.kube.client import ApiError, KubeClient
+from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.lease import Lease, LeaseLost
 from alignment_operator.kube.operator import Operator
-from alignment_operator.kube.platform import SCHEME, PlatformSource
+from alignment_operator.kube.platform import SCHEME, UNREADABLE, PlatformSource
+from alignment_operator.kube.probes import Probes
 from alignment_operator.kube.telemetry import Telemetry
 
-SILENCE_SECONDS = 300.0
-"""Without a pass or an idle tick for this long, the process hangs."""
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 log = logging.getLogger(__name__)
@@ -38,11 +35,16 @@ def main() -> None:
     arguments = parser().parse_args()
     _log_json(arguments.log_level)
     try:
-        uvloop.run(operate(arguments))
-    except* (ConfigException, InvalidManifest, ApiError, OSError, LeaseLost) as errors:
-        for error in errors.exceptions:
+        uvloop.run(_until_told(arguments))
+    except* (ConfigException, LeaseLost, *UNREADABLE) as errors:
+        for error in _each(errors):
             log.critical("%s", error)
         sys.exit(1)
+
+
+def _each(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        yield from _each(error) if isinstance(error, BaseExceptionGroup) else (error,)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,9 +56,17 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--platform", required=True, help=f"pools and defaults: a file, or {SCHEME}namespace/name")
     parse.add_argument("--namespace", help="serve the jobs of this namespace alone; default: all")
     parse.add_argument("--lease-namespace", default=_own_namespace(), help="namespace of the Lease (%(default)s)")
-    parse.add_argument("--port", type=int, default=8080, help="port of /healthz and /metrics (%(default)s)")
+    parse.add_argument("--port", type=int, default=8080, help="port of /healthz, /livez and /metrics (%(default)s)")
     parse.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING"), default="INFO", help="%(default)s")
     return parse
+
+
+async def _until_told(arguments: argparse.Namespace) -> None:
+    """Operate until SIGTERM. kopf hears it while it runs; before that, process 1 of a container would be deaf to it."""
+    work = asyncio.create_task(operate(arguments))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+    with suppress(asyncio.CancelledError):
+        await work
 
 
 async def operate(arguments: argparse.Namespace) -> None:
@@ -69,10 +79,12 @@ async def operate(arguments: argparse.Namespace) -> None:
     platform = PlatformSource(arguments.platform, client, telemetry)
     try:
         await platform.load()
-        async with _serving(telemetry, arguments.port):
+        probes = Probes(telemetry, problem=lambda: lease.problem)
+        async with probes.serving(arguments.port):
             await lease.acquire()
             telemetry.lead()
-            operator = Operator(client, platform, telemetry, arguments.namespace, identity)
+            operator = Operator(client.permitted(lease.check), platform, telemetry, arguments.namespace, identity)
+            probes.problem = operator.problem
             await _lead(operator, client, lease, arguments.namespace)
     finally:
         await client.close()
@@ -80,36 +92,25 @@ async def operate(arguments: argparse.Namespace) -> None:
 
 async def _lead(operator: Operator, client: KubeClient, lease: Lease, namespace: str | None) -> None:
     """The work, with the mirrors and the lease's renewal beside it: the first of them to fail ends all."""
-    async with asyncio.TaskGroup() as tasks:
-        beside = (tasks.create_task(lease.keep()), tasks.create_task(operator.run()))
-        await operator.ready()  # also because kopf, when it ends, waits for every task that is younger than itself
-        await handlers.run(operator, client, namespace)
-        for task in beside:
-            task.cancel()
-    await lease.release()
-
-
-@asynccontextmanager
-async def _serving(telemetry: Telemetry, port: int) -> AsyncIterator[None]:
-    """/healthz and /metrics. Ours and not kopf's, which answers only after start-up, so that a standby is alive too."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        silence = telemetry.silence_seconds
-        healthy = not telemetry.leads or silence < SILENCE_SECONDS
-        return web.Response(status=200 if healthy else 503, text=f"last pass or idle tick {silence:.0f} s ago\n")
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=telemetry.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
     try:
-        await web.TCPSite(runner, port=port).start()
-        yield
+        async with asyncio.TaskGroup() as tasks:
+            beside = (tasks.create_task(_keep(lease, operator)), tasks.create_task(operator.run()))
+            await operator.ready()  # also because kopf, when it ends, waits for every task that is younger than itself
+            await handlers.run(operator, client, namespace)
+            for task in beside:
+                task.cancel()
     finally:
-        await runner.cleanup()
+        operator.halt()
+        await lease.release()
+
+
+async def _keep(lease: Lease, operator: Operator) -> None:
+    """No pass outlives the lease: another operator may be acting already."""
+    try:
+        await lease.keep()
+    except LeaseLost:
+        operator.halt()
+        raise
 
 
 def _log_json(level: str) -> None:

@@ -177,8 +177,12 @@ class Operator:
         return self.process.wait(timeout=300)
 
     def is_healthy(self) -> bool:
-        """What a probe is told."""
+        """What a readiness probe is told."""
         return self._get("/healthz") is not None
+
+    def is_alive(self) -> bool:
+        """What a liveness probe is told."""
+        return self._get("/livez") is not None
 
     def metric(self, line: str) -> float | None:
         """The value of one line of /metrics; None before the process serves it."""

@@ -163,7 +163,7 @@ def test_an_operator_whose_lease_was_taken_ends(place: Place, tmp_path: Path) ->
     place.kubectl("patch", "lease", lease["metadata"]["name"], "--type=merge", "-p", thief)
     assert operator.process is not None
     assert operator.process.wait(timeout=300) == 1
-    assert [row["message"] for row in operator.errors()] == ["another holds it"]
+    assert [row["message"] for row in operator.errors()] == ["another holds it: thief"]
 
 
 def test_an_operator_does_not_start_on_a_platform_with_a_typo(place: Place, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def _run_rank(context: Context) -> Outcome:
 def _run_role(context: Context, serves: bool) -> Outcome:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(1)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores from a laptop's other roles
-    stop, board, metrics = Interruption(), StatusBoard(), Metrics(context.job, context.role)
+    stop, board, metrics = Interruption(), StatusBoard(context), Metrics(context.job, context.role)
     token = Path(context.token_file).read_text().strip()
     server = StatusServer((context.host, context.port), token, board, metrics.registry) if serves else None
     with stop.on_signals(), server or nullcontext():

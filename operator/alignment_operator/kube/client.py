@@ -7,10 +7,10 @@ client is not used: it builds a typed model of every object it receives, which c
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
-import random
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import aiohttp
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config, refresh_token
 
-from alignment_operator.kube.throttle import TokenBucket
+from alignment_operator.kube.throttle import LANES, Lane, TokenBucket, backoff_seconds, jittered
 
 Manifest = dict[str, Any]
 Params = Mapping[str, str]
@@ -26,14 +26,12 @@ Params = Mapping[str, str]
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 TRANSIENT = frozenset({429, 500, 502, 503, 504})
-REQUESTS_PER_SECOND = 300.0
-"""A thousand running jobs are looked at every five seconds: 200 a second."""
-BURST = 600
-REQUEST_SECONDS = 15.0
-DEADLINE_SECONDS = 45.0
+CONNECT_SECONDS = 15.0
 PROBE_BYTES = 64 * 1024
+FIRST_BACKOFF_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 10.0
 
 
@@ -59,10 +57,11 @@ class KubeClient:
     lost answer ends in AlreadyExists, Conflict or NotFound. That is what allows one retry policy for all of them.
     """
 
-    def __init__(self, configuration: Configuration, in_cluster: bool, bucket: TokenBucket | None = None) -> None:
+    def __init__(self, configuration: Configuration, in_cluster: bool) -> None:
         self.in_cluster = in_cluster
         self._configuration = configuration
-        self._bucket = bucket or TokenBucket(REQUESTS_PER_SECOND, BURST)
+        self._permit: Callable[[], None] = lambda: None
+        self._enter(LANES["work"])
         self._session = self.new_session()
         self._bare = aiohttp.ClientSession()
         self._refresh: asyncio.Task[None] | None = None
@@ -85,6 +84,18 @@ class KubeClient:
         client._refresh = asyncio.create_task(refresh)  # ends at once where the token never expires
         return client
 
+    def lane(self, purpose: str) -> KubeClient:
+        """The same connections in a lane of LANES of their own; closed with the client that they are of."""
+        other = copy.copy(self)
+        other._enter(LANES[purpose])
+        return other
+
+    def permitted(self, permit: Callable[[], None]) -> KubeClient:
+        """The same connections; `permit` is asked before everything that is written, and raises where it may not be."""
+        other = copy.copy(self)
+        other._permit = permit
+        return other
+
     @property
     def server(self) -> str:
         """URL of the apiserver."""
@@ -94,7 +105,7 @@ class KubeClient:
         """A session that carries the credentials; its owner closes it."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=_ssl_context(self._configuration)),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self._lane.try_seconds),
             middlewares=(self._authenticate,),
         )
 
@@ -106,9 +117,9 @@ class KubeClient:
         await self._session.close()
         await self._bare.close()
 
-    async def get(self, path: str, params: Params | None = None) -> Manifest:
+    async def get(self, path: str, params: Params | None = None, accept: str = JSON) -> Manifest:
         """Read an object or a list."""
-        return await self._json("GET", path, params=params)
+        return await self._json("GET", path, params=params, accept=accept)
 
     async def create(self, path: str, body: Manifest) -> Manifest:
         """Create an object. Raises ApiError 409 AlreadyExists."""
@@ -147,19 +158,23 @@ class KubeClient:
         A stream that is silent for `idle_seconds` (bookmarks come about once a minute) raises TimeoutError.
         """
         await self._bucket.take()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=idle_seconds)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
         query = {**params, "watch": "true", "allowWatchBookmarks": "true"}
         async with self._session.get(self.server + path, params=query, timeout=timeout) as answer:
             if answer.status >= 400:
                 raise await _error(answer, f"WATCH {path}")
             async for line in _lines(answer.content):
-                event: Manifest = json.loads(line)
+                event = _decoded(line, f"WATCH {path}")
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise ApiError(
                         status.get("code", 500), status.get("reason", ""), status.get("message", ""), f"WATCH {path}"
                     )
                 yield event
+
+    def _enter(self, lane: Lane) -> None:
+        self._lane = lane
+        self._bucket = TokenBucket(lane.rate, lane.burst)
 
     async def _authenticate(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -178,42 +193,56 @@ class KubeClient:
         params: Params | None = None,
         body: Any = None,
         content_type: str = JSON,
+        accept: str = JSON,
     ) -> Manifest:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Accept": JSON} | ({"Content-Type": content_type} if data is not None else {})
+        headers = {"Accept": accept} | ({"Content-Type": content_type} if data is not None else {})
+        timeout = aiohttp.ClientTimeout(total=self._lane.try_seconds)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + DEADLINE_SECONDS
-        attempt = 0
+        deadline = loop.time() + self._lane.retry_seconds
+        failures = 0
         while True:
-            await self._bucket.take()
+            await self._bucket.take(owner=path.partition("/namespaces/")[2].partition("/")[0])
+            if method != "GET":
+                self._permit()  # after the wait: it is now that it is sent
             try:
                 async with self._session.request(
-                    method, self.server + path, params=params, data=data, headers=headers
+                    method, self.server + path, params=params, data=data, headers=headers, timeout=timeout
                 ) as answer:
                     if answer.status >= 400:
                         raise await _error(answer, f"{method} {path}")
-                    return json.loads(await answer.read())  # type: ignore[no-any-return]
+                    return _decoded(await answer.read(), f"{method} {path}")
             except UNAVAILABLE as error:
-                pause = _pause(error, attempt)
+                failures += 1
+                pause = _pause(error, failures)
                 if pause is None or loop.time() + pause > deadline:
                     raise
-            attempt += 1
             await asyncio.sleep(pause)
 
 
-def _pause(error: Exception, attempt: int) -> float | None:
+def _pause(error: Exception, failures: int) -> float | None:
     """Seconds before the next try; None for an answer that a repeat would not change."""
     if isinstance(error, ApiError):
         if error.status not in TRANSIENT:
             return None
         if error.retry_after is not None:
             return error.retry_after
-    backoff: float = min(MAX_BACKOFF_SECONDS, 0.2 * 2**attempt)
-    return backoff * random.uniform(0.5, 1.0)  # jitter: not every client comes back in the same instant
+    return jittered(backoff_seconds(failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS))
+
+
+def _decoded(text: bytes, request: str) -> Manifest:
+    """The JSON object of an answer. A proxy's page with code 200 is no answer of the apiserver: ask again."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise aiohttp.ClientPayloadError(f"{request}: answered with no JSON object: {text[:200]!r}")
+    return found
 
 
 async def _error(answer: aiohttp.ClientResponse, request: str) -> ApiError:
-    text = await answer.text()
+    text = await answer.text(errors="replace")
     try:
         status = json.loads(text)
     except ValueError:

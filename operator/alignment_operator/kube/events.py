@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from alignment_api.job import API_VERSION, KIND, AlignmentJob
 from alignment_api.status import AlignmentJobStatus, Condition
-from alignment_operator.kube.client import UNAVAILABLE, KubeClient, Manifest
+from alignment_operator.kube.client import UNAVAILABLE, ApiError, KubeClient, Manifest
 from alignment_operator.kube.paths import collection
 
 COMPONENT = "alignment-operator"
 BAD_WHEN = {"Admitted": "False", "PoolsAvailable": "False", "Failed": "True"}
 """Condition -> the status that deserves a Warning, and an Event for each new reason."""
 MESSAGE_CHARACTERS = 1024
+QUEUE_EVENTS = 1000
+"""Some 2 MB. A storm is cut off here."""
+POSTERS = 4
+"""Where one Event is tried again and again, three others go on."""
 
 log = logging.getLogger(__name__)
 
@@ -57,30 +65,65 @@ def _status(condition: Condition | None) -> str:
 
 
 class EventPoster:
-    """Posts Events; one that cannot be posted is logged, for nothing but a person's view depends on it."""
+    """Posts Events in the background. Nothing but a person's view depends on them, so nothing waits for them.
 
-    def __init__(self, client: KubeClient, instance: str) -> None:
-        self._client = client
+    They stand in a queue of their own, and where that is full (Events are not taken, or not fast enough) are dropped.
+    """
+
+    def __init__(self, client: KubeClient, instance: str, dropped: Callable[[], None]) -> None:
+        """dropped: told of each Event that nobody will see."""
+        self._client = client.lane("events")
         self._instance = instance
+        self._dropped = dropped
+        self._queue: asyncio.Queue[Manifest] = asyncio.Queue(QUEUE_EVENTS)
 
-    async def post(self, job: AlignmentJob, notes: Iterable[Note], now: datetime) -> None:
-        """Post these notes about `job`."""
-        path = collection("Event", job.metadata.namespace)
+    def post(self, job: AlignmentJob, notes: Iterable[Note], now: datetime) -> None:
+        """Post these notes about `job`, soon."""
         for note in notes:
             try:
-                await self._client.create(path, build_event(job, note, now, self._instance))
+                self._queue.put_nowait(build_event(job, note, now, self._instance))
+            except asyncio.QueueFull:
+                self._drop(note.reason, "the queue of Events is full")
+
+    async def run(self) -> None:
+        """Post until cancelled."""
+        async with asyncio.TaskGroup() as posters:
+            for _ in range(POSTERS):
+                posters.create_task(self._post_each())
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for what was posted, no longer than this."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._queue.join(), seconds)
+
+    async def _post_each(self) -> None:
+        while True:
+            event = await self._queue.get()
+            try:
+                await self._client.create(collection("Event", event["metadata"]["namespace"]), event)
             except UNAVAILABLE as error:
-                log.warning("event not posted", extra={"reason": note.reason, "error": str(error)})
+                told = isinstance(error, ApiError) and error.reason == "AlreadyExists"  # by a try whose answer was lost
+                if not told:
+                    self._drop(event["reason"], str(error) or repr(error))
+            finally:
+                self._queue.task_done()
+
+    def _drop(self, reason: str, why: str) -> None:
+        self._dropped()
+        log.info("event dropped", extra={"reason": reason, "error": why})
 
 
 def build_event(job: AlignmentJob, note: Note, now: datetime, instance: str) -> Manifest:
-    """The Event object of a note."""
+    """The Event object of a note. Its name says what it tells and of which version of the job, so that the same word,
+    sent twice or by two operators, is one Event."""
     metadata = job.metadata
+    told = (metadata.uid, metadata.resource_version, note.kind, note.reason, note.message)
+    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     time = now.isoformat(timespec="seconds")
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"generateName": f"{metadata.name}-", "namespace": metadata.namespace},
+        "metadata": {"name": f"{metadata.name}.{digest}", "namespace": metadata.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,

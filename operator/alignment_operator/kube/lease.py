@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -36,35 +35,53 @@ class _Sighting:
 
 
 class Lease:
-    """`acquire`, then `keep` beside the work, then `release`."""
+    """`acquire`, then `keep` beside the work, then `release`.
+
+    Its requests have a lane of their own: what keeps the process in charge must not wait behind the work. They are
+    tried once, and again at the lease's own pace: a conflict may be with a write of our own whose answer was lost, so
+    that only a lease that is read with another's name in it is another's.
+    """
 
     def __init__(self, client: KubeClient, namespace: str, name: str, identity: str) -> None:
-        self._client = client
+        self._client = client.lane("lease")
         self._namespace = namespace
         self._name = name
         self._identity = identity
         self._sighting: _Sighting | None = None
+        self._renewed_at = 0.0
+        self.problem: str | None = "the Lease has not been read yet"
+        """Why a standby could not take over; None where it could."""
 
     async def acquire(self) -> None:
         """Wait until the lease is ours."""
-        while True:
-            try:
-                if await self._try_once():
-                    log.info("lease acquired", extra={"identity": self._identity})
-                    return
-            except UNAVAILABLE as error:
-                log.warning("lease not read", extra={"error": str(error)})
+        while await self._attempt() != self._identity:  # noqa: ASYNC110 - the apiserver has no event for an expiry
             await asyncio.sleep(RETRY_SECONDS)
+        log.info("lease acquired", extra={"identity": self._identity})
 
     async def keep(self) -> None:
-        """Renew until cancelled. Raises LeaseLost where that fails for longer than the deadline."""
+        """Renew until cancelled. Raises LeaseLost where another holds it, or at the deadline since the last renewal."""
+        clock = asyncio.get_running_loop().time
+        pause = RETRY_SECONDS
         while True:
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(pause)
+            deadline = self._renewed_at + RENEW_DEADLINE_SECONDS
             try:
-                async with asyncio.timeout(RENEW_DEADLINE_SECONDS):
-                    await self._renew()
+                async with asyncio.timeout_at(deadline):
+                    holder = await self._attempt()
             except TimeoutError:
-                raise LeaseLost(f"not renewed for {RENEW_DEADLINE_SECONDS:g} s") from None
+                holder = None
+            if holder not in (None, self._identity):
+                raise LeaseLost(f"another holds it: {holder}")
+            if holder is None and clock() >= deadline:
+                raise LeaseLost(f"not renewed for {RENEW_DEADLINE_SECONDS:g} s: {self.problem}")
+            pause = RETRY_SECONDS if holder == self._identity else RETRY_SECONDS / 4
+
+    def check(self) -> None:
+        """Raises LeaseLost where others may think by now that nobody holds it: also after a sleep of the whole process,
+        before `keep` has had its turn."""
+        age = asyncio.get_running_loop().time() - self._renewed_at
+        if age >= DURATION_SECONDS:
+            raise LeaseLost(f"not renewed for {age:.0f} s")
 
     async def release(self) -> None:
         """Let the next one in at once instead of after the duration."""
@@ -80,38 +97,41 @@ class Lease:
     def _path(self) -> str:
         return named("Lease", self._namespace, self._name)
 
-    async def _renew(self) -> None:
-        while True:
-            try:
-                if await self._try_once():
-                    return
-                raise LeaseLost("another holds it")
-            except UNAVAILABLE as error:
-                log.warning("lease not renewed yet", extra={"error": str(error)})
-            await asyncio.sleep(RETRY_SECONDS / 4)
-
-    async def _try_once(self) -> bool:
-        """Create, take over or renew; False where another holds it, or was faster."""
+    async def _attempt(self) -> str | None:
+        """Create, take over or renew, once. Returns who holds it; None where that is not known, or nobody does yet."""
         try:
-            lease = await self._client.get(self._path)
+            holder = await self._take()
+        except UNAVAILABLE as error:
+            conflict = isinstance(error, ApiError) and error.status == 409  # somebody was faster, perhaps ourselves
+            self.problem = None if conflict else f"the Lease was not read or written: {str(error) or repr(error)}"
+            log.warning("lease not read or written, trying again", extra={"error": repr(error)})
+            return None
+        self.problem = None
+        return holder
+
+    async def _take(self) -> str:
+        lease = await self._read()
+        holder: str = lease["spec"].get("holderIdentity") or ""
+        if holder not in ("", self._identity) and not self._expired(lease):
+            return holder
+        lease["spec"] = self._spec(lease["spec"], taken=holder != self._identity)
+        began = asyncio.get_running_loop().time()  # another counts from when it sees the write, which is later
+        if "resourceVersion" in lease["metadata"]:
+            await self._client.replace(self._path, lease)
+        else:
+            await self._client.create(collection("Lease", self._namespace), lease)
+        self._renewed_at = began
+        return self._identity
+
+    async def _read(self) -> Manifest:
+        """The lease; a new one, without a version, where there is none."""
+        try:
+            return await self._client.get(self._path)
         except ApiError as error:
             if error.status != 404:
                 raise
-            return await self._write(self._client.create(collection("Lease", self._namespace), self._new()))
-        holder = lease["spec"].get("holderIdentity")
-        if holder and holder != self._identity and not self._expired(lease):
-            return False
-        lease["spec"] = self._spec(lease["spec"], taken=holder != self._identity)
-        return await self._write(self._client.replace(self._path, lease))
-
-    async def _write(self, request: Coroutine[None, None, Manifest]) -> bool:
-        try:
-            await request
-        except ApiError as error:
-            if error.status == 409:
-                return False
-            raise
-        return True
+        metadata = {"name": self._name, "namespace": self._namespace}
+        return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}}
 
     def _expired(self, lease: Manifest) -> bool:
         now = asyncio.get_running_loop().time()
@@ -120,14 +140,6 @@ class Lease:
             self._sighting = _Sighting(version, now)
         duration: float = lease["spec"].get("leaseDurationSeconds", DURATION_SECONDS)
         return now - self._sighting.at > duration
-
-    def _new(self) -> Manifest:
-        return {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": self._name, "namespace": self._namespace},
-            "spec": self._spec({}, taken=True),
-        }
 
     def _spec(self, before: Manifest, taken: bool) -> Manifest:
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

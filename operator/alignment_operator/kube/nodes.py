@@ -1,4 +1,4 @@
-"""Nodes as far as pools care: which pool they belong to, whether they take pods, whether they are still there. Pure."""
+"""Nodes as far as pools care: which pool they belong to, whether they take pods, whether they are still there."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from typing import Any
 from alignment_api.platform import Platform, Pool
 from alignment_api.roles import PoolName
 from alignment_operator.kube.client import Manifest
+from alignment_operator.kube.reflector import Reflector
 
 REPELLING = ("NoSchedule", "NoExecute")
 POOLS: tuple[PoolName, ...] = ("onDemand", "spot", "cpu")
+
+
+@dataclass(frozen=True)
+class Taint:
+    """What keeps pods away that do not tolerate it."""
+
+    key: str
+    value: str
+    effect: str
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,7 @@ class NodeView:
 
     name: str
     labels: Mapping[str, str]
-    taints: tuple[Mapping[str, str], ...]
+    taints: tuple[Taint, ...]
     cordoned: bool
     ready: str
     """True, False, or Unknown where the control plane has lost sight of it."""
@@ -38,7 +48,7 @@ def see_node(node: Manifest) -> NodeView:
     return NodeView(
         name=node["metadata"]["name"],
         labels=node["metadata"].get("labels", {}),
-        taints=tuple({k: v for k, v in taint.items() if k != "timeAdded"} for taint in spec.get("taints", ())),
+        taints=tuple(Taint(taint["key"], taint.get("value", ""), taint["effect"]) for taint in spec.get("taints", ())),
         cordoned=spec.get("unschedulable", False),
         ready=next((c["status"] for c in conditions if c["type"] == "Ready"), "False"),
     )
@@ -50,6 +60,21 @@ def count_nodes(platform: Platform, nodes: Iterable[NodeView]) -> dict[PoolName,
     return {name: sum(takes_pods(platform.pools.named(name), node) for node in seen) for name in POOLS}
 
 
+class NodeCounts:
+    """Nodes of each pool, counted anew only where a node or the platform has changed: a count looks at all of them."""
+
+    def __init__(self, nodes: Reflector[NodeView, str]) -> None:
+        self._nodes = nodes
+        self._counted: tuple[int, Platform, dict[PoolName, int]] | None = None
+
+    def of(self, platform: Platform) -> dict[PoolName, int]:
+        """`count_nodes` of what there is now."""
+        changes = self._nodes.changes
+        if self._counted is None or self._counted[0] != changes or self._counted[1] is not platform:
+            self._counted = (changes, platform, count_nodes(platform, self._nodes.all()))
+        return self._counted[2]
+
+
 def takes_pods(pool: Pool, node: NodeView) -> bool:
     """The node belongs to the pool, is ready, and its taints are tolerated."""
     return (
@@ -59,14 +84,14 @@ def takes_pods(pool: Pool, node: NodeView) -> bool:
         and all(
             any(_tolerates(toleration, taint) for toleration in pool.tolerations)
             for taint in node.taints
-            if taint["effect"] in REPELLING
+            if taint.effect in REPELLING
         )
     )
 
 
-def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
-    if toleration.get("effect") not in (None, "", taint["effect"]):
+def _tolerates(toleration: Mapping[str, Any], taint: Taint) -> bool:
+    if toleration.get("effect") not in (None, "", taint.effect):
         return False
     if toleration.get("operator", "Equal") == "Exists":
-        return toleration.get("key") in (None, "", taint["key"])
-    return toleration.get("key") == taint["key"] and toleration.get("value", "") == taint.get("value", "")
+        return toleration.get("key") in (None, "", taint.key)
+    return toleration.get("key") == taint.key and toleration.get("value", "") == taint.value

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
 from alignment_api.context import Outcome
 from alignment_api.job import JOB_LABEL
-from alignment_api.roles import StageName
+from alignment_api.roles import ROLES, StageName
 from alignment_operator.kube.client import Manifest
 from alignment_operator.names import (
     CONTAINER,
@@ -44,7 +45,7 @@ OWN_LIMIT = ("exceeds the total limit", "exceeds the limit", "exceeded its local
 STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons that only say that all is well."""
 MESSAGE_CHARACTERS = 1000
-_OUR_LABELS = {JOB_LABEL, UID_LABEL, ROLE_LABEL, INDEX_LABEL, LIFE_LABEL, STAGE_LABEL}
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,42 @@ class SeenPod:
     """Its IP; empty before it has one."""
 
 
-def see_pod(pod: Manifest) -> SeenPod | None:
-    """The pod of a job, from its JSON; None for one whose labels are not those we give."""
-    metadata, labels = pod["metadata"], pod["metadata"].get("labels", {})
-    if not labels.keys() >= _OUR_LABELS or not (labels[INDEX_LABEL] + labels[LIFE_LABEL]).isdecimal():
-        return None
+class Unreadable(ValueError):
+    """An object that is not what its labels claim. Anybody may write labels: it is left out, and harms nobody else."""
+
+
+def see_pod(pod: Manifest) -> SeenPod:
+    """The pod of a job, from its JSON. Raises Unreadable for one whose labels are not such as we give."""
+    metadata = pod["metadata"]
+    labels = metadata.get("labels") or {}
     return SeenPod(
         view=_view(pod, labels),
-        key=JobKey(metadata["namespace"], labels[JOB_LABEL]),
-        owner_uid=labels[UID_LABEL],
+        key=JobKey(metadata["namespace"], _label(labels, JOB_LABEL)),
+        owner_uid=_label(labels, UID_LABEL),
         node=pod["spec"].get("nodeName", ""),
         address=pod.get("status", {}).get("podIP", ""),
     )
+
+
+def _label(labels: Mapping[str, str], name: str) -> str:
+    value = labels.get(name)
+    if not value:
+        raise Unreadable(f"label {name} is missing or empty; every pod of a job has it: take {JOB_LABEL} off others")
+    return value
+
+
+def _number(labels: Mapping[str, str], name: str) -> int:
+    value = _label(labels, name)
+    if not _NUMBER.fullmatch(value):
+        raise Unreadable(f"label {name} is `{value}`, which is no number of up to nine digits")
+    return int(value)
+
+
+def _one_of(labels: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = _label(labels, name)
+    if value not in known:
+        raise Unreadable(f"label {name} is `{value}`, which is none of {', '.join(known)}")
+    return value
 
 
 def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
@@ -82,10 +107,10 @@ def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
-        role=labels[ROLE_LABEL],
-        index=int(labels[INDEX_LABEL]),
-        life=int(labels[LIFE_LABEL]),
-        stage=cast(StageName, labels[STAGE_LABEL]),
+        role=_one_of(labels, ROLE_LABEL, tuple(ROLES)),
+        index=_number(labels, INDEX_LABEL),
+        life=_number(labels, LIFE_LABEL),
+        stage=cast(StageName, _one_of(labels, STAGE_LABEL, get_args(StageName))),
         phase=_phase(status),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         ready=_condition(status, "Ready").get("status") == "True",

@@ -8,16 +8,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
-from alignment_api.job import JOB_LABEL
-from alignment_operator.kube.client import UNAVAILABLE, KubeClient
+from alignment_api.job import JOB_LABEL, KIND
+from alignment_operator.kube.client import METADATA_LIST, UNAVAILABLE, KubeClient
 from alignment_operator.kube.events import EventPoster
+from alignment_operator.kube.kind import JobKind
 from alignment_operator.kube.nodes import NodeView, see_node
 from alignment_operator.kube.observe import SeenPod, see_pod
 from alignment_operator.kube.paths import collection
 from alignment_operator.kube.platform import PlatformSource
+from alignment_operator.kube.poll import StatusPoller
 from alignment_operator.kube.queue import WorkQueue
-from alignment_operator.kube.reflector import Collection, Reflector
+from alignment_operator.kube.reflector import PAGE, Collection, Reflector
 from alignment_operator.kube.telemetry import Telemetry
 from alignment_operator.kube.world import KubeWorld, Sight
 from alignment_operator.plan.types import JobKey
@@ -25,7 +28,10 @@ from alignment_operator.reconcile import Conflict, reconcile
 
 AFTER_CONFLICT = timedelta(milliseconds=200)
 TICK_SECONDS = 5.0
+SWEEP_SECONDS = 600.0
+"""Between looks for jobs whose end nobody told of: a watch that begins anew does not."""
 STOP_SECONDS = 10.0
+LAST_EVENTS_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -40,32 +46,49 @@ class Operator:
         self._platform = platform
         self._telemetry = telemetry
         self._jobs: set[JobKey] = set()
+        self._jobs_path = collection(KIND, namespace)
+        self._lists = client.lane("mirrors")
+        self._kind = JobKind(self._lists, namespace)
         pods: Collection[SeenPod, JobKey] = Collection(
             collection("Pod", namespace), see_pod, owner=lambda pod: pod.key, selector=JOB_LABEL
         )
         nodes: Collection[NodeView, str] = Collection(collection("Node"), see_node, owner=lambda node: node.name)
-        self.pods = Reflector(client, pods, self.look_at)
-        self.nodes = Reflector(client, nodes, self._node_changed)
-        self._queue = WorkQueue(self._pass, report=_report)
-        sight = Sight(self.pods, self.nodes, lambda: platform.current)
-        self._world = KubeWorld(client, sight, telemetry, EventPoster(client, identity))
+        self.pods = Reflector(self._lists, pods, self.look_at)
+        self.nodes = Reflector(self._lists, nodes, self._node_changed)
+        self._mirrors: dict[str, Reflector[Any, Any]] = {"Pod": self.pods, "Node": self.nodes}
+        self._queue = WorkQueue(self._pass, report=_report, owner=lambda key: key.namespace, held=True)
+        self._poller = StatusPoller(client, self.pods.all, self.look_at)
+        self._events = EventPoster(client, identity, telemetry.dropped_events.inc)
+        sight = Sight(self.pods, self.nodes, lambda: platform.current, self._poller.status)
+        self._world = KubeWorld(client, sight, telemetry, self._events)
 
     async def run(self) -> None:
         """Mirror pods and nodes and follow the platform, until cancelled. Raises what must not happen."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.pods.run())
-            tasks.create_task(self.nodes.run())
+            for mirror in self._mirrors.values():
+                tasks.create_task(mirror.run())
+            for work in (self._poller.run(), self._events.run(), self._tick(), self._sweep(), self._begin()):
+                tasks.create_task(work)
             tasks.create_task(self._platform.run(self._look_at_all))
-            tasks.create_task(self._tick())
 
     async def ready(self) -> None:
-        """Wait until both mirrors are complete: a plan on half of them would be wrong."""
-        await self.pods.synced()
-        await self.nodes.synced()
+        """Wait until both mirrors are whole and AlignmentJobs are served."""
+        await self._whole()
+        await self._kind.served()
+
+    def problem(self) -> str | None:
+        """What keeps jobs from being looked after, in words."""
+        problems = (self.pods.problem, self.nodes.problem, self._kind.problem)
+        return "; ".join(problem for problem in problems if problem is not None) or None
 
     async def stop(self) -> None:
-        """Start no more passes; those that run may end."""
+        """Start no more passes; those that run may end, and what they had to say be told."""
         await self._queue.close(STOP_SECONDS)
+        await self._events.drain(LAST_EVENTS_SECONDS)
+
+    def halt(self) -> None:
+        """Stop every pass where it is: the right to act is gone."""
+        self._queue.cancel()
 
     def job_changed(self, key: JobKey, version: str, gone: bool) -> None:
         """A job's event. Our own status write comes back as one, and is no news."""
@@ -86,33 +109,71 @@ class Operator:
         for key in {pod.key for pod in self.pods.all() if pod.node in (name, "")}:
             self._queue.add(key)
 
+    async def _whole(self) -> None:
+        for mirror in self._mirrors.values():
+            await mirror.synced()
+
+    async def _begin(self) -> None:
+        """A plan on half of the mirrors would be wrong."""
+        await self._whole()
+        self._queue.release()
+
     async def _pass(self, key: JobKey) -> timedelta | None:
-        with self._measured():
+        with self._measured() as measured:
             try:
                 return await reconcile(key, self._world)
             except Conflict as conflict:
+                measured.result = "conflict"
                 log.info("changed under us, looking again", extra={"key": str(key), "conflict": str(conflict)})
                 return AFTER_CONFLICT
 
     @contextmanager
-    def _measured(self) -> Iterator[None]:
-        start = time.perf_counter()
-        result = "error"
+    def _measured(self) -> Iterator[_Measured]:
+        start, measured = time.perf_counter(), _Measured()
         try:
-            yield
-            result = "ok"
+            yield measured
+        except BaseException:
+            measured.result = "error"
+            raise
         finally:
-            self._telemetry.reconcile_seconds.labels(result).observe(time.perf_counter() - start)
+            self._telemetry.reconcile_seconds.labels(measured.result).observe(time.perf_counter() - start)
             self._telemetry.beat()
 
     async def _tick(self) -> None:
         while True:
-            if self._queue.depth == 0:
+            if self._queue.running == 0:
                 self._telemetry.beat()
             self._telemetry.queue_depth.set(self._queue.depth)
-            self._telemetry.relists.labels("Pod").set(self.pods.relists)
-            self._telemetry.relists.labels("Node").set(self.nodes.relists)
+            for kind, mirror in self._mirrors.items():
+                self._telemetry.relists.labels(kind).set(mirror.relists)
+                self._telemetry.unreadable.labels(kind).set(mirror.unreadable)
+                self._telemetry.silent_seconds.labels(kind).set(mirror.silent_seconds)
             await asyncio.sleep(TICK_SECONDS)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            known = set(self._jobs)
+            try:
+                gone = known - await self._listed()
+            except UNAVAILABLE as error:
+                log.warning("jobs not listed", extra={"error": str(error)})
+                continue
+            for key in gone:
+                self.job_changed(key, "", gone=True)
+
+    async def _listed(self) -> set[JobKey]:
+        params, found = {"limit": PAGE}, set()
+        while True:
+            page = await self._lists.get(self._jobs_path, params, accept=METADATA_LIST)
+            found |= {JobKey(job["metadata"]["namespace"], job["metadata"]["name"]) for job in page["items"]}
+            if not page["metadata"].get("continue"):
+                return found
+            params["continue"] = page["metadata"]["continue"]
+
+
+class _Measured:
+    result = "ok"
 
 
 def _report(key: JobKey, error: Exception) -> None:

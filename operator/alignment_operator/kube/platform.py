@@ -20,6 +20,14 @@ EVERY_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
+class UnusablePlatform(Exception):
+    """The platform's configuration is not where it should be."""
+
+
+UNREADABLE = (UnusablePlatform, InvalidManifest, OSError, *UNAVAILABLE)
+"""What reading the platform may end in."""
+
+
 class PlatformSource:
     """`origin` is a file (a mounted ConfigMap) or configmap://namespace/name, read through the API."""
 
@@ -31,7 +39,7 @@ class PlatformSource:
         self.current = Platform()
 
     async def load(self) -> None:
-        """The first read. Raises InvalidManifest, OSError or ApiError: there is nothing to fall back to."""
+        """The first read. Raises one of UNREADABLE: there is nothing to fall back to."""
         self._text = await self._read()
         self.current = read_contract(Platform, self._text, self._origin)
 
@@ -45,7 +53,7 @@ class PlatformSource:
                     continue
                 self._text = text
                 self.current = read_contract(Platform, text, self._origin)
-            except (InvalidManifest, OSError, *UNAVAILABLE) as error:
+            except UNREADABLE as error:
                 self._telemetry.platform_errors.inc()
                 log.error("platform not read again, the last one stays", extra={"error": str(error)})
             else:
@@ -54,7 +62,16 @@ class PlatformSource:
 
     async def _read(self) -> str:
         if not self._origin.startswith(SCHEME):
-            return await asyncio.to_thread(Path(self._origin).read_text, "utf-8")
+            try:
+                return await asyncio.to_thread(Path(self._origin).read_text, "utf-8")
+            except UnicodeDecodeError as error:
+                raise UnusablePlatform(f"{self._origin}: is not UTF-8 ({error}); save it as UTF-8") from None
         namespace, _, name = self._origin.removeprefix(SCHEME).partition("/")
+        if not namespace or not name:
+            raise UnusablePlatform(f"{self._origin}: names no ConfigMap; write {SCHEME}namespace/name")
         config = await self._client.get(named("ConfigMap", namespace, name))
-        return str(config["data"][KEY])
+        data = config.get("data") or {}
+        if KEY not in data:
+            found = ", ".join(sorted(data)) or "nothing"
+            raise UnusablePlatform(f"{self._origin}: has no key `{KEY}`, but {found}; write the platform under it")
+        return str(data[KEY])

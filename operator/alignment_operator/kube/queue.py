@@ -1,4 +1,4 @@
-"""A keyed work queue: one pass at a time for a key, requests in between coalesced, errors backed off."""
+"""A keyed work queue: one pass at a time for a key, requests in between coalesced, errors backed off, turns taken."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
+
+from alignment_operator.kube.throttle import backoff_seconds
 
 Key = TypeVar("Key", bound=Hashable)
 FIRST_BACKOFF_SECONDS = 0.5
@@ -30,7 +32,8 @@ class _Entry:
 class WorkQueue(Generic[Key]):
     """Calls `work(key)` soon after `add(key)`, and again after the delay it returned (None: only when asked).
 
-    At most `concurrency` passes run at once, never two for one key. A pass that raises is repeated with exponential
+    At most `concurrency` passes run at once, never two for one key. Where more are asked for, the owners of the keys
+    take turns: a thousand of one owner delay another's one by a pass. A pass that raises is repeated with exponential
     back-off, its error goes to `report` (default: the log, with its traceback); asking for the key again runs it at
     once, since what it failed on may be what has changed.
     """
@@ -40,11 +43,19 @@ class WorkQueue(Generic[Key]):
         work: Callable[[Key], Awaitable[timedelta | None]],
         concurrency: int = 32,
         report: Callable[[Key, Exception], None] | None = None,
+        owner: Callable[[Key], Hashable] = lambda key: None,
+        held: bool = False,
     ) -> None:
+        """held: no pass starts before `release`."""
         self._work = work
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
         self._report = report or _log
+        self._owner = owner
+        self._held = held
         self._entries: dict[Key, _Entry] = {}
+        self._waiting: dict[Hashable, dict[Key, None]] = {}
+        """Owner -> its keys that wait for a slot; both in the order in which it is their turn."""
+        self._running = 0
         self._closed = False
 
     def add(self, key: Key) -> None:
@@ -58,20 +69,27 @@ class WorkQueue(Generic[Key]):
         if entry.running is not None:
             entry.again = True
         else:
-            entry.running = asyncio.create_task(self._run(key, entry), name=f"pass {key}")
+            self._waiting.setdefault(self._owner(key), {})[key] = None
+            self._start()
+
+    def release(self) -> None:
+        """Start what was asked for while it was held."""
+        self._held = False
+        self._start()
+
+    @property
+    def running(self) -> int:
+        """Passes that run."""
+        return self._running
 
     @property
     def depth(self) -> int:
         """Keys that run or wait for a slot."""
-        return sum(entry.running is not None for entry in self._entries.values())
+        return self._running + sum(map(len, self._waiting.values()))
 
     async def close(self, grace_seconds: float) -> None:
         """Start no more passes and let those that run end; after the grace they are cancelled."""
-        self._closed = True
-        for entry in self._entries.values():
-            if entry.timer is not None:
-                entry.timer.cancel()
-        running = [entry.running for entry in self._entries.values() if entry.running is not None]
+        running = self._stop()
         if not running:
             return
         _, late = await asyncio.wait(running, timeout=grace_seconds)
@@ -79,11 +97,36 @@ class WorkQueue(Generic[Key]):
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
+    def cancel(self) -> None:
+        """Start no more passes and cancel at once those that run: they may not act any more."""
+        for task in self._stop():
+            task.cancel()
+
+    def _stop(self) -> list[asyncio.Task[None]]:
+        self._closed = True
+        self._waiting.clear()
+        for entry in self._entries.values():
+            if entry.timer is not None:
+                entry.timer.cancel()
+        return [entry.running for entry in self._entries.values() if entry.running is not None]
+
+    def _start(self) -> None:
+        while self._waiting and self._running < self._concurrency and not self._held:
+            owner, keys = next(iter(self._waiting.items()))
+            del self._waiting[owner]
+            key = next(iter(keys))
+            del keys[key]
+            if keys:
+                self._waiting[owner] = keys  # at the end: now it is another's turn
+            entry = self._entries[key]
+            self._running += 1
+            entry.running = asyncio.create_task(self._run(key, entry), name=f"pass {key}")
+
     async def _run(self, key: Key, entry: _Entry) -> None:
-        async with self._slots:
-            entry.again = False  # whatever was asked for until now, this pass sees
-            delay = None if self._closed else await self._pass(key, entry)
+        entry.again = False  # whatever was asked for until now, this pass sees
+        delay = None if self._closed else await self._pass(key, entry)
         entry.running = None
+        self._running -= 1
         if self._closed:
             return
         if entry.again:
@@ -92,15 +135,15 @@ class WorkQueue(Generic[Key]):
             entry.timer = asyncio.get_running_loop().call_later(delay.total_seconds(), self.add, key)
         else:
             del self._entries[key]
+        self._start()
 
     async def _pass(self, key: Key, entry: _Entry) -> timedelta | None:
         try:
             delay = await self._work(key)
         except Exception as error:  # whatever it is, the other keys go on and this one is tried again
             entry.failures += 1
-            seconds = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (entry.failures - 1))
             self._report(key, error)
-            return timedelta(seconds=seconds)
+            return timedelta(seconds=backoff_seconds(entry.failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS))
         entry.failures = 0
         return delay
 

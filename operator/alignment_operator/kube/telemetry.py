@@ -45,6 +45,23 @@ class Telemetry:
         self.relists = Gauge(
             "alignment_operator_relists", "Full lists of a mirrored collection", ["kind"], registry=self.registry
         )
+        self.unreadable = Gauge(
+            "alignment_operator_unreadable_objects",
+            "Objects of a mirrored collection that are left out because they cannot be read",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.silent_seconds = Gauge(
+            "alignment_operator_mirror_silent_seconds",
+            "Seconds since the apiserver was last heard of a mirrored collection",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.dropped_events = Counter(
+            "alignment_operator_dropped_events",
+            "Events that were not posted: refused, or too many at once",
+            registry=self.registry,
+        )
         self.platform_errors = Counter(
             "alignment_operator_platform_errors",
             "Refused changes of the platform's configuration",

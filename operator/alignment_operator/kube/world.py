@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
+from alignment_api.context import InstanceStatus
 from alignment_api.job import JOB_LABEL, KIND, AlignmentJob
 from alignment_api.manifest import describe_invalid
 from alignment_api.platform import Platform
@@ -16,14 +17,13 @@ from alignment_api.status import AlignmentJobStatus
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import JSON_PATCH, ApiError, KubeClient, Manifest
 from alignment_operator.kube.events import EventPoster, Note, transitions
-from alignment_operator.kube.nodes import NodeView, count_nodes, see_node
-from alignment_operator.kube.observe import SeenPod, see_pod
+from alignment_operator.kube.nodes import NodeCounts, NodeView
+from alignment_operator.kube.observe import SeenPod
 from alignment_operator.kube.paths import collection, named
-from alignment_operator.kube.poll import StatusPoller
 from alignment_operator.kube.reflector import Reflector
 from alignment_operator.kube.telemetry import Telemetry
 from alignment_operator.places import claims
-from alignment_operator.plan.types import JobKey, Observed, Plan, PodView, VolumeView
+from alignment_operator.plan.types import JobKey, Observed, Plan, VolumeView
 from alignment_operator.reconcile import Conflict
 
 REFUSALS = (403, 404, 422)
@@ -40,6 +40,8 @@ class Sight:
     nodes: Nodes
     platform: Callable[[], Platform]
     """The platform as it is now; it may change while the operator runs."""
+    status: Callable[[SeenPod], InstanceStatus | None]
+    """What a pod's process said last."""
 
 
 class KubeWorld:
@@ -50,7 +52,7 @@ class KubeWorld:
         self._sight = sight
         self._telemetry = telemetry
         self._events = events
-        self._poller = StatusPoller(client)
+        self._node_counts = NodeCounts(sight.nodes)
         self._applier = Applier(client, sight.pods)
         self._written: dict[JobKey, str] = {}
         self._refusals: dict[JobKey, str] = {}
@@ -77,9 +79,9 @@ class KubeWorld:
         return Observed(
             job=job,
             platform=platform,
-            pods=await self._with_statuses(key, pods),
+            pods=tuple(replace(pod.view, status=self._sight.status(pod)) for pod in pods),
             volumes=await self._volumes(job, platform),
-            nodes=count_nodes(platform, self._sight.nodes.all()),
+            nodes=self._node_counts.of(platform),
         )
 
     async def record(self, job: AlignmentJob, status: AlignmentJobStatus) -> None:
@@ -89,7 +91,7 @@ class KubeWorld:
         if status == job.status:
             return
         await self._write_status(key, job.metadata.resource_version, _dump(status))
-        await self._events.post(job, transitions(job.status, status), self.clock())
+        self._events.post(job, transitions(job.status, status), self.clock())
 
     async def apply(self, job: AlignmentJob, plan: Plan) -> None:
         """Create, release and delete. What exists already is left alone; what is gone already is fine."""
@@ -104,7 +106,7 @@ class KubeWorld:
         key = _key_of(job)
         if error.status in REFUSALS and self._refusals.get(key) != error.message:
             self._refusals[key] = error.message
-            await self._events.post(job, [Note("Warning", "ObjectRefused", error.message)], self.clock())
+            self._events.post(job, [Note("Warning", "ObjectRefused", error.message)], self.clock())
 
     async def _read(self, path: str) -> Manifest | None:
         try:
@@ -148,7 +150,7 @@ class KubeWorld:
         if not seen <= {pod.view.uid for pod in pods}:
             selector = {"labelSelector": f"{JOB_LABEL}={key.name}"}
             answer = await self._client.get(collection("Pod", key.namespace), selector)
-            pods = _of(job, filter(None, map(see_pod, answer["items"])))
+            pods = _of(job, filter(None, map(self._sight.pods.see, answer["items"])))
         return tuple([replace(pod, view=replace(pod.view, node_lost=await self._node_lost(pod))) for pod in pods])
 
     async def _node_lost(self, pod: SeenPod) -> bool:
@@ -157,12 +159,8 @@ class KubeWorld:
         node = self._sight.nodes.get("", pod.node)
         if node is None:  # gone, or so new that the mirror does not have it
             raw = await self._read(named("Node", "", pod.node))
-            node = None if raw is None else see_node(raw)
+            node = None if raw is None else self._sight.nodes.see(raw)
         return node is None or node.unreachable
-
-    async def _with_statuses(self, key: JobKey, pods: tuple[SeenPod, ...]) -> tuple[PodView, ...]:
-        statuses = await self._poller.statuses(key, pods)
-        return tuple(replace(pod.view, status=statuses.get(pod.view.uid)) for pod in pods)
 
     async def _volumes(self, job: AlignmentJob, platform: Platform) -> dict[str, VolumeView]:
         """The claims that the job names and that exist: read live, for they are the user's and may come late, and
@@ -180,7 +178,6 @@ class KubeWorld:
         self._written.pop(key, None)
         self._refusals.pop(key, None)
         self._applier.forget(key)
-        self._poller.forget(key)
         self._telemetry.saw_phase(key, None)
 
 

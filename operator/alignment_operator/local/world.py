@@ -115,8 +115,10 @@ class LocalWorld:
         self._places.folder.token_file.unlink(missing_ok=True)
 
     async def _ask(self, task: Task) -> None:
-        port = self._places.ports.of(task.instance.role, task.instance.index)
-        task.status = await asyncio.to_thread(poll, port) or task.status
+        instance = task.instance
+        status = await asyncio.to_thread(poll, self._places.ports.of(instance.role, instance.index))
+        if status is not None and status.is_of(self._job.metadata.uid, instance.role, instance.index, instance.life):
+            task.status = status
 
     def _forget_the_gone(self) -> None:
         # Shown once after its end, as the API shows a deleted pod once more: its outcome has the last checkpoint.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
 from alignment_api.job import AlignmentJob
+from alignment_api.status import AlignmentJobStatus
 from alignment_operator.plan.gates import PATIENCE
 from alignment_operator.plan.ledger import Hold
 from alignment_operator.plan.types import PodView
@@ -15,6 +16,8 @@ POLL = timedelta(seconds=5)
 """Between polls of running pods: a person who watches sees progress; a thousand jobs are 200 requests a second."""
 ADMISSION = timedelta(seconds=5)
 """Until a refused job is looked at again: a missing claim sends no event, and job and claim may come in one file."""
+ADMISSION_MOST = timedelta(minutes=2)
+"""Later on: each look reads the job and its claims, and nobody may mend it for weeks."""
 RESYNC = timedelta(minutes=1)
 """At the latest, while the job is not over: node counts and lost events."""
 SOONEST = timedelta(seconds=1)
@@ -34,6 +37,12 @@ def next_look(
         if job.spec.active_deadline_seconds is not None and job.status.clocked_at is not None:
             waits.append(timedelta(seconds=job.spec.active_deadline_seconds) - active_time(job.status, now))
     return max(min(waits), SOONEST) if waits else None
+
+
+def next_admission(status: AlignmentJobStatus, now: datetime) -> timedelta:
+    """Half of the time for which the job has been refused already. A change of the job itself is looked at at once."""
+    since = next(condition.last_transition_time for condition in status.conditions if condition.type == "Admitted")
+    return min(max((now - since) / 2, ADMISSION), ADMISSION_MOST)
 
 
 def _moments(pods: Iterable[PodView], holds: Iterable[Hold]) -> Iterator[datetime]:

@@ -12,7 +12,7 @@ from alignment_api.sizing import replicas_of
 from alignment_api.status import RoleStatus
 from alignment_operator.places import makes_output, makes_storage
 from alignment_operator.plan.admission import refusals
-from alignment_operator.plan.deadlines import ADMISSION, next_look
+from alignment_operator.plan.deadlines import next_admission, next_look
 from alignment_operator.plan.facts import begin_training, learn
 from alignment_operator.plan.gates import gates_to_open
 from alignment_operator.plan.instances import gang_size, missing_instances, pool_of, removals
@@ -39,7 +39,8 @@ def make_plan(observed: Observed, now: datetime) -> Plan:
         return _after_the_end(observed, now)
     refused = refusals(observed) if status.started_at is None else ()
     if refused:
-        return Plan(status=refused_status(observed, refused, now), next_look=ADMISSION)
+        status = refused_status(observed, refused, now)
+        return Plan(status=status, next_look=next_admission(status, now))
     return _plan_pass(replace(observed, job=learn(observed.job, observed.pods)), now)
 
 

@@ -70,6 +70,14 @@ def test_a_refused_job_creates_nothing_and_is_looked_at_again() -> None:
     assert cluster.plan().status == cluster.status
 
 
+@pytest.mark.parametrize(("refused_for", "expected"), [(0, 5), (8, 5), (60, 30), (239, 119.5), (86400, 120)])
+def test_a_refused_job_is_looked_at_ever_less_often(refused_for: float, expected: float) -> None:
+    cluster = SmallCluster(make_job({"data": {"source": "pvc://gone/d"}}))
+    cluster.reconcile()
+    cluster.wait(refused_for)
+    assert cluster.reconcile().next_look == timedelta(seconds=expected)
+
+
 def test_a_job_starts_once_its_claim_appears() -> None:
     observed = Observed(make_job(), Platform())
     refused = make_plan(observed, START)

@@ -1,9 +1,13 @@
+import asyncio
 from typing import Any
 
 import pytest
+from aiohttp import web
+from tests.unit.operator.faults import answering, listing, running, stream, until
 
 from alignment_api.platform import Platform
-from alignment_operator.kube.nodes import count_nodes, see_node, takes_pods
+from alignment_operator.kube.nodes import NodeCounts, count_nodes, see_node, takes_pods
+from alignment_operator.kube.reflector import Collection, Reflector
 
 PLATFORM = Platform.model_validate(
     {
@@ -74,3 +78,30 @@ def test_a_heartbeat_is_no_change() -> None:
 def test_only_a_silent_node_is_unreachable(ready: str, unreachable: bool) -> None:
     # NotReady is a kubelet that still speaks: it will say itself how its pods end
     assert see_node(node(ready=ready)).unreachable is unreachable
+
+
+async def test_nodes_are_counted_once_for_each_change_of_a_node_or_of_the_platform() -> None:
+    changed = asyncio.Event()
+
+    async def apiserver(request: web.Request) -> Any:
+        if "watch" not in request.query:
+            return listing(node("a"), node("b"))
+        await changed.wait()
+        events = [
+            {**now, "metadata": now["metadata"] | {"resourceVersion": version}}
+            for version, now in (("2", node("a")), ("3", node("b", unschedulable=True)))
+        ]
+        return await stream(request, *(("MODIFIED", event) for event in events), then=asyncio.sleep(3600))
+
+    async with answering(apiserver) as client:
+        mirror = Reflector(client, Collection("/api/v1/nodes", see_node, lambda seen: seen.name), lambda name: None)
+        counts = NodeCounts(mirror)
+        async with running(mirror.run()):
+            await mirror.synced()
+            first = counts.of(PLATFORM)
+            assert first == {"onDemand": 2, "spot": 0, "cpu": 2}
+            assert counts.of(PLATFORM) is first
+            moved = Platform.model_validate({"pools": {"onDemand": {"nodeSelector": {"pool": "elsewhere"}}}})
+            assert counts.of(moved)["onDemand"] == 0
+            changed.set()
+            await until(lambda: counts.of(PLATFORM)["onDemand"] == 1)

@@ -1,12 +1,13 @@
 """Pods as kubelets and control planes of 1.37 write them, cut down to what matters."""
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from alignment_operator.kube.observe import SeenPod, see_pod
+from alignment_operator.kube.observe import SeenPod, Unreadable, see_pod
 from alignment_operator.plan.types import JobKey
 
 LABELS = {
@@ -37,9 +38,7 @@ def pod(*, metadata: dict[str, Any] | None = None, spec: dict[str, Any] | None =
 
 
 def seen(manifest: dict[str, Any]) -> SeenPod:
-    found = see_pod(manifest)
-    assert found is not None
-    return found
+    return see_pod(manifest)
 
 
 def container(state: dict[str, Any], name: str = "trainer") -> dict[str, Any]:
@@ -68,12 +67,31 @@ def test_a_pod_without_a_status_yet_is_pending() -> None:
     assert seen(manifest).view.phase == "Pending"
 
 
+@pytest.mark.parametrize("label", LABELS)
+def test_a_pod_without_one_of_our_labels_is_not_ours(label: str) -> None:
+    without = {name: value for name, value in LABELS.items() if name != label}
+    for labels in (without, without | {label: ""}):
+        with pytest.raises(Unreadable, match=f"label {label} is missing or empty"):
+            see_pod(pod(metadata={"labels": labels}))
+
+
 @pytest.mark.parametrize(
-    "labels",
-    [{}, {"alignment.run/job": "x"}, LABELS | {"alignment.run/index": "first"}, LABELS | {"alignment.run/life": "-1"}],
+    ("label", "value"),
+    [
+        ("index", "first"),
+        ("index", "-1"),
+        ("index", "\u00b2"),
+        ("index", "1234567890"),
+        ("life", "1.0"),
+        ("life", "\u0663"),
+        ("role", "mascot"),
+        ("stage", "rehearse"),
+    ],
 )
-def test_a_pod_that_only_borrows_our_label_is_not_for_us(labels: dict[str, str]) -> None:
-    assert see_pod(pod(metadata={"labels": labels})) is None
+def test_each_label_is_read_on_its_own(label: str, value: str) -> None:
+    name = f"alignment.run/{label}"
+    with pytest.raises(Unreadable, match=f"label {name} is `{re.escape(value)}`"):
+        see_pod(pod(metadata={"labels": LABELS | {name: value}}))
 
 
 def test_the_time_of_going_includes_the_grace_period_as_the_apiserver_writes_it() -> None:

@@ -3,14 +3,9 @@ import logging
 from datetime import timedelta
 
 import pytest
+from tests.unit.operator.faults import until
 
 from alignment_operator.kube.queue import WorkQueue
-
-
-async def until(condition, seconds: float = 120.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - conditions here are plain values, not events
-            await asyncio.sleep(0.001)
 
 
 async def test_requests_before_a_pass_are_one_pass() -> None:
@@ -153,3 +148,75 @@ async def test_closing_lets_a_pass_end_and_starts_none() -> None:
     await queue.close(grace_seconds=5)
     queue.add("c")
     assert ended == ["a"]
+
+
+async def test_owners_take_turns() -> None:
+    order: list[str] = []
+
+    async def work(key: str) -> None:
+        order.append(key)
+
+    queue = WorkQueue(work, concurrency=1, owner=lambda key: key[0], held=True)
+    for key in ("a1", "a2", "a3", "a4", "b1", "c1", "c2"):
+        queue.add(key)
+    queue.release()
+    await until(lambda: queue.depth == 0)
+    assert order == ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]
+
+
+async def test_one_who_comes_late_waits_for_no_crowd() -> None:
+    order: list[str] = []
+
+    async def work(key: str) -> None:
+        order.append(key)
+        if key == "a1":
+            queue.add("b1")
+
+    queue = WorkQueue(work, concurrency=1, owner=lambda key: key[0], held=True)
+    for number in range(100):
+        queue.add(f"a{number}")
+    queue.release()
+    await until(lambda: queue.depth == 0)
+    assert order.index("b1") <= 3
+
+
+async def test_nothing_starts_while_it_is_held() -> None:
+    passes: list[str] = []
+
+    async def work(key: str) -> None:
+        passes.append(key)
+
+    queue = WorkQueue(work, held=True)
+    for key in ("a", "a", "b"):
+        queue.add(key)
+    await asyncio.sleep(0.05)
+    assert passes == []
+    assert (queue.depth, queue.running) == (2, 0)
+    queue.release()
+    await until(lambda: queue.depth == 0)
+    assert passes == ["a", "b"]
+
+
+async def test_cancelling_ends_every_pass_where_it_is_and_starts_none() -> None:
+    begun: list[str] = []
+    acted: list[str] = []
+
+    async def work(key: str) -> timedelta:
+        begun.append(key)
+        if key != "timed":
+            await asyncio.sleep(3600)
+            acted.append(key)
+        return timedelta(seconds=0.01)
+
+    queue = WorkQueue(work, concurrency=2)
+    queue.add("timed")
+    await until(lambda: "timed" in begun)
+    for key in ("a", "b", "c"):
+        queue.add(key)
+    await until(lambda: {"a", "b"} <= set(begun))
+    queue.cancel()
+    queue.add("d")
+    await asyncio.sleep(0.05)
+    assert acted == []
+    assert not {"c", "d"} & set(begun)
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("pass ")] == []

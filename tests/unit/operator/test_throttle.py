@@ -1,6 +1,6 @@
 import asyncio
 
-from alignment_operator.kube.throttle import TokenBucket
+from alignment_operator.kube.throttle import SHARE, TokenBucket
 
 
 def test_a_burst_passes_at_once_and_the_rest_at_the_rate() -> None:
@@ -23,3 +23,19 @@ async def test_takers_wait_their_turn() -> None:
     start = loop.time()
     await asyncio.gather(*(bucket.take() for _ in range(6)))
     assert loop.time() - start >= 0.05
+
+
+async def test_one_who_asks_for_a_thousand_delays_another_by_a_share() -> None:
+    bucket = TokenBucket(rate=1000, burst=1)
+    passed: list[str] = []
+
+    async def take(owner: str) -> None:
+        await bucket.take(owner)
+        passed.append(owner)
+
+    crowd = [asyncio.create_task(take("crowd")) for _ in range(1000)]
+    await asyncio.sleep(0)
+    await take("other")
+    assert passed.index("other") <= SHARE + 1, "what waits already, and the one of the burst"
+    await asyncio.gather(*crowd)
+    assert len(passed) == 1001

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any
 
-from alignment_api.context import InstanceStatus
+from alignment_api.context import Context, InstanceStatus
 
 log = logging.getLogger(__name__)
 
@@ -16,9 +16,13 @@ log = logging.getLogger(__name__)
 class StatusBoard:
     """The InstanceStatus of this process. Safe to write and read from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context | None = None) -> None:
+        """context: whose status it is; None where nobody asks."""
+        who: dict[str, Any] = (
+            {} if context is None else {name: getattr(context, name) for name in ("uid", "role", "index", "life")}
+        )
         self._lock = threading.Lock()
-        self._status = InstanceStatus(state="starting", ready=False)
+        self._status = InstanceStatus(state="starting", ready=False, **who)
 
     def update(self, **changes: Any) -> None:
         """Sets fields of InstanceStatus; a new state is logged."""
