@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
 from alignment_api.job import AlignmentJob
-from alignment_operator.plan.gates import PATIENCE
-from alignment_operator.plan.ledger import Hold
+from alignment_operator.plan.dependencies import PATIENCE
+from alignment_operator.plan.ending import active_time
+from alignment_operator.plan.records import Hold
 from alignment_operator.plan.types import PodView
-from alignment_operator.plan.verdict import active_time
 
 POLL = timedelta(seconds=5)
 """Between polls of running pods: a person who watches sees progress; a thousand jobs are 200 requests a second."""

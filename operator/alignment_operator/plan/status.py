@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from alignment_api.job import AlignmentJob
-from alignment_api.sizing import replicas_of
 from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase, Progress, RoleStatus
 from alignment_operator.places import makes_output, makes_storage, output_source, storage_source
 from alignment_operator.plan.admission import missing_nodes
@@ -21,22 +21,23 @@ from alignment_operator.plan.conditions import (
     claim_training,
     date_conditions,
 )
-from alignment_operator.plan.facts import finished, progress_of
-from alignment_operator.plan.fates import is_alive
-from alignment_operator.plan.instances import gang_size
-from alignment_operator.plan.ledger import Hold, Ledger, pod_of
+from alignment_operator.plan.ending import Ending, active_time
+from alignment_operator.plan.pods import Pods
+from alignment_operator.plan.progress import finished, progress_of
+from alignment_operator.plan.records import Hold, Records
 from alignment_operator.plan.stages import Course
+from alignment_operator.plan.terminations import is_alive
 from alignment_operator.plan.types import Observed, PodView
-from alignment_operator.plan.verdict import Verdict, active_time
 
 
 @dataclass(frozen=True)
 class Findings:
     """What a pass has found out, besides what it observed."""
 
+    pods: Pods
     course: Course
-    ledger: Ledger
-    verdict: Verdict | None
+    records: Records
+    ending: Ending | None
     holds: tuple[Hold, ...]
     now: datetime
 
@@ -44,10 +45,10 @@ class Findings:
 def derive_status(observed: Observed, found: Findings) -> AlignmentJobStatus:
     """The status of a job that was admitted."""
     job, status = observed.job, observed.job.status
-    pods = _wanted_pods(observed.pods, found.ledger)
+    pods = _wanted_pods(found)
     roles = _roles(job, found, pods)
     progress, metrics = _progress(job, found, pods)
-    over = found.verdict is not None
+    over = found.ending is not None
     conditions = date_conditions(job, _claims(observed, found, pods, roles), found.now)
     update: dict[str, Any] = {
         "observed_generation": job.metadata.generation,
@@ -56,10 +57,10 @@ def derive_status(observed: Observed, found: Findings) -> AlignmentJobStatus:
         "algorithm": job.spec.algorithm.name,
         "stage": found.course.stages[-1].name if found.course.stages else None,
         "stages": found.course.stages,
-        "attempt": found.ledger.attempt,
+        "attempt": found.records.attempt,
         "roles": roles,
         "ready": f"{sum(role.ready for role in roles)}/{sum(role.desired for role in roles)}",
-        "instances": tuple(line for _, line in sorted(found.ledger.lines.items())),
+        "instances": tuple(record for _, record in sorted(found.records.by_slot.items())),
         "progress": progress,
         "progress_text": f"{progress.step}/{progress.total_steps}" if progress and progress.total_steps else None,
         "eta": None if over or progress is None else duration_text(progress.eta_seconds),
@@ -94,22 +95,19 @@ def duration_text(seconds: int | None) -> str | None:
     return f"{minutes}m" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def _wanted_pods(pods: tuple[PodView, ...], ledger: Ledger) -> tuple[PodView, ...]:
-    found = (pod_of(line, pods) for line in ledger.lines.values() if line.end is None)
-    return tuple(pod for pod in found if pod is not None)
+def _wanted_pods(found: Findings) -> tuple[PodView, ...]:
+    pods = (found.pods.of(record) for record in found.records.open())
+    return tuple(pod for pod in pods if pod is not None)
 
 
 def _roles(job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]) -> tuple[RoleStatus, ...]:
     current = found.course.current
-    running = current.roles if current is not None and found.verdict is None and not job.spec.suspend else ()
+    wanted = current.roles if current is not None and found.ending is None and not job.spec.suspend else {}
+    desired = {name: role.replicas for name, role in wanted.items()}
+    ready = Counter(pod.role for pod in pods if pod.ready)
     return tuple(
-        role.model_copy(
-            update={
-                "desired": replicas_of(job.spec, role.name) if role.name in running else 0,
-                "ready": sum(pod.ready for pod in pods if pod.role == role.name),
-            }
-        )
-        for role in found.ledger.roles.values()
+        role.model_copy(update={"desired": desired.get(name, 0), "ready": ready[name]})
+        for name, role in found.records.roles.items()
     )
 
 
@@ -120,26 +118,26 @@ def _progress(
     if current is None:
         return finished(status.progress), status.metrics
     recorded = None if found.course.has_begun else status.progress
-    lead = next((pod for pod in pods if pod.role == current.lead and pod.index == 0), None)
+    lead = next((pod for pod in pods if pod.role == current.stage.lead and pod.index == 0), None)
     return progress_of(recorded, status.metrics, lead)
 
 
 def _claims(
     observed: Observed, found: Findings, pods: tuple[PodView, ...], roles: tuple[RoleStatus, ...]
 ) -> list[Claim]:
-    job, verdict = observed.job, found.verdict
+    job, ending = observed.job, found.ending
     claims = [Claim("Admitted", "True", "Admitted", "volumes, pools and sizes were checked")]
-    problem = verdict.message if verdict is not None and verdict.type == "Failed" else None
+    problem = ending.message if ending is not None and ending.type == "Failed" else None
     claims += [*_pools(observed), claim_data(job.status, problem), claim_training(pods), *claim_checkpoint(job.status)]
-    if verdict is not None:
+    if ending is not None:
         claims += [
             Claim("RolesReady", "False", "JobOver"),
-            Claim(verdict.type, "True", verdict.reason, verdict.message),
+            Claim(ending.type, "True", ending.reason, ending.message),
         ]
         return claims
     if found.course.current is not None and not observed.own_files:
-        claims += claim_gang(observed.platform, gang_size(job.spec, found.course.current))
-    alive = sum(is_alive(pod, found.now) for pod in observed.pods)
+        claims += claim_gang(observed.platform, len(found.course.current.gang))
+    alive = sum(is_alive(pod, found.now) for pod in found.pods)
     claims += claim_suspended(job, alive)
     desired = sum(role.desired for role in roles)
     claims.append(

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.operator.small_cluster import GRACE, SmallCluster, make_job
 
 from alignment_api.context import Failure, Outcome
-from alignment_operator.plan.ledger import backoff
+from alignment_operator.plan.records import backoff
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from alignment_api.job import AlignmentJob
 from alignment_api.roles import StageName
-from alignment_api.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
-from alignment_operator.plan.types import PodView
+from alignment_api.status import CheckpointStatus, EvaluationReport, Progress, StageStatus
+from alignment_operator.plan.stages import Course
+from alignment_operator.plan.types import Observed, PodView
 
 Fact = TypeVar("Fact")
 
@@ -29,9 +31,12 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
     return job.model_copy(update={"status": status.model_copy(update=facts)})
 
 
-def begin_training(status: AlignmentJobStatus) -> AlignmentJobStatus:
+def begin_training(observed: Observed, course: Course) -> Observed:
     """Steps, figures and checkpoints of an earlier stage's trainee are not those of the next one's."""
-    return status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None})
+    if not course.has_begun or course.current is None or not course.current.gang:
+        return observed
+    status = observed.job.status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None})
+    return replace(observed, job=observed.job.model_copy(update={"status": status}))
 
 
 def progress_of(

@@ -1,4 +1,4 @@
-"""How a pod's life ended: well, by an error, or by a disruption."""
+"""How a life ended: well, by an error, or by a disruption."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from alignment_api.roles import ROLES
 from alignment_operator.plan.types import PodView
 
 OUT_OF_MEMORY = "OOMKilled"
-HEARSAY = frozenset({"RanksLost", "CriticLost"})
+SECONDARY = frozenset({"RanksLost", "CriticLost"})
 """Reasons of a Failure that tell of the end of another process of the gang."""
 
 
 @dataclass(frozen=True)
-class Fate:
+class Termination:
     """One life's end."""
 
     end: Literal["succeeded", "failed", "lost"]
@@ -27,16 +27,16 @@ class Fate:
     """A user's mistake: no other life would fare better."""
 
     @property
-    def is_hearsay(self) -> bool:
+    def is_secondary(self) -> bool:
         """It tells of another process that has gone, whose own word is worth more."""
-        return self.reason in HEARSAY
+        return self.reason in SECONDARY
 
 
-LOST_LATE = Fate("lost", "NodeLost", "a pod of the gang was lost, which its peers noticed first")
-VANISHED = Fate("lost", "Vanished", "its pod is gone from the API")
+LOST_LATE = Termination("lost", "NodeLost", "a pod of the gang was lost, which its peers noticed first")
+VANISHED = Termination("lost", "Vanished", "its pod is gone from the API")
 
 
-def fate_of(pod: PodView) -> Fate | None:
+def termination_of(pod: PodView) -> Termination | None:
     """How this life ended; None while it goes on.
 
     A pod that is being deleted has ended for the plan: its process is told to go, and nobody wants it back (a
@@ -47,7 +47,7 @@ def fate_of(pod: PodView) -> Fate | None:
     if pod.ended:
         return _ended(pod)
     if pod.gone_by is not None or (pod.node_lost and not ROLES[pod.role].writes):
-        return Fate("lost", "NodeLost" if pod.node_lost else "Evicted", _words(pod, "it is being deleted"))
+        return Termination("lost", "NodeLost" if pod.node_lost else "Evicted", _words(pod, "it is being deleted"))
     return None
 
 
@@ -57,21 +57,23 @@ def is_alive(pod: PodView, now: datetime) -> bool:
     return not pod.ended and not abandoned
 
 
-def _ended(pod: PodView) -> Fate:
+def _ended(pod: PodView) -> Termination:
     outcome = pod.outcome
     if pod.phase == "Succeeded" and (pod.index > 0 or (outcome is not None and outcome.result == "succeeded")):
-        return Fate("succeeded", "Succeeded", "")  # the first of a gang speaks for all
+        return Termination("succeeded", "Succeeded", "")  # the first of a gang speaks for all
     failure = outcome.failure if outcome is not None else None
     if failure is not None and not failure.retryable:
-        return Fate("failed", failure.reason, failure.message, final=True)
+        return Termination("failed", failure.reason, failure.message, final=True)
     interrupted = outcome is not None and outcome.result == "interrupted"
     if pod.disrupted or pod.node_lost or pod.gone_by is not None or interrupted:
-        return Fate("lost", pod.reason or "Interrupted", _words(pod, "it was asked to go"))
+        return Termination("lost", pod.reason or "Interrupted", _words(pod, "it was asked to go"))
     if pod.reason == OUT_OF_MEMORY:
-        return Fate("failed", OUT_OF_MEMORY, f"killed for want of memory; raise spec.roles.{pod.role}.memory")
+        return Termination("failed", OUT_OF_MEMORY, f"killed for want of memory; raise spec.roles.{pod.role}.memory")
     if failure is not None:
-        return Fate("failed", failure.reason, failure.message)
-    return Fate("failed", pod.reason or "Error", _words(pod, f"exit code {pod.exit_code}, no word of what went wrong"))
+        return Termination("failed", failure.reason, failure.message)
+    return Termination(
+        "failed", pod.reason or "Error", _words(pod, f"exit code {pod.exit_code}, no word of what went wrong")
+    )
 
 
 def _words(pod: PodView, default: str) -> str:

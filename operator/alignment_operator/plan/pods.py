@@ -1,0 +1,43 @@
+"""A job's pods by the slot that they fill, so that no question asks all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from alignment_api.roles import ROLES
+from alignment_api.status import InstanceRecord
+from alignment_operator.plan.layout import Group, Slot
+from alignment_operator.plan.types import PodView
+
+
+@dataclass(frozen=True)
+class Pods:
+    """What is seen of a job's pods, every life of every slot."""
+
+    by_slot: Mapping[Slot, tuple[PodView, ...]]
+
+    def __iter__(self) -> Iterator[PodView]:
+        return (pod for pods in self.by_slot.values() for pod in pods)
+
+    def at(self, slot: Slot) -> tuple[PodView, ...]:
+        """Every life of a slot."""
+        return self.by_slot.get(slot, ())
+
+    def among(self, group: Group) -> Iterator[PodView]:
+        """Every life of the slots of a group."""
+        return (pod for slot in group for pod in self.at(slot))
+
+    def of(self, record: InstanceRecord) -> PodView | None:
+        """The pod of this very life."""
+        lives = self.at((record.role, record.index))
+        return next((pod for pod in lives if pod.life == record.life and record.uid in (None, pod.uid)), None)
+
+
+def index_pods(pods: Iterable[PodView]) -> Pods:
+    """Pods by slot. One whose role nobody knows is somebody else's, whatever its labels say."""
+    by_slot: dict[Slot, list[PodView]] = {}
+    for pod in pods:
+        if pod.role in ROLES:
+            by_slot.setdefault((pod.role, pod.index), []).append(pod)
+    return Pods({slot: tuple(lives) for slot, lives in by_slot.items()})
