@@ -97,12 +97,17 @@ class Tracking(Contract):
 
 
 class Budgets(Contract):
-    """How much may go wrong before the job fails; counted for each role."""
+    """How much may go wrong within a day before the job fails: for each server, and for the trainees as one.
+
+    A checkpoint that has got further than any before, and the end of a stage, set the count back to nothing.
+    """
 
     failures: Annotated[int, Field(ge=0)] = 3
-    """Exits with an error that may pass. A user's mistake fails the job at once."""
+    """Exits with an error that may pass. A user's mistake fails the job at once. A server that fails more often ends
+    the job only where no other of its role is ready."""
     disruptions: Annotated[int, Field(ge=0)] = 100
-    """Pods lost through the node or the control plane."""
+    """Pods lost through the node or the control plane. Losing servers never ends the job: beyond the budget they are
+    replaced with pauses."""
 
 
 class AlignmentJobSpec(Contract):

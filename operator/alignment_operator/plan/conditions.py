@@ -11,7 +11,7 @@ from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
 from alignment_api.roles import ROLES
 from alignment_api.status import AlignmentJobStatus, Condition, ConditionType
-from alignment_operator.plan.records import Hold
+from alignment_operator.plan.lives import Hold
 from alignment_operator.plan.types import PodView
 
 LISTED = 5

@@ -12,30 +12,33 @@ from alignment_operator.plan.dependencies import Readiness
 from alignment_operator.plan.layout import StageLayout
 from alignment_operator.plan.pods import Pods
 from alignment_operator.plan.records import Records
+from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.terminations import termination_of
 from alignment_operator.plan.types import Instance, Removal
 
 
-def missing_instances(
-    job: AlignmentJob, stage: StageLayout, records: Records, wanted: Iterable[InstanceRecord], pods: Pods
-) -> tuple[Instance, ...]:
-    """The wanted lives that have no pod yet."""
-    readiness, attempt = Readiness(stage, records, pods), records.attempt
+def missing_instances(snapshot: Snapshot, stage: StageLayout, records: Records) -> tuple[Instance, ...]:
+    """The open lives of the stage that have no pod yet."""
+    readiness, attempt = Readiness(stage, records, snapshot.pods), records.attempt
+    avoid = tuple(node.name for node in records.avoided)
     return tuple(
-        replace(_instance(job, stage, record), attempt=attempt, gated=readiness.must_wait(record.role))
-        for record in wanted
-        if pods.of(record) is None
+        replace(_instance(snapshot.job, stage, record), attempt=attempt, gated=gated, avoid=avoid)
+        for record in records.open()
+        if (record.role, record.index) in stage.slots and snapshot.pods.of(record) is None
+        for gated in (readiness.must_wait(record.role),)
     )
 
 
 def removals(pods: Pods, wanted: Iterable[InstanceRecord], keep_logs: bool) -> tuple[Removal, ...]:
     """Everything else goes, unless it is going already.
 
-    keep_logs: the newest pod of each slot that ended in an error stays, so that its logs can be read.
+    keep_logs: the newest pod of each slot that ended in an error stays, so that its logs can be read, unless a
+    container beside it runs on: that would hold the node.
     """
     keep = {pod.uid for record in wanted if (pod := pods.of(record)) is not None}
     if keep_logs:
-        failed = (pod for pod in pods if (end := termination_of(pod)) is not None and end.end == "failed")
+        ended = ((pod, termination_of(pod)) for pod in pods)
+        failed = [pod for pod, end in ended if end is not None and end.policy.end == "failed" and not pod.lingers]
         keep |= set({(pod.role, pod.index): pod.uid for pod in sorted(failed, key=lambda pod: pod.life)}.values())
     return tuple(Removal(pod.name, pod.uid) for pod in pods if pod.uid not in keep and pod.gone_by is None)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TypeVar
 
 from alignment_api.job import AlignmentJob
 from alignment_api.roles import StageName
-from alignment_api.status import CheckpointStatus, EvaluationReport, Progress, StageStatus
-from alignment_operator.plan.stages import Course
-from alignment_operator.plan.types import Observed, PodView
+from alignment_api.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
+from alignment_operator.plan.types import PodView
 
 Fact = TypeVar("Fact")
 
@@ -20,23 +18,22 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
     by_life = sorted(pods, key=lambda pod: pod.life)
     status = job.status
     current = [pod for pod in by_life if pod.stage == status.stage]  # steps of another stage are other steps
+    checkpoint = _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in current)])
     facts = {
         "data": _last([status.data, *(_told(pod, "data") for pod in by_life)]),
         "model": _last([status.model, *(_told(pod, "model") for pod in by_life)]),
         "precision": _last([status.precision, *(_told(pod, "precision") for pod in by_life)]),
-        "checkpoint": _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in current)]),
+        "checkpoint": checkpoint,
+        "furthest_step": max(status.furthest_step, checkpoint.step if checkpoint is not None else 0),
         "evaluation": _last([status.evaluation, _evaluated(by_life, "evaluate")]),
         "stages": tuple(_with_result(stage, by_life) for stage in status.stages),
     }
     return job.model_copy(update={"status": status.model_copy(update=facts)})
 
 
-def begin_training(observed: Observed, course: Course) -> Observed:
+def of_a_new_stage(status: AlignmentJobStatus) -> AlignmentJobStatus:
     """Steps, figures and checkpoints of an earlier stage's trainee are not those of the next one's."""
-    if not course.has_begun or course.current is None or not course.current.gang:
-        return observed
-    status = observed.job.status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None})
-    return replace(observed, job=observed.job.model_copy(update={"status": status}))
+    return status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None, "furthest_step": 0})
 
 
 def progress_of(

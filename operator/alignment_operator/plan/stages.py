@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
-from alignment_api.job import AlignmentJob
 from alignment_api.status import StageStatus
-from alignment_operator.plan.layout import Layout, StageLayout
+from alignment_operator.plan.layout import StageLayout
 from alignment_operator.plan.pods import Pods
 from alignment_operator.plan.records import Records
+from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.terminations import termination_of
 
 
@@ -22,24 +21,27 @@ class Course:
     """None: all of them have ended well."""
     has_begun: bool
     """The current stage starts in this very pass."""
+    records: Records
+    """With the lives closed of stages that have ended in this pass."""
 
 
-def follow(job: AlignmentJob, layout: Layout, records: Records, pods: Pods, now: datetime) -> tuple[Course, Records]:
-    """The course of the job, and the records with the lives of a stage that ends now closed."""
-    statuses = {stage.name: stage for stage in job.status.stages}
-    for current in layout.stages:
+def follow(snapshot: Snapshot, records: Records) -> Course:
+    """The course of the job. What ends and what begins is lasting progress."""
+    suspend, now = snapshot.spec.suspend, snapshot.now
+    statuses = {stage.name: stage for stage in snapshot.job.status.stages}
+    for current in snapshot.layout.stages:
         name = current.stage.name
         status = statuses.get(name)
         if status is None:
-            statuses |= {} if job.spec.suspend else {name: StageStatus(name=name, started_at=now)}
-            return Course(tuple(statuses.values()), current, not job.spec.suspend), records
+            statuses |= {} if suspend else {name: StageStatus(name=name, started_at=now)}
+            return Course(tuple(statuses.values()), current, not suspend, records.refilled(now))
         if status.finished_at is not None:
             continue
-        if not lead_succeeded(current, records, pods):
-            return Course(tuple(statuses.values()), current, False), records
+        if not lead_succeeded(current, records, snapshot.pods):
+            return Course(tuple(statuses.values()), current, False, records)
         statuses[name] = status.model_copy(update={"finished_at": now})
         records = close_stage(current, records)
-    return Course(tuple(statuses.values()), None, False), records
+    return Course(tuple(statuses.values()), None, False, records)
 
 
 def lead_succeeded(current: StageLayout, records: Records, pods: Pods) -> bool:
@@ -49,7 +51,7 @@ def lead_succeeded(current: StageLayout, records: Records, pods: Pods) -> bool:
         record = records.by_slot.get((lead, index))
         pod = pods.of(record) if record is not None else None
         end = termination_of(pod) if pod is not None and pod.stage == current.stage.name else None
-        if end is None or end.end != "succeeded":
+        if end is None or end.kind != "success":
             return False
     return True
 

@@ -22,9 +22,10 @@ from alignment_operator.plan.conditions import (
     date_conditions,
 )
 from alignment_operator.plan.ending import Ending, active_time
-from alignment_operator.plan.pods import Pods
-from alignment_operator.plan.progress import finished, progress_of
-from alignment_operator.plan.records import Hold, Records
+from alignment_operator.plan.lives import Hold
+from alignment_operator.plan.progress import finished, of_a_new_stage, progress_of
+from alignment_operator.plan.records import Records
+from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.stages import Course
 from alignment_operator.plan.terminations import is_alive
 from alignment_operator.plan.types import Observed, PodView
@@ -34,40 +35,41 @@ from alignment_operator.plan.types import Observed, PodView
 class Findings:
     """What a pass has found out, besides what it observed."""
 
-    pods: Pods
     course: Course
     records: Records
     ending: Ending | None
     holds: tuple[Hold, ...]
-    now: datetime
 
 
-def derive_status(observed: Observed, found: Findings) -> AlignmentJobStatus:
+def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
     """The status of a job that was admitted."""
-    job, status = observed.job, observed.job.status
-    pods = _wanted_pods(found)
+    job, course, now = snapshot.job, found.course, snapshot.now
+    status = of_a_new_stage(job.status) if course.has_begun and course.current and course.current.gang else job.status
+    wanted = (snapshot.pods.of(record) for record in found.records.open())
+    pods = tuple(pod for pod in wanted if pod is not None)
     roles = _roles(job, found, pods)
-    progress, metrics = _progress(job, found, pods)
+    progress, metrics = _progress(status, found, pods)
     over = found.ending is not None
-    conditions = date_conditions(job, _claims(observed, found, pods, roles), found.now)
+    conditions = date_conditions(job, _claims(snapshot, status, found, pods), now)
     update: dict[str, Any] = {
         "observed_generation": job.metadata.generation,
-        "phase": _phase(conditions, pods, found.course),
+        "phase": _phase(conditions, pods, course),
         "conditions": conditions,
         "algorithm": job.spec.algorithm.name,
-        "stage": found.course.stages[-1].name if found.course.stages else None,
-        "stages": found.course.stages,
+        "stage": course.stages[-1].name if course.stages else None,
+        "stages": course.stages,
         "attempt": found.records.attempt,
         "roles": roles,
         "ready": f"{sum(role.ready for role in roles)}/{sum(role.desired for role in roles)}",
         "instances": tuple(record for _, record in sorted(found.records.by_slot.items())),
+        "avoided_nodes": found.records.avoided,
         "progress": progress,
         "progress_text": f"{progress.step}/{progress.total_steps}" if progress and progress.total_steps else None,
         "eta": None if over or progress is None else duration_text(progress.eta_seconds),
         "metrics": metrics,
-        "artifacts": _artifacts(observed, found.course),
-        "finished_at": found.now if over else None,
-        **_clock(job, found.now, over),
+        "artifacts": _artifacts(snapshot.observed, course),
+        "finished_at": now if over else None,
+        **_clock(job, now, over),
     }
     return status.model_copy(update=update)
 
@@ -95,11 +97,6 @@ def duration_text(seconds: int | None) -> str | None:
     return f"{minutes}m" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def _wanted_pods(found: Findings) -> tuple[PodView, ...]:
-    pods = (found.pods.of(record) for record in found.records.open())
-    return tuple(pod for pod in pods if pod is not None)
-
-
 def _roles(job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]) -> tuple[RoleStatus, ...]:
     current = found.course.current
     wanted = current.roles if current is not None and found.ending is None and not job.spec.suspend else {}
@@ -112,9 +109,9 @@ def _roles(job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]) -> tup
 
 
 def _progress(
-    job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]
+    status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]
 ) -> tuple[Progress | None, dict[str, float]]:
-    status, current = job.status, found.course.current
+    current = found.course.current
     if current is None:
         return finished(status.progress), status.metrics
     recorded = None if found.course.has_begun else status.progress
@@ -122,28 +119,26 @@ def _progress(
     return progress_of(recorded, status.metrics, lead)
 
 
-def _claims(
-    observed: Observed, found: Findings, pods: tuple[PodView, ...], roles: tuple[RoleStatus, ...]
-) -> list[Claim]:
-    job, ending = observed.job, found.ending
-    claims = [Claim("Admitted", "True", "Admitted", "volumes, pools and sizes were checked")]
+def _claims(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]) -> list[Claim]:
+    observed, ending, current = snapshot.observed, found.ending, found.course.current
     problem = ending.message if ending is not None and ending.type == "Failed" else None
-    claims += [*_pools(observed), claim_data(job.status, problem), claim_training(pods), *claim_checkpoint(job.status)]
+    claims = [
+        Claim("Admitted", "True", "Admitted", "volumes, pools and sizes were checked"),
+        *_pools(observed),
+        claim_data(status, problem),
+        claim_training(pods),
+        *claim_checkpoint(status),
+    ]
     if ending is not None:
-        claims += [
-            Claim("RolesReady", "False", "JobOver"),
-            Claim(ending.type, "True", ending.reason, ending.message),
-        ]
-        return claims
-    if found.course.current is not None and not observed.own_files:
-        claims += claim_gang(observed.platform, len(found.course.current.gang))
-    alive = sum(is_alive(pod, found.now) for pod in found.pods)
-    claims += claim_suspended(job, alive)
-    desired = sum(role.desired for role in roles)
-    claims.append(
-        Claim("RolesReady", "False", "Suspended") if job.spec.suspend else claim_roles(pods, desired, found.holds)
-    )
-    return claims
+        over = Claim(ending.type, "True", ending.reason, ending.message)
+        return [*claims, Claim("RolesReady", "False", "JobOver"), over]
+    if current is not None and not observed.own_files:
+        claims += claim_gang(observed.platform, len(current.gang))
+    claims += claim_suspended(snapshot.job, sum(is_alive(pod, snapshot.now) for pod in snapshot.pods))
+    if snapshot.spec.suspend:
+        return [*claims, Claim("RolesReady", "False", "Suspended")]
+    desired = len(current.slots) if current is not None else 0
+    return [*claims, claim_roles(pods, desired, found.holds)]
 
 
 def _pools(observed: Observed) -> tuple[Claim, ...]:

@@ -1,39 +1,46 @@
-"""How a life ended: well, by an error, or by a disruption."""
+"""How a life ended, and whether a process may still run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
+from datetime import datetime, timedelta
 
 from alignment_api.roles import ROLES
+from alignment_operator.plan.failure_policy import POLICIES, Kind, Policy, cause_of
 from alignment_operator.plan.types import PodView
 
-OUT_OF_MEMORY = "OOMKilled"
-SECONDARY = frozenset({"RanksLost", "CriticLost"})
-"""Reasons of a Failure that tell of the end of another process of the gang."""
+GIVEN_UP_AFTER = timedelta(seconds=60)
+"""Beyond its grace period, a process that nothing kills (a hung driver, a node whose runtime is down) holds its
+successor back for no longer: storage fences what it still writes."""
 
 
 @dataclass(frozen=True)
 class Termination:
     """One life's end."""
 
-    end: Literal["succeeded", "failed", "lost"]
+    kind: Kind
     reason: str
     """CamelCase word."""
     message: str
     """What happened and what to do."""
-    final: bool = False
-    """A user's mistake: no other life would fare better."""
+    node: str = ""
+    """Where."""
 
     @property
-    def is_secondary(self) -> bool:
-        """It tells of another process that has gone, whose own word is worth more."""
-        return self.reason in SECONDARY
+    def policy(self) -> Policy:
+        """What follows from it."""
+        return POLICIES[self.kind]
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"{self.reason}: {self.message}"
 
 
-LOST_LATE = Termination("lost", "NodeLost", "a pod of the gang was lost, which its peers noticed first")
-VANISHED = Termination("lost", "Vanished", "its pod is gone from the API")
+SUCCESS = Termination("success", "Succeeded", "")
+LOST_LATE = Termination("disruption", "NodeLost", "a pod of the gang was lost, which its peers noticed first")
+VANISHED = Termination("disruption", "Vanished", "its pod is gone from the API")
+ENDED_EARLY = Termination("own", "EndedEarly", "it ended well although its stage still runs")
 
 
 def termination_of(pod: PodView) -> Termination | None:
@@ -47,34 +54,43 @@ def termination_of(pod: PodView) -> Termination | None:
     if pod.ended:
         return _ended(pod)
     if pod.gone_by is not None or (pod.node_lost and not ROLES[pod.role].writes):
-        return Termination("lost", "NodeLost" if pod.node_lost else "Evicted", _words(pod, "it is being deleted"))
+        reason = "NodeLost" if pod.node_lost else "Evicted"
+        return Termination("disruption", reason, pod.message or "it is being deleted", pod.node)
     return None
 
 
 def is_alive(pod: PodView, now: datetime) -> bool:
-    """Whether its process may still run: it has not ended, and no lost node has outlived its grace period."""
-    abandoned = pod.node_lost and pod.gone_by is not None and pod.gone_by <= now
-    return not pod.ended and not abandoned
+    """Whether its process may still do harm.
+
+    A gang's pod on a lost node is out of the way as soon as the control plane gives it up: nobody can tell it to go,
+    and the next attempt's claim fences it. Any other is given its grace period, and what outlives that is given up.
+    """
+    if pod.ended:
+        return False
+    if pod.gone_by is None:
+        return True
+    if pod.node_lost:
+        return not ROLES[pod.role].trainable and now < pod.gone_by
+    return now < given_up_at(pod.gone_by)
+
+
+def given_up_at(gone_by: datetime) -> datetime:
+    """When a process that should have gone by then is not waited for any more."""
+    return gone_by + GIVEN_UP_AFTER
 
 
 def _ended(pod: PodView) -> Termination:
     outcome = pod.outcome
     if pod.phase == "Succeeded" and (pod.index > 0 or (outcome is not None and outcome.result == "succeeded")):
-        return Termination("succeeded", "Succeeded", "")  # the first of a gang speaks for all
+        return SUCCESS  # the first of a gang speaks for all
+    cause = cause_of(pod)
     failure = outcome.failure if outcome is not None else None
-    if failure is not None and not failure.retryable:
-        return Termination("failed", failure.reason, failure.message, final=True)
-    interrupted = outcome is not None and outcome.result == "interrupted"
-    if pod.disrupted or pod.node_lost or pod.gone_by is not None or interrupted:
-        return Termination("lost", pod.reason or "Interrupted", _words(pod, "it was asked to go"))
-    if pod.reason == OUT_OF_MEMORY:
-        return Termination("failed", OUT_OF_MEMORY, f"killed for want of memory; raise spec.roles.{pod.role}.memory")
-    if failure is not None:
-        return Termination("failed", failure.reason, failure.message)
-    return Termination(
-        "failed", pod.reason or "Error", _words(pod, f"exit code {pod.exit_code}, no word of what went wrong")
-    )
-
-
-def _words(pod: PodView, default: str) -> str:
-    return pod.message or default
+    if failure is not None and cause.kind in ("mistake", "failure", "secondary", "waiting"):
+        reason, said = failure.reason, failure.message
+    elif POLICIES[cause.kind].end == "lost":
+        asked = outcome is not None and outcome.result == "interrupted"
+        default = "it was asked to go" if asked else "lost through its node or the control plane"
+        reason, said = pod.reason or "Interrupted", pod.message or default
+    else:
+        reason, said = pod.reason or "Error", pod.message or f"exit code {pod.exit_code}, no word of what went wrong"
+    return Termination(cause.kind, reason, cause.message.format(role=pod.role, message=said), pod.node)

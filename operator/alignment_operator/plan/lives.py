@@ -1,0 +1,59 @@
+"""The next life of what has none, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from alignment_api.roles import ROLES
+from alignment_api.status import InstanceRecord
+from alignment_operator.plan.layout import Group
+from alignment_operator.plan.records import Records
+from alignment_operator.plan.snapshot import Snapshot
+from alignment_operator.plan.terminations import given_up_at, is_alive
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Why a next life must wait."""
+
+    reason: str
+    message: str
+    until: datetime | None
+    """None: until the API shows something else."""
+
+
+def open_lives(snapshot: Snapshot, groups: Iterable[Group], records: Records) -> Records:
+    """Gives every group without a life its next one, unless something holds it back."""
+    attempt = records.attempt
+    opened = dict(records.by_slot)
+    for group in groups:
+        if not records.needs_life(group) or hold_on(snapshot, group, records) is not None:
+            continue
+        before = [record.life for record in records.of(group)] + [pod.life for pod in snapshot.pods.among(group)]
+        earlier = [attempt] if ROLES[group[0][0]].trainable else []  # an attempt follows all of every stage
+        life = 1 + max(before + earlier, default=0)
+        for slot in group:
+            former = records.by_slot.get(slot)
+            budget = former.budget if former is not None else None
+            opened[slot] = InstanceRecord(role=slot[0], index=slot[1], life=life, budget=budget)
+    return replace(records, by_slot=opened)
+
+
+def hold_on(snapshot: Snapshot, group: Group, records: Records) -> Hold | None:
+    """What keeps the group's next life waiting: a back-off, or an older life that may still write."""
+    lead, now = group[0][0], snapshot.now
+    first = records.by_slot.get(group[0])
+    use = first.budget if first is not None and first.end in ("failed", "lost") else None
+    if use is not None and use.not_before is not None and now < use.not_before:
+        message = f"{lead} tries again at {use.not_before:%H:%M:%S} UTC after {use.last}"
+        return Hold("BackingOff", message, use.not_before)
+    if not ROLES[lead].writes:
+        return None  # its successor has another name and need not wait
+    alive = [pod for pod in snapshot.pods.among(group) if is_alive(pod, now)]
+    if not alive:
+        return None
+    ends = (pod.gone_by if pod.node_lost else given_up_at(pod.gone_by) for pod in alive if pod.gone_by is not None)
+    message = f"{lead} waits for {', '.join(sorted(pod.name for pod in alive))} to end"
+    return Hold("Fencing", message, max((end for end in ends if end > now), default=None))

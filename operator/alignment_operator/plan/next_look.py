@@ -1,0 +1,43 @@
+"""When to look again though nothing tells us to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from alignment_operator.plan.dependencies import PATIENCE
+from alignment_operator.plan.ending import active_time
+from alignment_operator.plan.snapshot import Snapshot
+from alignment_operator.plan.status import Findings
+from alignment_operator.plan.terminations import given_up_at, is_alive
+
+POLL = timedelta(seconds=5)
+"""Between polls of running pods: a person who watches sees progress; a thousand jobs are 200 requests a second."""
+ADMISSION = timedelta(seconds=5)
+"""Until a refused job is looked at again: a missing claim sends no event, and job and claim may come in one file."""
+RESYNC = timedelta(minutes=1)
+"""At the latest, while the job is not over: node counts and lost events."""
+SOONEST = timedelta(seconds=1)
+"""A deadline that is a fraction of a second away is not worth a pass of its own."""
+
+
+def next_look(snapshot: Snapshot, found: Findings) -> timedelta | None:
+    """Time to the soonest of all deadlines; None when the job is over."""
+    if found.ending is not None:
+        return None
+    waits = [moment - snapshot.now for moment in _moments(snapshot, found) if moment > snapshot.now]
+    if any(pod.phase == "Running" and not pod.node_lost for pod in snapshot.pods):
+        waits.append(POLL)
+    return max(min([*waits, RESYNC]), SOONEST)
+
+
+def _moments(snapshot: Snapshot, found: Findings) -> Iterator[datetime]:
+    now, status = snapshot.now, snapshot.job.status
+    yield from (hold.until for hold in found.holds if hold.until is not None)
+    for pod in snapshot.pods:
+        if pod.gated:
+            yield pod.created_at + PATIENCE
+        if pod.gone_by is not None and is_alive(pod, now):
+            yield pod.gone_by if pod.node_lost else given_up_at(pod.gone_by)
+    if snapshot.spec.active_deadline_seconds is not None and status.clocked_at is not None:
+        yield now + timedelta(seconds=snapshot.spec.active_deadline_seconds) - active_time(status, now)
