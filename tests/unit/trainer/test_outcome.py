@@ -5,16 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import create_rdzv_handler
+from torch.distributed.run import config_from_args, parse_args
 
-from alignment_api.context import Failure, Outcome
+from alignment_api.context import Context, Failure, Outcome
 from alignment_trainer.process.cores import available_cores
 from alignment_trainer.process.errors import UserError, failure_of
 from alignment_trainer.process.interruption import Interruption
-from alignment_trainer.process.launch import merge_outcomes
+from alignment_trainer.process.launch import merge_outcomes, torchrun_arguments
 from alignment_trainer.process.outcome import clear_outcome, write_outcome
 
 
@@ -132,6 +136,13 @@ def test_ranks_that_leave_nothing_are_a_failure() -> None:
     assert outcome.result == "failed"
     assert outcome.failure is not None
     assert "exit codes by rank: {0: 1}" in outcome.failure.message
+
+
+def test_a_gang_waits_for_its_last_pod_as_long_as_the_plan_does() -> None:
+    context = Context.model_construct(rendezvous="first:29500", replicas=2, index=0, processes=1, notice_seconds=30)
+    config = config_from_args(parse_args(torchrun_arguments(context)))[0]
+    parameters = RendezvousParameters("static", config.rdzv_endpoint, "run", 2, 2, **config.rdzv_configs)
+    assert create_rdzv_handler(parameters).timeout == timedelta(days=30)
 
 
 def test_sigterm_is_a_flag_and_ends_a_sleep() -> None:

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 RANK_OUTCOMES = "ALIGNMENT_RANK_OUTCOMES"
 """Environment variable of a rank: the folder for its outcome."""
 _LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
+RENDEZVOUS_SECONDS = 30 * 24 * 3600
+"""How long a gang waits for its last pod: as long as the plan does, which ends it by spec.readyDeadlineSeconds. A
+timeout of torchrun's own would make a failure of a cluster that is short of nodes."""
 _EXIT_MARGIN_SECONDS = 3
 """Kept of the notice for writing the outcome after the ranks have gone."""
 
@@ -74,6 +77,7 @@ def torchrun_arguments(context: Context) -> list[str]:
         f"--nproc-per-node={context.processes}",
         f"--master-addr={host.strip('[]')}",
         f"--master-port={port}",
+        f"--rdzv-conf=timeout={RENDEZVOUS_SECONDS}",
         f"--shutdown-timeout={_shutdown_seconds(context)}",
         "--max-restarts=0",
         "-m",
