@@ -140,6 +140,10 @@ class InstanceRecord(Contract):
     """Why, as one CamelCase word; of a gang where the end began."""
     budget: BudgetUse | None = None
     """What it has used of the budgets; a gang's stands with its first pod."""
+    starting_since: datetime | None = None
+    """Since when this life may get ready; absent once it has been, and as long as its gate is closed."""
+    unready_since: datetime | None = None
+    """Since when the slot has had no ready pod though one may be scheduled, over all lives that were lost or failed."""
 
 
 class AvoidedNode(Contract):
@@ -274,6 +278,8 @@ class AlignmentJobStatus(Contract):
     """412/781, for the columns."""
     eta: str | None = None
     """2h10m, for the columns."""
+    stepped_at: datetime | None = None
+    """When `progress` last moved, or the work on it last began; absent while nothing can move it."""
     metrics: dict[str, float] = {}
     """The handful a person looks at: loss, margin, accuracy, ..."""
     checkpoint: CheckpointStatus | None = None

@@ -12,6 +12,7 @@ from alignment_api.platform import Platform
 from alignment_api.roles import ROLES
 from alignment_api.status import AlignmentJobStatus, Condition, ConditionType
 from alignment_operator.plan.lives import Hold
+from alignment_operator.plan.pods import waits_for
 from alignment_operator.plan.types import PodView
 
 LISTED = 5
@@ -65,7 +66,7 @@ def claim_roles(pods: tuple[PodView, ...], desired: int, holds: tuple[Hold, ...]
     if ready == desired:
         return Claim("RolesReady", "True", "AllReady", f"{ready} of {desired} pods are ready")
     waiting = [pod for pod in pods if not pod.ready]
-    reasons = [hold.reason for hold in holds] + [_reason(pod) for pod in waiting] or ["Starting"]
+    reasons = [hold.reason for hold in holds] + [waits_for(pod) for pod in waiting] or ["Starting"]
     words = [hold.message for hold in holds] + [_words(pod) for pod in waiting]
     if len(pods) < desired and not holds:
         words.append(f"{desired - len(pods)} of {desired} pods are being made")
@@ -120,13 +121,7 @@ def claim_suspended(job: AlignmentJob, still_alive: int) -> tuple[Claim, ...]:
     return ()
 
 
-def _reason(pod: PodView) -> str:
-    if pod.gated:
-        return "Gated"
-    return pod.reason or ("Starting" if pod.phase == "Running" else "Pending")
-
-
 def _words(pod: PodView) -> str:
     """What a waiting pod says: the kubelet's or the scheduler's word, else what its process is busy with."""
     what = pod.message or (pod.status.state if pod.status is not None else None)
-    return f"{pod.role} {pod.index}: {_reason(pod)}" + (f" ({what})" if what else "")
+    return f"{pod.role} {pod.index}: {waits_for(pod)}" + (f" ({what})" if what else "")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Literal
 
 from alignment_api.roles import ROLES
-from alignment_api.status import AlignmentJobStatus, InstanceRecord
+from alignment_api.status import InstanceRecord
 from alignment_operator.plan.admission import misfit
+from alignment_operator.plan.deadlines import active_time, never_ready
 from alignment_operator.plan.layout import StageLayout
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
@@ -35,14 +36,9 @@ def find_ending(snapshot: Snapshot, current: StageLayout | None, records: Record
         _mistake(snapshot, records)
         or _misfit(snapshot, current, records)
         or _over_budget(snapshot, current, records)
+        or _not_ready(snapshot, current, records)
         or _overdue(snapshot)
     )
-
-
-def active_time(status: AlignmentJobStatus, now: datetime) -> timedelta:
-    """How long the job has run, suspended time not counted."""
-    running = now - status.clocked_at if status.clocked_at is not None else timedelta(0)
-    return timedelta(seconds=status.active_seconds) + running
 
 
 def _mistake(snapshot: Snapshot, records: Records) -> Ending | None:
@@ -91,6 +87,13 @@ def _candidates(snapshot: Snapshot, current: StageLayout, records: Records) -> I
         if len(servers) == role.replicas:
             least = min(servers, key=lambda server: server.budget.failures if server.budget else 0, default=None)
             yield from ((name, least),) if least is not None else ()
+
+
+def _not_ready(snapshot: Snapshot, current: StageLayout, records: Records) -> Ending | None:
+    if snapshot.spec.suspend:
+        return None
+    problem = never_ready(snapshot, current, records)
+    return Ending("Failed", "NotReadyInTime", problem) if problem is not None else None
 
 
 def _overdue(snapshot: Snapshot) -> Ending | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
 from alignment_api.status import AvoidedNode, InstanceRecord, RoleStatus
 from alignment_operator.plan.budgets import as_a_disruption, spend
+from alignment_operator.plan.deadlines import stalled
 from alignment_operator.plan.dependencies import Readiness
 from alignment_operator.plan.failure_policy import AVOIDED_FOR
+from alignment_operator.plan.layout import Slot
 from alignment_operator.plan.pods import Pods
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
@@ -35,11 +37,11 @@ def count_ends(snapshot: Snapshot, course: Course) -> Records:
     stage, records = course.current, course.records
     if stage is None:
         return records
-    readiness = Readiness(stage, records, snapshot.pods)
+    readiness, hung = Readiness(snapshot, stage, records), stalled(snapshot, stage, records)
     by_slot, roles, avoided = dict(records.by_slot), dict(records.roles), records.avoided
     for group in stage.groups:
         lives = records.of(group)
-        cause = _cause(lives, snapshot.pods, readiness)
+        cause = _cause(lives, snapshot.pods, readiness, hung)
         if cause is not None:
             life, termination = cause
             roles[life.role] = _counted(roles[life.role], termination)
@@ -58,7 +60,9 @@ def count_ends(snapshot: Snapshot, course: Course) -> Records:
     return Records(by_slot, roles, avoided)
 
 
-def _cause(lives: list[InstanceRecord], pods: Pods, readiness: Readiness) -> tuple[InstanceRecord, Termination] | None:
+def _cause(
+    lives: list[InstanceRecord], pods: Pods, readiness: Readiness, hung: Mapping[Slot, Termination]
+) -> tuple[InstanceRecord, Termination] | None:
     """What ended the life of a group, and where; None while it goes on.
 
     A gang that loses a node also shows errors of the peers: those are no failures. What waited in vain although all
@@ -66,7 +70,7 @@ def _cause(lives: list[InstanceRecord], pods: Pods, readiness: Readiness) -> tup
     """
     if not lives or any(life.end is not None for life in lives):
         return None
-    found = [(life, end) for life in lives if (end := _termination(life, pods)) is not None]
+    found = [(life, end) for life in lives if (end := _termination(life, pods, hung)) is not None]
     bad = [(life, end) for life, end in found if end.kind != "success"]
     if bad:
         life, end = min(bad, key=lambda pair: pair[1].policy.rank)
@@ -75,10 +79,10 @@ def _cause(lives: list[InstanceRecord], pods: Pods, readiness: Readiness) -> tup
     return (lives[0], ENDED_EARLY) if len(found) == len(lives) else None
 
 
-def _termination(life: InstanceRecord, pods: Pods) -> Termination | None:
+def _termination(life: InstanceRecord, pods: Pods, hung: Mapping[Slot, Termination]) -> Termination | None:
     pod = pods.of(life)
     if pod is not None:
-        return termination_of(pod)
+        return termination_of(pod) or hung.get((life.role, life.index))
     return VANISHED if life.uid is not None else None
 
 
@@ -86,7 +90,7 @@ def _lacks_something(lives: Iterable[InstanceRecord], pods: Pods, readiness: Rea
     """Whether a peer has not started, or a role that is needed is not ready with all of its pods."""
     found = [pods.of(life) for life in lives]
     started = all(pod is not None and pod.phase != "Pending" for pod in found)
-    return not started or any(readiness.must_wait(life.role) for life in lives)
+    return not started or any(readiness.lacks(life.role) for life in lives)
 
 
 def _lost_late(lives: list[InstanceRecord], pods: Pods) -> InstanceRecord | None:

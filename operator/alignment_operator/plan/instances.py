@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from alignment_api.job import AlignmentJob
@@ -19,7 +18,7 @@ from alignment_operator.plan.types import Instance, Removal
 
 def missing_instances(snapshot: Snapshot, stage: StageLayout, records: Records) -> tuple[Instance, ...]:
     """The open lives of the stage that have no pod yet."""
-    readiness, attempt = Readiness(stage, records, snapshot.pods), records.attempt
+    readiness, attempt = Readiness(snapshot, stage, records), records.attempt
     avoid = tuple(node.name for node in records.avoided)
     return tuple(
         replace(_instance(snapshot.job, stage, record), attempt=attempt, gated=gated, avoid=avoid)
@@ -29,12 +28,14 @@ def missing_instances(snapshot: Snapshot, stage: StageLayout, records: Records) 
     )
 
 
-def removals(pods: Pods, wanted: Iterable[InstanceRecord], keep_logs: bool) -> tuple[Removal, ...]:
-    """Everything else goes, unless it is going already.
+def removals(pods: Pods, stage: StageLayout | None, records: Records, keep_logs: bool) -> tuple[Removal, ...]:
+    """What is no open life of the stage goes, unless it is going already.
 
     keep_logs: the newest pod of each slot that ended in an error stays, so that its logs can be read, unless a
     container beside it runs on: that would hold the node.
     """
+    slots = stage.slots if stage is not None else frozenset()
+    wanted = (record for record in records.open() if (record.role, record.index) in slots)
     keep = {pod.uid for record in wanted if (pod := pods.of(record)) is not None}
     if keep_logs:
         ended = ((pod, termination_of(pod)) for pod in pods)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from alignment_api.roles import ROLES
 from alignment_api.status import InstanceRecord
-from alignment_operator.plan.layout import Group
+from alignment_operator.plan.layout import Group, Slot, StageLayout
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.terminations import given_up_at, is_alive
@@ -24,21 +23,34 @@ class Hold:
     """None: until the API shows something else."""
 
 
-def open_lives(snapshot: Snapshot, groups: Iterable[Group], records: Records) -> Records:
+def open_lives(snapshot: Snapshot, stage: StageLayout, records: Records) -> Records:
     """Gives every group without a life its next one, unless something holds it back."""
     attempt = records.attempt
     opened = dict(records.by_slot)
-    for group in groups:
+    for group in stage.groups:
         if not records.needs_life(group) or hold_on(snapshot, group, records) is not None:
             continue
         before = [record.life for record in records.of(group)] + [pod.life for pod in snapshot.pods.among(group)]
         earlier = [attempt] if ROLES[group[0][0]].trainable else []  # an attempt follows all of every stage
         life = 1 + max(before + earlier, default=0)
         for slot in group:
-            former = records.by_slot.get(slot)
-            budget = former.budget if former is not None else None
-            opened[slot] = InstanceRecord(role=slot[0], index=slot[1], life=life, budget=budget)
+            opened[slot] = _next_life(slot, records.by_slot.get(slot), life)
     return replace(records, by_slot=opened)
+
+
+def holds_on(snapshot: Snapshot, stage: StageLayout, records: Records) -> tuple[Hold, ...]:
+    """What keeps next lives waiting."""
+    holds = (hold_on(snapshot, group, records) for group in stage.groups if records.needs_life(group))
+    return tuple(hold for hold in holds if hold is not None)
+
+
+def _next_life(slot: Slot, former: InstanceRecord | None, life: int) -> InstanceRecord:
+    """What the slot has used of the budgets stays with it, and since when it is missing."""
+    role, index = slot
+    if former is None:
+        return InstanceRecord(role=role, index=index, life=life)
+    missing = former.unready_since if former.end in ("failed", "lost") else None
+    return InstanceRecord(role=role, index=index, life=life, budget=former.budget, unready_since=missing)
 
 
 def hold_on(snapshot: Snapshot, group: Group, records: Records) -> Hold | None:

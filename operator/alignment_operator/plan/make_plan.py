@@ -6,11 +6,11 @@ from datetime import datetime
 
 from alignment_operator.places import makes_output, makes_storage
 from alignment_operator.plan.admission import refusals
-from alignment_operator.plan.dependencies import gates_to_open
-from alignment_operator.plan.ending import find_ending
+from alignment_operator.plan.dependencies import gates_to_open, run_clocks, stop_clocks
+from alignment_operator.plan.ending import Ending, find_ending
 from alignment_operator.plan.ends import count_ends
 from alignment_operator.plan.instances import missing_instances, removals
-from alignment_operator.plan.lives import hold_on, open_lives
+from alignment_operator.plan.lives import holds_on, open_lives
 from alignment_operator.plan.next_look import ADMISSION, next_look
 from alignment_operator.plan.pods import index_pods
 from alignment_operator.plan.records import Records, read_records
@@ -36,20 +36,33 @@ def _plan_pass(snapshot: Snapshot) -> Plan:
     course = follow(snapshot, read_records(snapshot))
     counted = count_ends(snapshot, course)
     ending = find_ending(snapshot, course.current, counted)
-    runs = course.current if ending is None and not snapshot.spec.suspend else None
-    wanted = runs.slots if runs is not None else frozenset()
-    kept = counted.removed([slot for slot in counted.by_slot if slot not in wanted])
-    groups = runs.groups if runs is not None else ()
-    records = open_lives(snapshot, groups, kept)
-    held = (hold_on(snapshot, group, records) for group in groups if records.needs_life(group))
-    found = Findings(course, records, ending, tuple(hold for hold in held if hold is not None))
-    lives = tuple(record for record in records.open() if (record.role, record.index) in wanted)
+    stage = course.current if ending is None and not snapshot.spec.suspend else None
+    if stage is None:
+        return _stand_still(snapshot, course, counted, ending)
+    kept = counted.removed([slot for slot in counted.by_slot if slot not in stage.slots])
+    opened = open_lives(snapshot, stage, kept)
+    release = gates_to_open(snapshot, stage, opened)
+    records = run_clocks(snapshot, stage, opened, release)
+    found = Findings(course, records, holds_on(snapshot, stage, records))
     return Plan(
         status=derive_status(snapshot, found),
-        support=_support(snapshot, course, records) if ending is None else None,
-        create=missing_instances(snapshot, runs, records) if runs is not None else (),
-        delete=removals(snapshot.pods, lives, keep_logs=ending is None or ending.type == "Failed"),
-        release=gates_to_open(snapshot, course.current, records) if course.current is not None else (),
+        support=_support(snapshot, course, records),
+        create=missing_instances(snapshot, stage, records),
+        delete=removals(snapshot.pods, stage, records, keep_logs=True),
+        release=release,
+        next_look=next_look(snapshot, found),
+    )
+
+
+def _stand_still(snapshot: Snapshot, course: Course, counted: Records, ending: Ending | None) -> Plan:
+    """Nothing runs: the job is over, or suspended. One that was never started leans on nothing."""
+    records = stop_clocks(counted.removed(counted.by_slot))
+    found = Findings(course, records, (), ending)
+    begun = ending is None and snapshot.job.status.started_at is not None
+    return Plan(
+        status=derive_status(snapshot, found),
+        support=_support(snapshot, course, records) if begun else None,
+        delete=removals(snapshot.pods, None, records, keep_logs=ending is None or ending.type == "Failed"),
         next_look=next_look(snapshot, found),
     )
 
@@ -57,7 +70,7 @@ def _plan_pass(snapshot: Snapshot) -> Plan:
 def _after_the_end(observed: Observed, now: datetime) -> Plan:
     """Nothing is created any more; after a failure the pods that ended in error stay, for their logs."""
     failed = observed.job.status.phase == "Failed"
-    delete = removals(index_pods(observed.pods), (), keep_logs=failed)
+    delete = removals(index_pods(observed.pods), None, Records({}, {}), keep_logs=failed)
     return Plan(status=observed.job.status, delete=delete)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from alignment_operator.plan.deadlines import active_time, ready_by, stall_deadline
 from alignment_operator.plan.dependencies import PATIENCE
-from alignment_operator.plan.ending import active_time
 from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.status import Findings
 from alignment_operator.plan.terminations import given_up_at, is_alive
@@ -34,9 +34,14 @@ def next_look(snapshot: Snapshot, found: Findings) -> timedelta | None:
 def _moments(snapshot: Snapshot, found: Findings) -> Iterator[datetime]:
     now, status = snapshot.now, snapshot.job.status
     yield from (hold.until for hold in found.holds if hold.until is not None)
+    stall = stall_deadline(snapshot)
+    yield from () if status.stepped_at is None else (status.stepped_at + stall,)
+    for record in found.records.open():
+        by = ready_by(snapshot, record)
+        yield from () if by is None else (by,)
+        if record.unready_since is not None:
+            yield from (record.unready_since + PATIENCE, record.unready_since + stall)
     for pod in snapshot.pods:
-        if pod.gated:
-            yield pod.created_at + PATIENCE
         if pod.gone_by is not None and is_alive(pod, now):
             yield pod.gone_by if pod.node_lost else given_up_at(pod.gone_by)
     if snapshot.spec.active_deadline_seconds is not None and status.clocked_at is not None:

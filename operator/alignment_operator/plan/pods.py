@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignment_api.roles import ROLES
 from alignment_api.status import InstanceRecord
@@ -39,5 +39,21 @@ def index_pods(pods: Iterable[PodView]) -> Pods:
     by_slot: dict[Slot, list[PodView]] = {}
     for pod in pods:
         if pod.role in ROLES:
-            by_slot.setdefault((pod.role, pod.index), []).append(pod)
+            by_slot.setdefault((pod.role, pod.index), []).append(_as_ready_as_it_gets(pod))
     return Pods({slot: tuple(lives) for slot, lives in by_slot.items()})
+
+
+def waits_for(pod: PodView | None) -> str:
+    """Why a pod is not ready, as one word."""
+    if pod is None:
+        return "NotCreated"
+    if pod.gated:
+        return "Gated"
+    return pod.reason or ("Starting" if pod.phase == "Running" else "Pending")
+
+
+def _as_ready_as_it_gets(pod: PodView) -> PodView:
+    """The first pod of a role in a gang serves for all: the others are ready when they run."""
+    runs = pod.phase == "Running" and pod.gone_by is None and not pod.node_lost
+    stands_in = ROLES[pod.role].trainable and pod.index > 0 and runs and not pod.ready
+    return replace(pod, ready=True) if stands_in else pod

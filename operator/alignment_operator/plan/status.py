@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from alignment_api.job import AlignmentJob
-from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase, Progress, RoleStatus
+from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase, RoleStatus
 from alignment_operator.places import makes_output, makes_storage, output_source, storage_source
 from alignment_operator.plan.admission import missing_nodes
 from alignment_operator.plan.conditions import (
@@ -21,9 +21,11 @@ from alignment_operator.plan.conditions import (
     claim_training,
     date_conditions,
 )
-from alignment_operator.plan.ending import Ending, active_time
+from alignment_operator.plan.deadlines import active_time
+from alignment_operator.plan.dependencies import Readiness
+from alignment_operator.plan.ending import Ending
 from alignment_operator.plan.lives import Hold
-from alignment_operator.plan.progress import finished, of_a_new_stage, progress_of
+from alignment_operator.plan.progress import PROGRESS_EVERY, Standing, finished, of_a_new_stage, progress_of
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.stages import Course
@@ -37,8 +39,8 @@ class Findings:
 
     course: Course
     records: Records
-    ending: Ending | None
     holds: tuple[Hold, ...]
+    ending: Ending | None = None
 
 
 def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
@@ -48,7 +50,8 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
     wanted = (snapshot.pods.of(record) for record in found.records.open())
     pods = tuple(pod for pod in wanted if pod is not None)
     roles = _roles(job, found, pods)
-    progress, metrics = _progress(status, found, pods)
+    standing = _standing(snapshot, status, found, pods)
+    progress = standing.progress
     over = found.ending is not None
     conditions = date_conditions(job, _claims(snapshot, status, found, pods), now)
     update: dict[str, Any] = {
@@ -66,7 +69,8 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
         "progress": progress,
         "progress_text": f"{progress.step}/{progress.total_steps}" if progress and progress.total_steps else None,
         "eta": None if over or progress is None else duration_text(progress.eta_seconds),
-        "metrics": metrics,
+        "stepped_at": None if over else standing.stepped_at,
+        "metrics": standing.metrics,
         "artifacts": _artifacts(snapshot.observed, course),
         "finished_at": now if over else None,
         **_clock(job, now, over),
@@ -108,15 +112,15 @@ def _roles(job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]) -> tup
     )
 
 
-def _progress(
-    status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]
-) -> tuple[Progress | None, dict[str, float]]:
+def _standing(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]) -> Standing:
     current = found.course.current
     if current is None:
-        return finished(status.progress), status.metrics
-    recorded = None if found.course.has_begun else status.progress
+        return Standing(finished(status.progress), status.metrics, None)
+    progress, since = (None, None) if found.course.has_begun else (status.progress, status.stepped_at)
     lead = next((pod for pod in pods if pod.role == current.stage.lead and pod.index == 0), None)
-    return progress_of(recorded, status.metrics, lead)
+    may_work = not Readiness(snapshot, current, found.records).must_wait(current.stage.lead)
+    every = timedelta(0) if snapshot.observed.own_files else PROGRESS_EVERY  # a laptop has no watchers to spare
+    return progress_of(Standing(progress, status.metrics, since), lead, may_work, snapshot.now, every)
 
 
 def _claims(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]) -> list[Claim]:

@@ -13,7 +13,7 @@ from alignment_api.status import CheckpointStatus
 from alignment_operator.plan.terminations import GIVEN_UP_AFTER
 from alignment_operator.plan.types import Instance, Plan
 
-PATIENT = {"budgets": {"failures": 10_000, "disruptions": 10_000}}
+BUDGETS = {"failures": 10_000, "disruptions": 10_000}
 
 
 class Histories(RuleBasedStateMachine):
@@ -29,12 +29,18 @@ class Histories(RuleBasedStateMachine):
         self.done: set[int] = set()
         """Lives of gangs that ended well."""
 
-    @initialize(replicas=st.integers(1, 2), servers=st.integers(0, 3), online=st.booleans())
-    def begin(self, replicas: int, servers: int, online: bool) -> None:
+    @initialize(
+        replicas=st.integers(1, 2),
+        servers=st.integers(0, 3),
+        online=st.booleans(),
+        deadline=st.sampled_from([300, 10_000_000]),
+    )
+    def begin(self, replicas: int, servers: int, online: bool, deadline: int) -> None:
+        patient = {"budgets": BUDGETS, "readyDeadlineSeconds": deadline}
         roles = {"policy": {"replicas": replicas}, "reference": {"replicas": servers}}
         if online:
             roles |= {"actor": {"replicas": replicas}, "rollout": {"replicas": servers}}
-        self.cluster = SmallCluster(make_job(PATIENT | (ppo_spec(**roles) if online else {"roles": roles})))
+        self.cluster = SmallCluster(make_job(patient | (ppo_spec(**roles) if online else {"roles": roles})))
 
     # The operator.
 
@@ -262,11 +268,20 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.cluster.status.phase != "Complete")
     @invariant()
-    def a_job_within_its_budgets_never_fails(self) -> None:
-        assert self.cluster.status.phase != "Failed"
+    def a_job_within_its_budgets_fails_only_for_what_never_got_ready(self) -> None:
+        if self.cluster.status.phase == "Failed":
+            failed = self.cluster.condition("Failed")
+            assert failed is not None
+            assert failed.reason == "NotReadyInTime"
+            assert self.cluster.job.spec.ready_deadline_seconds == 300
 
     def teardown(self) -> None:
-        """Once nothing goes wrong any more, the job completes."""
+        """Once nothing goes wrong any more, the job completes; and one that has failed is left alone."""
+        if self.cluster.status.phase == "Failed":
+            plan = self.cluster.reconcile()
+            assert (plan.create, plan.support, plan.next_look) == ((), None, None)
+            return
+        self.cluster.respec(ready_deadline_seconds=10_000_000)
         self.cluster.respec(suspend=False)
         self.cluster.unseen.clear()
         self.cluster.undying.clear()

@@ -1,0 +1,151 @@
+"""Deadlines of the spec: for the whole job, for getting ready, for the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+
+from alignment_api.status import AlignmentJobStatus, InstanceRecord
+from alignment_operator.plan.layout import Group, Slot, StageLayout
+from alignment_operator.plan.pods import waits_for
+from alignment_operator.plan.records import Records
+from alignment_operator.plan.snapshot import Snapshot
+from alignment_operator.plan.terminations import Termination
+from alignment_operator.plan.types import PodView
+
+LEAST_STALL = timedelta(minutes=30)
+"""Collectives end by then, and an evaluation may lie between two steps."""
+USUAL_STEPS = 10
+"""A step that takes as long as ten is late."""
+CHANGES = {
+    "ErrImagePull": "name an image that its nodes can pull: spec.image, imagePullSecrets in the pool's podTemplate",
+    "ImagePullBackOff": "name an image that its nodes can pull: spec.image, imagePullSecrets in the pool's podTemplate",
+    "InvalidImageName": "mend the name in spec.image",
+    "CreateContainerConfigError": "create the Secret or ConfigMap that it names (spec.credentials)",
+    "Unschedulable": "ask for less in spec.roles.{role}, add nodes to pool {pool}, or wait longer",
+    "NotCreated": "see condition ObjectsCreated; most often the namespace's quota is too small",
+    "Starting": "see its log; where its start takes this long, wait longer",
+    "Pending": "see `kubectl describe pod {pod}`; most often a volume cannot be mounted",
+}
+"""What a pod waits for -> what to change."""
+
+
+def active_time(status: AlignmentJobStatus, now: datetime) -> timedelta:
+    """How long the job has run, suspended time not counted."""
+    running = now - status.clocked_at if status.clocked_at is not None else timedelta(0)
+    return timedelta(seconds=status.active_seconds) + running
+
+
+def ready_by(snapshot: Snapshot, record: InstanceRecord) -> datetime | None:
+    """When this life must be ready; None where it was, or need not be yet. Rows that are prepared count as progress."""
+    begun, moved = record.starting_since, snapshot.job.status.stepped_at
+    if begun is None or record.end is not None:
+        return None
+    if record.role == "prepare" and moved is not None:
+        begun = max(begun, moved)
+    return begun + timedelta(seconds=snapshot.spec.ready_deadline_seconds)
+
+
+def never_ready(snapshot: Snapshot, current: StageLayout, records: Records) -> str | None:
+    """What has not become ready in time, why, and what to change; None while the stage can go on.
+
+    Of servers one of a role is enough. Want of spot nodes is waited out, by a gang as a whole.
+    """
+    for slots, needs_all in _teams(current):
+        team = records.of(slots)
+        late = [record for record in team if _is_late(snapshot, record)]
+        if not late or (not needs_all and len(late) < len(slots)) or _wants_spot(snapshot, current, team):
+            continue
+        late.sort(key=lambda record: _ORDER.index(_phase(snapshot.pods.of(record))))
+        return _not_ready(snapshot, current, late[0])
+    return None
+
+
+def stalled(snapshot: Snapshot, current: StageLayout, records: Records) -> Mapping[Slot, Termination]:
+    """Lives that go on, and do not work."""
+    limit = stall_deadline(snapshot)
+    since = snapshot.now - limit
+    found = {}
+    for record in records.open():
+        pod, slot = snapshot.pods.of(record), (record.role, record.index)
+        if pod is None or pod.ended or pod.node_lost or pod.gone_by is not None:
+            continue
+        silent = record.unready_since
+        if record.starting_since is None and silent is not None and silent <= since:
+            found[slot] = _stall(pod, f"its process has not answered for {_minutes(limit)}")
+        elif slot in current.gang[:1] and _has_not_stepped(snapshot, pod, since):
+            found[slot] = _stall(pod, f"no step for {_minutes(limit)} (see spec.stallDeadlineSeconds)")
+    return found
+
+
+def stall_deadline(snapshot: Snapshot) -> timedelta:
+    """How long a trainee may be without a step."""
+    limit, progress = snapshot.spec.stall_deadline_seconds, snapshot.job.status.progress
+    if limit is not None:
+        return timedelta(seconds=limit)
+    if progress is None or progress.eta_seconds is None or progress.step >= progress.total_steps:
+        return LEAST_STALL
+    usual = timedelta(seconds=progress.eta_seconds) / (progress.total_steps - progress.step)
+    return max(LEAST_STALL, USUAL_STEPS * usual)
+
+
+def _teams(current: StageLayout) -> Iterator[tuple[Group, bool]]:
+    """Slots that stand in for each other, and whether all of them are needed."""
+    if current.gang:
+        yield current.gang, True
+    for name, role in current.roles.items():
+        if not role.nature.trainable:
+            yield tuple((name, index) for index in range(role.replicas)), role.nature.writes
+
+
+def _is_late(snapshot: Snapshot, record: InstanceRecord) -> bool:
+    by = ready_by(snapshot, record)
+    return by is not None and by <= snapshot.now
+
+
+def _wants_spot(snapshot: Snapshot, current: StageLayout, team: Iterable[InstanceRecord]) -> bool:
+    """Whether one of them waits for a spot node."""
+    return any(
+        current.roles[record.role].pool == "spot" and waits_for(snapshot.pods.of(record)) == "Unschedulable"
+        for record in team
+        if record.end is None
+    )
+
+
+_ORDER = (None, "Pending", "Running", "Succeeded", "Failed")
+"""A pod that runs may wait for one that does not: that one is named."""
+
+
+def _phase(pod: PodView | None) -> str | None:
+    return pod.phase if pod is not None else None
+
+
+def _not_ready(snapshot: Snapshot, current: StageLayout, record: InstanceRecord) -> str:
+    pod, seconds = snapshot.pods.of(record), snapshot.spec.ready_deadline_seconds
+    reason = waits_for(pod)
+    said = f"{reason} ({pod.message})" if pod is not None and pod.message else reason
+    pool, name = current.roles[record.role].pool, pod.name if pod is not None else ""
+    change = CHANGES.get(reason, CHANGES["Pending"]).format(role=record.role, pool=pool, pod=name)
+    return (
+        f"{record.role} {record.index} has not become ready in readyDeadlineSeconds: {seconds}: {said}; {change}; "
+        "its checkpoints stay: a new job may start from them by checkpoint.resumeFrom"
+    )
+
+
+def _has_not_stepped(snapshot: Snapshot, pod: PodView, since: datetime) -> bool:
+    """Its process answers, and the step that it names is no further than the one that stands in the status."""
+    status = snapshot.job.status
+    polled = pod.status.progress if pod.status is not None else None
+    if polled is None or status.progress is None or status.stepped_at is None:
+        return False
+    return polled.step == status.progress.step < polled.total_steps and status.stepped_at <= since
+
+
+def _stall(pod: PodView, message: str) -> Termination:
+    return Termination("own", "Stalled", f"{message}; see the log of pod {pod.name}", pod.node)
+
+
+def _minutes(limit: timedelta) -> str:
+    return (
+        f"{limit.total_seconds() / 60:.0f} min" if limit >= timedelta(minutes=1) else f"{limit.total_seconds():.0f} s"
+    )
