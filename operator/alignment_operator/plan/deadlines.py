@@ -15,6 +15,9 @@ from alignment_operator.plan.types import PodView
 
 LEAST_STALL = timedelta(minutes=30)
 """Collectives end by then, and an evaluation may lie between two steps."""
+LOST_AFTER = timedelta(seconds=45)
+"""From when the control plane has lost sight of a node to when its writers are given up, if nobody else has done so
+(their tolerations run out after 30 s): after 50 s to lose sight, within 100 s of the node's death."""
 USUAL_STEPS = 10
 """A step that takes as long as ten is late."""
 CHANGES = {
@@ -61,17 +64,18 @@ def never_ready(snapshot: Snapshot, current: StageLayout, records: Records) -> s
     return None
 
 
-def stalled(snapshot: Snapshot, current: StageLayout, records: Records) -> Mapping[Slot, Termination]:
-    """Lives that go on, and do not work."""
+def given_up(snapshot: Snapshot, current: StageLayout, records: Records) -> Mapping[Slot, Termination]:
+    """Lives that do not end by themselves: on a lost node, without an answer, without a step."""
     limit = stall_deadline(snapshot)
-    since = snapshot.now - limit
+    since, lost_since = snapshot.now - limit, snapshot.now - LOST_AFTER
     found = {}
     for record in records.open():
-        pod, slot = snapshot.pods.of(record), (record.role, record.index)
-        if pod is None or pod.ended or pod.node_lost or pod.gone_by is not None:
+        pod, slot, silent = snapshot.pods.of(record), (record.role, record.index), record.unready_since
+        if pod is None or pod.ended or pod.gone_by is not None:
             continue
-        silent = record.unready_since
-        if record.starting_since is None and silent is not None and silent <= since:
+        if pod.node_lost and silent is not None and silent <= lost_since:
+            found[slot] = Termination("disruption", "NodeLost", f"its node {pod.node} is out of reach", pod.node)
+        elif record.starting_since is None and silent is not None and silent <= since:
             found[slot] = _stall(pod, f"its process has not answered for {_minutes(limit)}")
         elif slot in current.gang[:1] and _has_not_stepped(snapshot, pod, since):
             found[slot] = _stall(pod, f"no step for {_minutes(limit)} (see spec.stallDeadlineSeconds)")

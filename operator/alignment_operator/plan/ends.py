@@ -8,7 +8,7 @@ from datetime import datetime
 
 from alignment_api.status import AvoidedNode, InstanceRecord, RoleStatus
 from alignment_operator.plan.budgets import as_a_disruption, spend
-from alignment_operator.plan.deadlines import stalled
+from alignment_operator.plan.deadlines import given_up
 from alignment_operator.plan.dependencies import Readiness
 from alignment_operator.plan.failure_policy import AVOIDED_FOR
 from alignment_operator.plan.layout import Slot
@@ -37,11 +37,11 @@ def count_ends(snapshot: Snapshot, course: Course) -> Records:
     stage, records = course.current, course.records
     if stage is None:
         return records
-    readiness, hung = Readiness(snapshot, stage, records), stalled(snapshot, stage, records)
+    readiness, abandoned = Readiness(snapshot, stage, records), given_up(snapshot, stage, records)
     by_slot, roles, avoided = dict(records.by_slot), dict(records.roles), records.avoided
     for group in stage.groups:
         lives = records.of(group)
-        cause = _cause(lives, snapshot.pods, readiness, hung)
+        cause = _cause(lives, snapshot.pods, readiness, abandoned)
         if cause is not None:
             life, termination = cause
             roles[life.role] = _counted(roles[life.role], termination)
@@ -61,7 +61,7 @@ def count_ends(snapshot: Snapshot, course: Course) -> Records:
 
 
 def _cause(
-    lives: list[InstanceRecord], pods: Pods, readiness: Readiness, hung: Mapping[Slot, Termination]
+    lives: list[InstanceRecord], pods: Pods, readiness: Readiness, abandoned: Mapping[Slot, Termination]
 ) -> tuple[InstanceRecord, Termination] | None:
     """What ended the life of a group, and where; None while it goes on.
 
@@ -70,7 +70,7 @@ def _cause(
     """
     if not lives or any(life.end is not None for life in lives):
         return None
-    found = [(life, end) for life in lives if (end := _termination(life, pods, hung)) is not None]
+    found = [(life, end) for life in lives if (end := _termination(life, pods, abandoned)) is not None]
     bad = [(life, end) for life, end in found if end.kind != "success"]
     if bad:
         life, end = min(bad, key=lambda pair: pair[1].policy.rank)
@@ -79,10 +79,10 @@ def _cause(
     return (lives[0], ENDED_EARLY) if len(found) == len(lives) else None
 
 
-def _termination(life: InstanceRecord, pods: Pods, hung: Mapping[Slot, Termination]) -> Termination | None:
+def _termination(life: InstanceRecord, pods: Pods, abandoned: Mapping[Slot, Termination]) -> Termination | None:
     pod = pods.of(life)
     if pod is not None:
-        return termination_of(pod) or hung.get((life.role, life.index))
+        return termination_of(pod) or abandoned.get((life.role, life.index))
     return VANISHED if life.uid is not None else None
 
 

@@ -12,14 +12,14 @@ from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase
 from alignment_operator.places import makes_output, makes_storage, output_source, storage_source
 from alignment_operator.plan.admission import missing_nodes
 from alignment_operator.plan.conditions import (
-    Claim,
-    claim_checkpoint,
-    claim_data,
-    claim_gang,
-    claim_roles,
-    claim_suspended,
-    claim_training,
+    Statement,
+    checkpoint_verified,
+    data_ready,
     date_conditions,
+    gang_scheduling,
+    roles_ready,
+    suspended,
+    training,
 )
 from alignment_operator.plan.deadlines import active_time
 from alignment_operator.plan.dependencies import Readiness
@@ -53,7 +53,7 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
     standing = _standing(snapshot, status, found, pods)
     progress = standing.progress
     over = found.ending is not None
-    conditions = date_conditions(job, _claims(snapshot, status, found, pods), now)
+    conditions = date_conditions(job, _statements(snapshot, status, found, pods), now)
     update: dict[str, Any] = {
         "observed_generation": job.metadata.generation,
         "phase": _phase(conditions, pods, course),
@@ -80,13 +80,13 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
 
 def refused_status(observed: Observed, refusals: tuple[str, ...], now: datetime) -> AlignmentJobStatus:
     """The status of a job of which nothing was created."""
-    claim = Claim("Admitted", "False", "Refused", "; ".join(refusals))
+    refused = Statement("Admitted", "False", "Refused", "; ".join(refusals))
     return observed.job.status.model_copy(
         update={
             "observed_generation": observed.job.metadata.generation,
             "phase": "Pending",
             "algorithm": observed.job.spec.algorithm.name,
-            "conditions": date_conditions(observed.job, [claim, *_pools(observed)], now),
+            "conditions": date_conditions(observed.job, [refused, *_pools(observed)], now),
         }
     )
 
@@ -123,38 +123,40 @@ def _standing(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, p
     return progress_of(Standing(progress, status.metrics, since), lead, may_work, snapshot.now, every)
 
 
-def _claims(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]) -> list[Claim]:
+def _statements(
+    snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]
+) -> list[Statement]:
     observed, ending, current = snapshot.observed, found.ending, found.course.current
     problem = ending.message if ending is not None and ending.type == "Failed" else None
-    claims = [
-        Claim("Admitted", "True", "Admitted", "volumes, pools and sizes were checked"),
+    statements = [
+        Statement("Admitted", "True", "Admitted", "volumes, pools and sizes were checked"),
         *_pools(observed),
-        claim_data(status, problem),
-        claim_training(pods),
-        *claim_checkpoint(status),
+        data_ready(status, problem),
+        training(pods),
+        *checkpoint_verified(status),
     ]
     if ending is not None:
-        over = Claim(ending.type, "True", ending.reason, ending.message)
-        return [*claims, Claim("RolesReady", "False", "JobOver"), over]
+        over = Statement(ending.type, "True", ending.reason, ending.message)
+        return [*statements, Statement("RolesReady", "False", "JobOver"), over]
     if current is not None and not observed.own_files:
-        claims += claim_gang(observed.platform, len(current.gang))
-    claims += claim_suspended(snapshot.job, sum(is_alive(pod, snapshot.now) for pod in snapshot.pods))
+        statements += gang_scheduling(observed.platform, len(current.gang))
+    statements += suspended(snapshot.job, sum(is_alive(pod, snapshot.now) for pod in snapshot.pods))
     if snapshot.spec.suspend:
-        return [*claims, Claim("RolesReady", "False", "Suspended")]
+        return [*statements, Statement("RolesReady", "False", "Suspended")]
     desired = len(current.slots) if current is not None else 0
-    return [*claims, claim_roles(pods, desired, found.holds)]
+    return [*statements, roles_ready(pods, desired, found.holds, found.records.avoided)]
 
 
-def _pools(observed: Observed) -> tuple[Claim, ...]:
+def _pools(observed: Observed) -> tuple[Statement, ...]:
     if not observed.nodes:
         return ()
     empty = missing_nodes(observed)
     if not empty:
-        return (Claim("PoolsAvailable", "True", "NodesFound"),)
+        return (Statement("PoolsAvailable", "True", "NodesFound"),)
     message = (
         f"no node now in pool {', '.join(empty)}; its pods wait, unless it scales from zero check its nodeSelector"
     )
-    return (Claim("PoolsAvailable", "False", "NoNodesNow", message),)
+    return (Statement("PoolsAvailable", "False", "NoNodesNow", message),)
 
 
 def _phase(conditions: tuple[Condition, ...], pods: tuple[PodView, ...], course: Course) -> Phase:

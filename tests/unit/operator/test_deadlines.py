@@ -319,6 +319,22 @@ def test_a_process_that_was_ready_and_answers_no_more_is_restarted_as_a_failure(
     assert [removal.name for removal in plan.delete] == [name]
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_trainee_on_a_lost_node_is_given_up_though_the_control_plane_never_does(replicas: int) -> None:
+    cluster = training({"roles": {"policy": {"replicas": replicas}}})
+    last = cluster.pod("policy", replicas - 1).name
+    cluster.lose_node(last)
+    assert cluster.reconcile().delete == ()
+    cluster.wait(44)
+    assert cluster.reconcile().next_look == timedelta(seconds=1)
+    cluster.wait(1)
+    assert last in {removal.name for removal in cluster.reconcile().delete}
+    assert cluster.tally("policy") == (0, 1)
+    for index in range(replicas - 1):
+        cluster.end_evicted(cluster.pod("policy", index).name)
+    assert [i.life for i in cluster.reconcile().create] == [2] * replicas
+
+
 def test_a_job_that_is_born_suspended_makes_nothing_to_lean_on() -> None:
     cluster = SmallCluster(make_job({"suspend": True, "storage": None, "output": None}))
     assert cluster.reconcile().support is None

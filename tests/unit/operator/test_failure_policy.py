@@ -61,6 +61,9 @@ def test_a_node_that_turns_pods_away_is_kept_away_from_for_a_while(role: str, st
     assert plan.create == ()
     assert plan.next_look is not None
     assert plan.next_look <= timedelta(seconds=10)
+    waiting = cluster.condition("RolesReady")
+    assert waiting is not None
+    assert "; keeps away from node gpu-1 until 12:1" in waiting.message
     cluster.wait(10)
     assert [(i.role, i.life, i.avoid) for i in cluster.reconcile().create] == [(role, 2, ("gpu-1",))]
     cluster.start(cluster.pod(role).name)
