@@ -18,14 +18,15 @@ enough. Servers join at any time, and where spot nodes are short the last of the
 
 
 class Readiness:
-    """Which roles of a stage are ready: with one of their pods, or with all of them."""
+    """Which of the roles that others need are ready: with one of their pods, or with all of them."""
 
     def __init__(self, snapshot: Snapshot, stage: StageLayout, records: Records) -> None:
         self._needs = stage.stage.waits
         self._whole, self._enough = set[str](), set[str]()
-        for role, layout in stage.roles.items():
-            missing = list(_missing(snapshot, records, role, layout.replicas))
-            if len(missing) < layout.replicas:
+        for role in {role for needed in self._needs.values() for role in needed}:
+            replicas = stage.roles[role].replicas
+            missing = list(_missing(snapshot, records, role, replicas))
+            if len(missing) < replicas:
                 self._whole |= set() if missing else {role}
                 patient = any(snapshot.now < since + PATIENCE for since in missing)
                 self._enough |= set() if patient else {role}

@@ -30,8 +30,11 @@ class Pods:
 
     def of(self, record: InstanceRecord) -> PodView | None:
         """The pod of this very life."""
-        lives = self.at((record.role, record.index))
-        return next((pod for pod in lives if pod.life == record.life and record.uid in (None, pod.uid)), None)
+        life, uid = record.life, record.uid
+        for pod in self.by_slot.get((record.role, record.index), ()):
+            if pod.life == life and (uid is None or uid == pod.uid):
+                return pod
+        return None
 
 
 def index_pods(pods: Iterable[PodView]) -> Pods:
