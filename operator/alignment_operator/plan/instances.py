@@ -21,10 +21,9 @@ def missing_instances(snapshot: Snapshot, stage: StageLayout, records: Records) 
     readiness, attempt = Readiness(snapshot, stage, records), records.attempt
     avoid = tuple(node.name for node in records.avoided)
     return tuple(
-        replace(_instance(snapshot.job, stage, record), attempt=attempt, gated=gated, avoid=avoid)
+        replace(_instance(snapshot.job, stage, record, attempt), gated=readiness.must_wait(record.role), avoid=avoid)
         for record in records.open()
         if (record.role, record.index) in stage.slots and snapshot.pods.of(record) is None
-        for gated in (readiness.must_wait(record.role),)
     )
 
 
@@ -44,7 +43,7 @@ def removals(pods: Pods, stage: StageLayout | None, records: Records, keep_logs:
     return tuple(Removal(pod.name, pod.uid) for pod in pods if pod.uid not in keep and pod.gone_by is None)
 
 
-def _instance(job: AlignmentJob, stage: StageLayout, record: InstanceRecord) -> Instance:
+def _instance(job: AlignmentJob, stage: StageLayout, record: InstanceRecord, attempt: int) -> Instance:
     role = stage.roles[record.role]
     return Instance(
         name=instance_name(job, record.role, record.index, record.life),
@@ -52,7 +51,7 @@ def _instance(job: AlignmentJob, stage: StageLayout, record: InstanceRecord) -> 
         index=record.index,
         life=record.life,
         stage=stage.stage.name,
-        attempt=0,
+        attempt=attempt,
         pool=role.pool,
         replicas=role.replicas,
         processes=role.size.processes,

@@ -56,7 +56,8 @@ def waits_for(pod: PodView | None) -> str:
 
 
 def _as_ready_as_it_gets(pod: PodView) -> PodView:
-    """The first pod of a role in a gang serves for all: the others are ready when they run."""
-    runs = pod.phase == "Running" and pod.gone_by is None and not pod.node_lost
-    stands_in = ROLES[pod.role].trainable and pod.index > 0 and runs and not pod.ready
-    return replace(pod, ready=True) if stands_in else pod
+    """The first pod of a role in a gang serves for all: the others are ready when they run. None is on a lost node."""
+    serves = not ROLES[pod.role].trainable or pod.index == 0
+    runs = pod.phase == "Running" and pod.gone_by is None
+    ready = (pod.ready if serves else runs) and not pod.node_lost
+    return pod if ready == pod.ready else replace(pod, ready=ready)
