@@ -144,10 +144,11 @@ class AlignmentJobSpec(Contract):
     ready_deadline_seconds: Annotated[int, Field(ge=1)] = 3600
     """Seconds in which a pod must get ready, from the moment it may be scheduled; then the job fails and says what it
     waited for (an image, a node, a quota, a probe). An hour holds a node's start, an image and a large model. Of
-    servers one of a role is enough, and want of spot nodes is waited out."""
+    servers one of a role is enough, and want of spot nodes is waited out. Not on a laptop."""
     stall_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
-    """Seconds without a step after which the trainees are restarted as after a failure; and a pod that was ready and
-    does not answer any more. Default: ten times the usual step, at least 1800 (collectives have ended by then)."""
+    """Seconds without a step after which the trainees are restarted as after a failure. Default: ten times the usual
+    step, at least 1800 (collectives have ended by then), and 10800 until a step has been made. A pod that was ready and
+    does not answer any more is restarted likewise, after 1800 at most. Not on a laptop, which may sleep."""
 
     @model_validator(mode="after")
     def _check_roles(self) -> AlignmentJobSpec:

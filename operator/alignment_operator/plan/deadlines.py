@@ -1,4 +1,7 @@
-"""Deadlines of the spec: for the whole job, for getting ready, for the next step."""
+"""Deadlines of the spec: for the whole job, for getting ready, for the next step.
+
+On a laptop the first alone counts: it may sleep, and somebody sits before it.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ LOST_AFTER = timedelta(seconds=45)
 (their tolerations run out after 30 s): after 50 s to lose sight, within 100 s of the node's death."""
 USUAL_STEPS = 10
 """A step that takes as long as ten is late."""
+FIRST_STALL = timedelta(hours=3)
+"""As long as no step says what is usual: a first one of a large online job warms servers up and may take an hour."""
 CHANGES = {
     "ErrImagePull": "name an image that its nodes can pull: spec.image, imagePullSecrets in the pool's podTemplate",
     "ImagePullBackOff": "name an image that its nodes can pull: spec.image, imagePullSecrets in the pool's podTemplate",
@@ -54,7 +59,7 @@ def never_ready(snapshot: Snapshot, current: StageLayout, records: Records) -> s
 
     Of servers one of a role is enough. Want of spot nodes is waited out, by a gang as a whole.
     """
-    for slots, needs_all in _teams(current):
+    for slots, needs_all in () if snapshot.observed.own_files else _teams(current):
         team = records.of(slots)
         late = [record for record in team if _is_late(snapshot, record)]
         if not late or (not needs_all and len(late) < len(slots)) or _wants_spot(snapshot, current, team):
@@ -66,17 +71,17 @@ def never_ready(snapshot: Snapshot, current: StageLayout, records: Records) -> s
 
 def given_up(snapshot: Snapshot, current: StageLayout, records: Records) -> Mapping[Slot, Termination]:
     """Lives that do not end by themselves: on a lost node, without an answer, without a step."""
-    limit = stall_deadline(snapshot)
-    since, lost_since = snapshot.now - limit, snapshot.now - LOST_AFTER
+    limit, now = stall_deadline(snapshot), snapshot.now
+    since, silent_since, lost_since = now - limit, now - silence_deadline(snapshot), now - LOST_AFTER
     found = {}
-    for record in records.open():
+    for record in () if snapshot.observed.own_files else records.open():
         pod, slot, silent = snapshot.pods.of(record), (record.role, record.index), record.unready_since
         if pod is None or pod.ended or pod.gone_by is not None:
             continue
         if pod.node_lost and silent is not None and silent <= lost_since:
             found[slot] = Termination("disruption", "NodeLost", f"its node {pod.node} is out of reach", pod.node)
-        elif record.starting_since is None and silent is not None and silent <= since:
-            found[slot] = _stall(pod, f"its process has not answered for {_minutes(limit)}")
+        elif record.starting_since is None and silent is not None and silent <= silent_since:
+            found[slot] = _stall(pod, f"its process has not answered for {_minutes(snapshot.now - silent)}")
         elif slot in current.gang[:1] and _has_not_stepped(snapshot, pod, since):
             found[slot] = _stall(pod, f"no step for {_minutes(limit)} (see spec.stallDeadlineSeconds)")
     return found
@@ -87,10 +92,15 @@ def stall_deadline(snapshot: Snapshot) -> timedelta:
     limit, progress = snapshot.spec.stall_deadline_seconds, snapshot.job.status.progress
     if limit is not None:
         return timedelta(seconds=limit)
-    if progress is None or progress.eta_seconds is None or progress.step >= progress.total_steps:
-        return LEAST_STALL
+    if progress is None or not progress.eta_seconds or progress.step >= progress.total_steps:
+        return FIRST_STALL
     usual = timedelta(seconds=progress.eta_seconds) / (progress.total_steps - progress.step)
     return max(LEAST_STALL, USUAL_STEPS * usual)
+
+
+def silence_deadline(snapshot: Snapshot) -> timedelta:
+    """How long a process that was ready may leave its probe without an answer."""
+    return min(stall_deadline(snapshot), LEAST_STALL)
 
 
 def _teams(current: StageLayout) -> Iterator[tuple[Group, bool]]:

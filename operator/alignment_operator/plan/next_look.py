@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from alignment_operator.plan.deadlines import LOST_AFTER, active_time, ready_by, stall_deadline
+from alignment_operator.plan.deadlines import LOST_AFTER, active_time, ready_by, silence_deadline, stall_deadline
 from alignment_operator.plan.dependencies import PATIENCE
 from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.status import Findings
@@ -34,13 +34,13 @@ def next_look(snapshot: Snapshot, found: Findings) -> timedelta | None:
 def _moments(snapshot: Snapshot, found: Findings) -> Iterator[datetime]:
     now, status = snapshot.now, snapshot.job.status
     yield from (hold.until for hold in found.holds if hold.until is not None)
-    stall = stall_deadline(snapshot)
+    stall, silence = stall_deadline(snapshot), silence_deadline(snapshot)
     yield from () if status.stepped_at is None else (status.stepped_at + stall,)
     for record in found.records.open():
         by = ready_by(snapshot, record)
         yield from () if by is None else (by,)
         if record.unready_since is not None:
-            yield from (record.unready_since + wait for wait in (LOST_AFTER, PATIENCE, stall))
+            yield from (record.unready_since + wait for wait in (LOST_AFTER, PATIENCE, silence))
     for pod in snapshot.pods:
         if pod.gone_by is not None and is_alive(pod, now):
             yield pod.gone_by if pod.node_lost else given_up_at(pod.gone_by)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
 from alignment_api.status import CheckpointStatus, Progress
+from alignment_operator.plan.make_plan import make_plan
 
 IMAGES = "name an image that its nodes can pull: spec.image, imagePullSecrets in the pool's podTemplate"
 
@@ -271,6 +273,28 @@ def test_ten_usual_steps_are_waited_for_and_each_step_starts_the_clock_anew() ->
     cluster.wait(1)
     cluster.reconcile()
     assert cluster.tally("policy") == (1, 0)
+
+
+def test_a_first_step_may_take_three_hours() -> None:
+    cluster = training()
+    step(cluster, "policy", 0)
+    cluster.wait(10799)
+    cluster.reconcile()
+    assert cluster.tally("policy") == (0, 0)
+    cluster.wait(1)
+    cluster.reconcile()
+    assert cluster.tally("policy") == (1, 0)
+
+
+def test_a_laptop_that_sleeps_loses_nothing() -> None:
+    cluster = training(
+        {"storage": None, "output": None, "model": {"source": "hf://a/b"}, "data": {"source": "hf://a/c"}}
+    )
+    step(cluster, "policy", 10, eta=90)
+    cluster.now += timedelta(hours=12)
+    plan = make_plan(replace(cluster.observe(), own_files=True), cluster.now)
+    assert (plan.create, plan.delete, plan.status.phase) == ((), (), "Running")
+    assert cluster.plan().delete != ()
 
 
 def test_the_stall_deadline_of_the_spec_counts() -> None:
