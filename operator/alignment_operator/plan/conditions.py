@@ -11,7 +11,7 @@ from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
 from alignment_api.roles import ROLES
 from alignment_api.status import AlignmentJobStatus, AvoidedNode, Condition, ConditionType
-from alignment_operator.plan.lives import Hold
+from alignment_operator.plan.lives import Blocked
 from alignment_operator.plan.pods import waits_for
 from alignment_operator.plan.types import PodView
 
@@ -58,7 +58,7 @@ def data_ready(status: AlignmentJobStatus, problem: str | None) -> Statement:
 
 
 def roles_ready(
-    pods: tuple[PodView, ...], desired: int, holds: tuple[Hold, ...], avoided: tuple[AvoidedNode, ...]
+    pods: tuple[PodView, ...], desired: int, blocked: tuple[Blocked, ...], avoided: tuple[AvoidedNode, ...]
 ) -> Statement:
     """Whether all pods of the stage are ready; if not, what they wait for.
 
@@ -68,9 +68,9 @@ def roles_ready(
     if ready == desired:
         return Statement("RolesReady", "True", "AllReady", f"{ready} of {desired} pods are ready")
     waiting = [pod for pod in pods if not pod.ready]
-    reasons = [hold.reason for hold in holds] + [waits_for(pod) for pod in waiting] or ["Starting"]
-    words = [hold.message for hold in holds] + [_words(pod) for pod in waiting]
-    if len(pods) < desired and not holds:
+    reasons = [each.reason for each in blocked] + [waits_for(pod) for pod in waiting] or ["Starting"]
+    words = [each.message for each in blocked] + [_words(pod) for pod in waiting]
+    if len(pods) < desired and not blocked:
         words.append(f"{desired - len(pods)} of {desired} pods are being made")
     words += [f"keeps away from node {n.name} until {n.until:%H:%M:%S} UTC ({n.reason})" for n in avoided]
     more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []

@@ -15,7 +15,7 @@ from alignment_operator.plan.layout import Slot
 from alignment_operator.plan.pods import Pods
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
-from alignment_operator.plan.stages import Course
+from alignment_operator.plan.stages import StageProgress
 from alignment_operator.plan.terminations import (
     ENDED_EARLY,
     LOST_LATE,
@@ -28,13 +28,13 @@ MOST_AVOIDED = 20
 """Nodes that a job keeps away from at once; the newest are kept. Where more turn pods away it is not the nodes."""
 
 
-def count_ends(snapshot: Snapshot, course: Course) -> Records:
+def count_ends(snapshot: Snapshot, stages: StageProgress) -> Records:
     """Counts each end once: a record that has its `end` is not counted again.
 
     A gang that loses a node shows errors of the peers at once and the loss only when the control plane notices. The
     peers' error is then made a disruption. No next life can have been opened: it waits for the lost pod.
     """
-    stage, records = course.current, course.records
+    stage, records = stages.current, stages.records
     if stage is None:
         return records
     readiness, abandoned = Readiness(snapshot, stage, records), given_up(snapshot, stage, records)

@@ -14,7 +14,7 @@ from alignment_operator.plan.terminations import given_up_at, is_alive
 
 
 @dataclass(frozen=True)
-class Hold:
+class Blocked:
     """Why a next life must wait."""
 
     reason: str
@@ -28,7 +28,7 @@ def open_lives(snapshot: Snapshot, stage: StageLayout, records: Records) -> Reco
     attempt = records.attempt
     opened = dict(records.by_slot)
     for group in stage.groups:
-        if not records.needs_life(group) or hold_on(snapshot, group, records) is not None:
+        if not records.needs_life(group) or blocked_by(snapshot, group, records) is not None:
             continue
         before = [record.life for record in records.of(group)] + [pod.life for pod in snapshot.pods.among(group)]
         earlier = [attempt] if ROLES[group[0][0]].trainable else []  # an attempt follows all of every stage
@@ -38,10 +38,10 @@ def open_lives(snapshot: Snapshot, stage: StageLayout, records: Records) -> Reco
     return replace(records, by_slot=opened)
 
 
-def holds_on(snapshot: Snapshot, stage: StageLayout, records: Records) -> tuple[Hold, ...]:
+def what_blocks(snapshot: Snapshot, stage: StageLayout, records: Records) -> tuple[Blocked, ...]:
     """What keeps next lives waiting."""
-    holds = (hold_on(snapshot, group, records) for group in stage.groups if records.needs_life(group))
-    return tuple(hold for hold in holds if hold is not None)
+    blocked = (blocked_by(snapshot, group, records) for group in stage.groups if records.needs_life(group))
+    return tuple(each for each in blocked if each is not None)
 
 
 def _next_life(slot: Slot, former: InstanceRecord | None, life: int) -> InstanceRecord:
@@ -53,14 +53,14 @@ def _next_life(slot: Slot, former: InstanceRecord | None, life: int) -> Instance
     return InstanceRecord(role=role, index=index, life=life, budget=former.budget, unready_since=missing)
 
 
-def hold_on(snapshot: Snapshot, group: Group, records: Records) -> Hold | None:
+def blocked_by(snapshot: Snapshot, group: Group, records: Records) -> Blocked | None:
     """What keeps the group's next life waiting: a back-off, or an older life that may still write."""
     lead, now = group[0][0], snapshot.now
     first = records.by_slot.get(group[0])
     use = first.budget if first is not None and first.end in ("failed", "lost") else None
     if use is not None and use.not_before is not None and now < use.not_before:
         message = f"{lead} tries again at {use.not_before:%H:%M:%S} UTC after {use.last}"
-        return Hold("BackingOff", message, use.not_before)
+        return Blocked("BackingOff", message, use.not_before)
     if not ROLES[lead].writes:
         return None  # its successor has another name and need not wait
     alive = [pod for pod in snapshot.pods.among(group) if is_alive(pod, now)]
@@ -68,4 +68,4 @@ def hold_on(snapshot: Snapshot, group: Group, records: Records) -> Hold | None:
         return None
     ends = (pod.gone_by if pod.node_lost else given_up_at(pod.gone_by) for pod in alive if pod.gone_by is not None)
     message = f"{lead} waits for {', '.join(sorted(pod.name for pod in alive))} to end"
-    return Hold("Fencing", message, max((end for end in ends if end > now), default=None))
+    return Blocked("Fencing", message, max((end for end in ends if end > now), default=None))

@@ -33,7 +33,7 @@ def next_look(snapshot: Snapshot, found: Findings) -> timedelta | None:
 
 def _moments(snapshot: Snapshot, found: Findings) -> Iterator[datetime]:
     now, status = snapshot.now, snapshot.job.status
-    yield from (hold.until for hold in found.holds if hold.until is not None)
+    yield from (each.until for each in found.blocked if each.until is not None)
     stall, silence = stall_deadline(snapshot), silence_deadline(snapshot)
     yield from () if status.stepped_at is None else (status.stepped_at + stall,)
     for record in found.records.open():

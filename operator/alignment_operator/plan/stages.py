@@ -13,10 +13,11 @@ from alignment_operator.plan.terminations import termination_of
 
 
 @dataclass(frozen=True)
-class Course:
+class StageProgress:
     """The stages so far and the one that runs."""
 
-    stages: tuple[StageStatus, ...]
+    begun: tuple[StageStatus, ...]
+    """Those that have begun."""
     current: StageLayout | None
     """None: all of them have ended well."""
     has_begun: bool
@@ -25,8 +26,8 @@ class Course:
     """With the lives closed of stages that have ended in this pass."""
 
 
-def follow(snapshot: Snapshot, records: Records) -> Course:
-    """The course of the job. What ends and what begins is lasting progress."""
+def follow(snapshot: Snapshot, records: Records) -> StageProgress:
+    """Which stage runs now. The end of one and the beginning of the next are lasting progress."""
     suspend, now = snapshot.spec.suspend, snapshot.now
     statuses = {stage.name: stage for stage in snapshot.job.status.stages}
     for current in snapshot.layout.stages:
@@ -34,14 +35,14 @@ def follow(snapshot: Snapshot, records: Records) -> Course:
         status = statuses.get(name)
         if status is None:
             statuses |= {} if suspend else {name: StageStatus(name=name, started_at=now)}
-            return Course(tuple(statuses.values()), current, not suspend, records.refilled(now))
+            return StageProgress(tuple(statuses.values()), current, not suspend, records.refilled(now))
         if status.finished_at is not None:
             continue
         if not lead_succeeded(current, records, snapshot.pods):
-            return Course(tuple(statuses.values()), current, False, records)
+            return StageProgress(tuple(statuses.values()), current, False, records)
         statuses[name] = status.model_copy(update={"finished_at": now})
         records = close_stage(current, records)
-    return Course(tuple(statuses.values()), None, False, records)
+    return StageProgress(tuple(statuses.values()), None, False, records)
 
 
 def lead_succeeded(current: StageLayout, records: Records, pods: Pods) -> bool:

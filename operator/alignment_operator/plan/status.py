@@ -24,11 +24,11 @@ from alignment_operator.plan.conditions import (
 from alignment_operator.plan.deadlines import active_time
 from alignment_operator.plan.dependencies import Readiness
 from alignment_operator.plan.ending import Ending
-from alignment_operator.plan.lives import Hold
+from alignment_operator.plan.lives import Blocked
 from alignment_operator.plan.progress import PROGRESS_EVERY, Standing, finished, of_a_new_stage, progress_of
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
-from alignment_operator.plan.stages import Course
+from alignment_operator.plan.stages import StageProgress
 from alignment_operator.plan.terminations import is_alive
 from alignment_operator.plan.types import Observed, PodView
 
@@ -37,16 +37,16 @@ from alignment_operator.plan.types import Observed, PodView
 class Findings:
     """What a pass has found out, besides what it observed."""
 
-    course: Course
+    stages: StageProgress
     records: Records
-    holds: tuple[Hold, ...]
+    blocked: tuple[Blocked, ...]
     ending: Ending | None = None
 
 
 def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
     """The status of a job that was admitted."""
-    job, course, now = snapshot.job, found.course, snapshot.now
-    status = of_a_new_stage(job.status) if course.has_begun and course.current and course.current.gang else job.status
+    job, stages, now = snapshot.job, found.stages, snapshot.now
+    status = of_a_new_stage(job.status) if stages.has_begun and stages.current and stages.current.gang else job.status
     wanted = (snapshot.pods.of(record) for record in found.records.open())
     pods = tuple(pod for pod in wanted if pod is not None)
     roles = _roles(job, found, pods)
@@ -56,11 +56,11 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
     conditions = date_conditions(job, _statements(snapshot, status, found, pods), now)
     update: dict[str, Any] = {
         "observed_generation": job.metadata.generation,
-        "phase": _phase(conditions, pods, course),
+        "phase": _phase(conditions, pods, stages),
         "conditions": conditions,
         "algorithm": job.spec.algorithm.name,
-        "stage": course.stages[-1].name if course.stages else None,
-        "stages": course.stages,
+        "stage": stages.begun[-1].name if stages.begun else None,
+        "stages": stages.begun,
         "attempt": found.records.attempt,
         "roles": roles,
         "ready": f"{sum(role.ready for role in roles)}/{sum(role.desired for role in roles)}",
@@ -71,7 +71,7 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
         "eta": None if over or progress is None else duration_text(progress.eta_seconds),
         "stepped_at": None if over else standing.stepped_at,
         "metrics": standing.metrics,
-        "artifacts": _artifacts(snapshot.observed, course),
+        "artifacts": _artifacts(snapshot.observed, stages),
         "finished_at": now if over else None,
         **_clock(job, now, over),
     }
@@ -102,7 +102,7 @@ def duration_text(seconds: int | None) -> str | None:
 
 
 def _roles(job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]) -> tuple[RoleStatus, ...]:
-    current = found.course.current
+    current = found.stages.current
     wanted = current.roles if current is not None and found.ending is None and not job.spec.suspend else {}
     desired = {name: role.replicas for name, role in wanted.items()}
     ready = Counter(pod.role for pod in pods if pod.ready)
@@ -113,10 +113,10 @@ def _roles(job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]) -> tup
 
 
 def _standing(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]) -> Standing:
-    current = found.course.current
+    current = found.stages.current
     if current is None:
         return Standing(finished(status.progress), status.metrics, None)
-    progress, since = (None, None) if found.course.has_begun else (status.progress, status.stepped_at)
+    progress, since = (None, None) if found.stages.has_begun else (status.progress, status.stepped_at)
     lead = next((pod for pod in pods if pod.role == current.stage.lead and pod.index == 0), None)
     may_work = not Readiness(snapshot, current, found.records).must_wait(current.stage.lead)
     every = timedelta(0) if snapshot.observed.own_files else PROGRESS_EVERY  # a laptop has no watchers to spare
@@ -126,7 +126,7 @@ def _standing(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, p
 def _statements(
     snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]
 ) -> list[Statement]:
-    observed, ending, current = snapshot.observed, found.ending, found.course.current
+    observed, ending, current = snapshot.observed, found.ending, found.stages.current
     problem = ending.message if ending is not None and ending.type == "Failed" else None
     statements = [
         Statement("Admitted", "True", "Admitted", "volumes, pools and sizes were checked"),
@@ -144,7 +144,7 @@ def _statements(
     if snapshot.spec.suspend:
         return [*statements, Statement("RolesReady", "False", "Suspended")]
     desired = len(current.slots) if current is not None else 0
-    return [*statements, roles_ready(pods, desired, found.holds, found.records.avoided)]
+    return [*statements, roles_ready(pods, desired, found.blocked, found.records.avoided)]
 
 
 def _pools(observed: Observed) -> tuple[Statement, ...]:
@@ -159,20 +159,20 @@ def _pools(observed: Observed) -> tuple[Statement, ...]:
     return (Statement("PoolsAvailable", "False", "NoNodesNow", message),)
 
 
-def _phase(conditions: tuple[Condition, ...], pods: tuple[PodView, ...], course: Course) -> Phase:
+def _phase(conditions: tuple[Condition, ...], pods: tuple[PodView, ...], stages: StageProgress) -> Phase:
     true = {condition.type for condition in conditions if condition.status == "True"}
     ends: tuple[Phase, ...] = ("Failed", "Complete", "Suspended")
     for phase in ends:
         if phase in true:
             return phase
-    begun = any(pod.phase == "Running" for pod in pods) or any(stage.finished_at for stage in course.stages)
+    begun = any(pod.phase == "Running" for pod in pods) or any(stage.finished_at for stage in stages.begun)
     return "Running" if begun else "Pending"
 
 
-def _artifacts(observed: Observed, course: Course) -> Artifacts:
+def _artifacts(observed: Observed, stages: StageProgress) -> Artifacts:
     """Where results are, as the spec would name them. On a laptop the runtime names its own folders."""
     job, platform = observed.job, observed.platform
-    done = {stage.name for stage in course.stages if stage.finished_at is not None}
+    done = {stage.name for stage in stages.begun if stage.finished_at is not None}
     own_storage = observed.own_files and makes_storage(job)
     own_output = observed.own_files and makes_output(job, platform)
     output = None if own_output else output_source(job, platform)
