@@ -212,6 +212,22 @@ def test_servers_that_come_and_go_for_hours_end_no_job() -> None:
     assert cluster.status.phase == "Running"
 
 
+def test_a_next_life_has_the_whole_deadline_though_the_slot_was_late_before_it() -> None:
+    cluster = SmallCluster(make_job({"readyDeadlineSeconds": 300}))
+    cluster.reconcile()
+    cluster.reconcile()
+    cluster.vanish(cluster.pod("prepare").name)
+    cluster.wait(400)
+    plan = cluster.plan()
+    assert [(i.role, i.life) for i in plan.create] == [("prepare", 2)]
+    cluster.record(plan)
+    assert cluster.plan().status == plan.status
+    cluster.apply(plan)
+    cluster.wait(299)
+    cluster.reconcile()
+    assert cluster.status.finished_at is None
+
+
 def test_of_a_gang_the_pod_that_holds_up_the_others_is_named() -> None:
     cluster = starting({"roles": {"policy": {"replicas": 2}}})
     cluster.change(cluster.pod("policy", 0).name, phase="Running")
