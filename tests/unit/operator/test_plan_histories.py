@@ -56,7 +56,8 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def settles_when_nothing_happens(self) -> None:
         self.reconciles()
-        self.reconciles()  # sees the UIDs of what was made, and that what was deleted has gone
+        self.reconciles()  # sees that what was deleted has gone, and makes the next life of a gang
+        self.reconciles()  # sees the UIDs of what was made
         before = self.cluster.status
         plan = self.cluster.plan()
         assert plan.status == before
