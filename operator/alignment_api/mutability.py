@@ -12,7 +12,14 @@ FieldPath = tuple[str, ...]
 SCALABLE = ("reference", "reward", "rollout")
 """Roles whose servers come and go: their number may change."""
 MUTABLE: frozenset[FieldPath] = frozenset(
-    {("suspend",), ("budgets",), ("activeDeadlineSeconds",), *(("roles", role, "replicas") for role in SCALABLE)}
+    {
+        ("suspend",),
+        ("budgets",),
+        ("activeDeadlineSeconds",),
+        ("readyDeadlineSeconds",),
+        ("stallDeadlineSeconds",),
+        *(("roles", role, "replicas") for role in SCALABLE),
+    }
 )
 """Everything else decides what the job computes or where, and stays as it was."""
 

@@ -97,12 +97,17 @@ class Tracking(Contract):
 
 
 class Budgets(Contract):
-    """How much may go wrong before the job fails; counted for each role."""
+    """How much may go wrong within a day before the job fails: for each server, and for the trainees as one.
+
+    A checkpoint that has got further than any before, and the end of a stage, set the count back to nothing.
+    """
 
     failures: Annotated[int, Field(ge=0)] = 3
-    """Exits with an error that may pass. A user's mistake fails the job at once."""
+    """Exits with an error that may pass. A user's mistake fails the job at once. A server that fails more often ends
+    the job only where no other of its role is ready."""
     disruptions: Annotated[int, Field(ge=0)] = 100
-    """Pods lost through the node or the control plane."""
+    """Pods lost through the node or the control plane. Losing servers never ends the job: beyond the budget they are
+    replaced with pauses."""
 
 
 class AlignmentJobSpec(Contract):
@@ -136,6 +141,14 @@ class AlignmentJobSpec(Contract):
     """True saves a checkpoint, removes every pod and waits; false goes on from there."""
     active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
     """Seconds from the start of the job after which it fails, suspended time not counted. Default: no limit."""
+    ready_deadline_seconds: Annotated[int, Field(ge=1)] = 3600
+    """Seconds in which a pod must get ready, from the moment it may be scheduled; then the job fails and says what it
+    waited for (an image, a node, a quota, a probe). An hour holds a node's start, an image and a large model. Of
+    servers one of a role is enough, and want of spot nodes is waited out. Not on a laptop."""
+    stall_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Seconds without a step after which the trainees are restarted as after a failure. Default: ten times the usual
+    step, at least 1800 (collectives have ended by then), and 10800 until a step has been made. A pod that was ready and
+    does not answer any more is restarted likewise, after 1800 at most. Not on a laptop, which may sleep."""
 
     @model_validator(mode="after")
     def _check_roles(self) -> AlignmentJobSpec:

@@ -98,29 +98,63 @@ class RoleStatus(Contract):
     ready: int = 0
     """Pods ready now."""
     disruptions: int = 0
-    """Losses through node or control plane so far; a gang's loss counts once."""
+    """Losses through node or control plane so far, for people; a gang's loss counts once."""
     failures: int = 0
-    """Exits with an error so far; a gang's counts once."""
-    last_failure_at: datetime | None = None
-    """When the last error was counted; the next try backs off from here."""
+    """Exits with an error so far, for people; a gang's counts once. What budgets allow counts for each instance."""
+
+
+class BudgetUse(Contract):
+    """What the ends of an instance have used of the budgets within a day; lasting progress sets it back to nothing."""
+
+    since: datetime
+    """When the first of these ends was counted; after a day counting begins anew."""
+    failures: int = 0
+    """Exits with an error."""
+    disruptions: int = 0
+    """Losses through node or control plane."""
+    waits: int = 0
+    """Ends after which the next life had to wait, each twice as long as after the one before."""
+    not_before: datetime | None = None
+    """The next life starts no sooner."""
+    last: str = ""
+    """The newest of these ends, in words."""
 
 
 class InstanceRecord(Contract):
-    """The ledger's line for one place of a role: its newest life, written before the pod is created, kept afterwards.
+    """One slot of a role (its index among the replicas): its newest life, written before the pod is created.
 
-    An end is counted when its line gets `end`, so it is counted once; the next life takes the line, with its number.
+    An end is counted when its record gets `end`, so it is counted once; the next life takes the record.
     """
 
     role: str
     """Its role."""
     index: int
-    """Its place among the role's replicas."""
+    """Its index among the role's replicas."""
     life: int
     """Attempt of a trainable gang, incarnation of a frozen pod."""
     uid: str | None = None
     """UID of its pod once seen; a pod that was seen and is gone was lost."""
     end: Literal["succeeded", "failed", "lost", "removed"] | None = None
     """How this life ended: `lost` by a disruption, `removed` by a plan (suspended, stage over, no longer wanted)."""
+    reason: str | None = None
+    """Why, as one CamelCase word; of a gang where the end began."""
+    budget: BudgetUse | None = None
+    """What it has used of the budgets; a gang's stands with its first pod."""
+    starting_since: datetime | None = None
+    """Since when this life may get ready; absent once it has been, and as long as its gate is closed."""
+    unready_since: datetime | None = None
+    """Since when the slot has had no ready pod though one may be scheduled, over all lives that were lost or failed."""
+
+
+class AvoidedNode(Contract):
+    """A node that has turned a pod of this job away."""
+
+    name: str
+    """The node."""
+    until: datetime
+    """Until then no new pod of this job goes there."""
+    reason: str
+    """What it said, as one CamelCase word."""
 
 
 class Progress(Contract):
@@ -235,17 +269,23 @@ class AlignmentJobStatus(Contract):
     ready: str = "0/0"
     """Ready pods of those wanted, for the columns."""
     instances: tuple[InstanceRecord, ...] = ()
-    """The ledger: the newest life of every place that was ever wanted."""
+    """The newest life of every slot that was ever wanted."""
+    avoided_nodes: tuple[AvoidedNode, ...] = ()
+    """Nodes that new pods of this job keep away from for a while."""
     progress: Progress | None = None
     """How far the running stage is."""
     progress_text: str | None = None
     """412/781, for the columns."""
     eta: str | None = None
     """2h10m, for the columns."""
+    stepped_at: datetime | None = None
+    """When `progress` last moved, or the work on it last began; absent while nothing can move it."""
     metrics: dict[str, float] = {}
     """The handful a person looks at: loss, margin, accuracy, ..."""
     checkpoint: CheckpointStatus | None = None
     """The last verified commit."""
+    furthest_step: int = 0
+    """The highest step of this stage that a verified checkpoint has held: more of it refills the budgets."""
     data: DataReport | None = None
     """What `prepare` found."""
     model: ModelReport | None = None

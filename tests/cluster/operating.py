@@ -131,6 +131,26 @@ class Place:
         phase = "Failed" if code else "Succeeded"
         self._set_status(role, life, {"phase": phase, "containerStatuses": [ended]})
 
+    def reject(self, role: str, node: str, life: int = 1) -> None:
+        """The scheduler has chosen a node, and its kubelet turns the pod away."""
+        name = self.pod(role, life)["metadata"]["name"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}/binding"
+        self.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(binding))
+        said = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+        self._set_status(role, life, said)
+
+    def end_beside(self, role: str, outcome: Manifest, life: int = 1) -> None:
+        """The kubelet says that our container has ended, and one that was injected beside it runs on."""
+        code = 0 if outcome["result"] == "succeeded" else 1
+        state = {"terminated": {"exitCode": code, "message": json.dumps(outcome)}}
+        statuses = [
+            {"name": "trainer", "state": state, **_IMAGE},
+            {"name": "istio-proxy", "state": {"running": {}}, **_IMAGE},
+        ]
+        self._set_status(role, life, {"phase": "Running", "containerStatuses": statuses})
+
     def _set_status(self, role: str, life: int, status: Manifest) -> None:
         name = self.pod(role, life)["metadata"]["name"]
         patch = json.dumps({"status": status})

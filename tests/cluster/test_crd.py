@@ -45,6 +45,8 @@ ALLOWED: dict[str, tuple[tuple[str, ...], Any]] = {
     "the reference's replicas": (("roles", "reference", "replicas"), 5),
     "a budget": (("budgets", "failures"), 9),
     "a deadline that was absent": (("activeDeadlineSeconds",), 3600),
+    "the deadline for getting ready": (("readyDeadlineSeconds",), 7200),
+    "the deadline for a step": (("stallDeadlineSeconds",), 7200),
 }
 
 

@@ -128,6 +128,33 @@ def test_an_exit_before_a_sigkill_is_counted_once_after_it(place: Place, tmp_pat
         assert place.status()["attempt"] == 3
 
 
+def test_a_node_that_turns_a_pod_away_is_kept_away_from(place: Place, tmp_path: Path) -> None:
+    with operating(place, tmp_path):
+        place.create_job(budgets={"failures": 0, "disruptions": 0})
+        place.run("prepare")
+        place.end("prepare", PREPARED)
+        place.reject("policy", "bad-node")
+        affinity = place.pod("policy", life=2)["spec"]["affinity"]["nodeAffinity"]
+        (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        assert term["matchFields"] == [{"key": "metadata.name", "operator": "NotIn", "values": ["bad-node"]}]
+        (avoided,) = place.status()["avoidedNodes"]
+        assert (avoided["name"], avoided["reason"]) == ("bad-node", "UnexpectedAdmissionError")
+        assert (place.role("policy")["failures"], place.status()["phase"]) == (0, "Running")
+
+
+def test_a_trainer_that_has_ended_has_ended_whatever_runs_on_beside_it(place: Place, tmp_path: Path) -> None:
+    template = {"spec": {"containers": [{"name": "istio-proxy", "image": "proxy"}]}}
+    with operating(place, tmp_path):
+        place.create_job(roles={"policy": {"podTemplate": template}})
+        place.play_to_training()
+        place.end_beside("policy", FAILED)
+        place.run("policy", life=2)
+        place.end_beside("policy", TRAINED, life=2)
+        place.pod("evaluator")
+        eventually(lambda: not place.pods("policy"), "the pods that held their nodes to go")
+        assert place.role("policy")["failures"] == 1
+
+
 def test_ends_while_no_operator_runs_are_counted_when_one_does(place: Place, tmp_path: Path) -> None:
     operator = Operator(place, tmp_path)
     operator.start()

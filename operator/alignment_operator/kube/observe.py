@@ -25,23 +25,17 @@ from alignment_operator.names import (
 )
 from alignment_operator.plan.types import JobKey, PodView
 
-NODE_REASONS = frozenset(
-    {
-        "Evicted",  # node pressure, or an eviction by a kubelet that is too old to say DisruptionTarget
-        "Preempting",  # by the kubelet, for a critical pod
-        "Shutdown",
-        "NodeShutdown",
-        "Terminated",  # by a node that shuts down gracefully
-        "NodeLost",
-        "NodeAffinity",  # refused by the kubelet on arrival: the node has changed since it was chosen
-        "UnexpectedAdmissionError",
-        "PreemptionByScheduler",
-    }
-)
-REFUSED_ON_ARRIVAL = "OutOf"
-"""OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu: another pod was faster."""
+OWN_ENDS = frozenset({"DeadlineExceeded"})
+"""Pod-level reasons that are the pod's own doing (activeDeadlineSeconds of a podTemplate). Every other comes from its
+node: kubelets invent new ones, and none of them is an error of the program."""
 OWN_LIMIT = ("exceeds the total limit", "exceeds the limit", "exceeded its local ephemeral storage limit")
 """An eviction for the pod's own appetite says so, and is no disruption."""
+RAN = frozenset({"Evicted", "Terminated", "Shutdown", "Preempting", "NodeLost"})
+"""Reasons for which a node ends pods that run; every other it gives to pods that it turns away."""
+TURNED_AWAY = ("Pod was rejected", "The node had condition")
+"""How a message begins where a node gives such a reason to a pod that it turns away all the same."""
+LOST_BY_NODE = frozenset({"Unknown", "ContainerStatusUnknown"})
+"""Reasons of a container's end that a kubelet gives to what it finds gone, after a reboot: nobody saw it end."""
 STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons that only say that all is well."""
 MESSAGE_CHARACTERS = 1000
@@ -103,7 +97,8 @@ def _one_of(labels: Mapping[str, str], name: str, known: tuple[str, ...]) -> str
 def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     ended = _terminated(status)
-    reason, message = _why(status, ended)
+    outcome = _outcome(ended)
+    reason, message = _why(status, ended if outcome is None else {**ended, "message": ""})
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -111,20 +106,26 @@ def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
         index=_number(labels, INDEX_LABEL),
         life=_number(labels, LIFE_LABEL),
         stage=cast(StageName, _one_of(labels, STAGE_LABEL, get_args(StageName))),
-        phase=_phase(status),
+        phase=_phase(status, ended),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
+        node=spec.get("nodeName", ""),
         ready=_condition(status, "Ready").get("status") == "True",
         gated=any(gate["name"] == READY_GATE for gate in spec.get("schedulingGates", ())),
         gone_by=_time(metadata.get("deletionTimestamp")),  # the apiserver has added the grace period
-        disrupted=_disrupted(status),
+        lingers=_lingers(status, ended),
+        disrupted=_disrupted(status, ended),
+        rejected=_rejected(status),
         exit_code=ended.get("exitCode"),
-        outcome=_outcome(ended),
+        outcome=outcome,
         reason=reason,
         message=message,
     )
 
 
-def _phase(status: Mapping[str, Any]) -> Any:
+def _phase(status: Mapping[str, Any], ended: Mapping[str, Any]) -> Any:
+    """That of our container once it has ended: others beside it keep the pod running, or fail it afterwards."""
+    if ended:
+        return "Succeeded" if ended.get("exitCode") == 0 else "Failed"
     # "Unknown" is obsolete: the node speaks for itself (node_lost). A pod just created has no status yet.
     phase = status.get("phase", "Pending")
     return "Running" if phase == "Unknown" else phase
@@ -146,13 +147,34 @@ def _terminated(status: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _disrupted(status: Mapping[str, Any]) -> bool:
-    if _condition(status, "DisruptionTarget").get("status") == "True":
+def _lingers(status: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
+    """Whether containers beside ours run on. Native sidecars do not count: the kubelet ends those."""
+    others = (c for c in status.get("containerStatuses", ()) if c["name"] != CONTAINER)
+    over = status.get("phase") in ("Succeeded", "Failed")
+    return bool(ended) and not over and any("terminated" not in c.get("state", {}) for c in others)
+
+
+def _disrupted(status: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
+    if _condition(status, "DisruptionTarget").get("status") == "True" or ended.get("reason") in LOST_BY_NODE:
         return True
+    return _by_its_node(status)
+
+
+def _by_its_node(status: Mapping[str, Any]) -> bool:
+    """Whether the pod as a whole has a reason that its node gave it."""
     reason, message = status.get("reason", ""), status.get("message", "")
-    if reason == "Evicted" and any(words in message for words in OWN_LIMIT):
+    own = reason in OWN_ENDS or (reason == "Evicted" and any(words in message for words in OWN_LIMIT))
+    return bool(reason) and not own
+
+
+def _rejected(status: Mapping[str, Any]) -> bool:
+    """Whether the node has turned the pod away on arrival, so that nothing of it ever ran."""
+    evicted = _condition(status, "DisruptionTarget").get("status") == "True"
+    if status.get("phase") != "Failed" or evicted or not _by_its_node(status):
         return False
-    return reason in NODE_REASONS or reason.startswith(REFUSED_ON_ARRIVAL)
+    started = any(c.get("state", {}).keys() & {"running", "terminated"} for c in status.get("containerStatuses", ()))
+    turned_away = status.get("message", "").startswith(TURNED_AWAY)
+    return not started and (status["reason"] not in RAN or turned_away)
 
 
 def _outcome(ended: Mapping[str, Any]) -> Outcome | None:

@@ -10,7 +10,7 @@ from alignment_api.sizing import replicas_of, shortage, size_of
 from alignment_api.sources import parse_source
 from alignment_api.spec import AlignmentJobSpec
 from alignment_operator.places import makes_output, makes_storage, read_sources
-from alignment_operator.plan.instances import parameters_in, pool_of, spec_in
+from alignment_operator.plan.layout import parameters_in, pool_of, spec_in
 from alignment_operator.plan.types import Observed
 
 

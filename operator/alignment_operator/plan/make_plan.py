@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
-from alignment_api.roles import ROLES, Stage, stages_of
-from alignment_api.sizing import replicas_of
-from alignment_api.status import RoleStatus
 from alignment_operator.places import makes_output, makes_storage
 from alignment_operator.plan.admission import refusals
-from alignment_operator.plan.deadlines import next_admission, next_look
-from alignment_operator.plan.facts import begin_training, learn
-from alignment_operator.plan.gates import gates_to_open
-from alignment_operator.plan.instances import gang_size, missing_instances, pool_of, removals
-from alignment_operator.plan.ledger import (
-    Ledger,
-    count_ends,
-    groups_of,
-    hold_on,
-    needs_life,
-    open_lives,
-    read_ledger,
-)
-from alignment_operator.plan.stages import follow
+from alignment_operator.plan.dependencies import gates_to_open, run_clocks, stop_clocks
+from alignment_operator.plan.ending import Ending, find_ending
+from alignment_operator.plan.ends import count_ends
+from alignment_operator.plan.instances import missing_instances, removals
+from alignment_operator.plan.lives import open_lives, what_blocks
+from alignment_operator.plan.next_look import next_admission, next_look
+from alignment_operator.plan.pods import index_pods
+from alignment_operator.plan.records import Records, read_records
+from alignment_operator.plan.snapshot import Snapshot, take_snapshot
+from alignment_operator.plan.stages import StageProgress, follow
 from alignment_operator.plan.status import Findings, derive_status, refused_status
 from alignment_operator.plan.types import Observed, Plan, Support
-from alignment_operator.plan.verdict import judge
 
 
 def make_plan(observed: Observed, now: datetime) -> Plan:
@@ -41,60 +30,59 @@ def make_plan(observed: Observed, now: datetime) -> Plan:
     if refused:
         status = refused_status(observed, refused, now)
         return Plan(status=status, next_look=next_admission(status, now))
-    return _plan_pass(replace(observed, job=learn(observed.job, observed.pods)), now)
+    return _plan_pass(take_snapshot(observed, now))
 
 
-def _plan_pass(observed: Observed, now: datetime) -> Plan:
-    job, pods = observed.job, observed.pods
-    course, ledger = follow(job, read_ledger(job.status, _tallies(job), pods), pods, now)
-    if course.has_begun and course.current is not None and ROLES[course.current.lead].trainable:
-        job = job.model_copy(update={"status": begin_training(job.status)})
-        observed = replace(observed, job=job)
-    groups = groups_of(job.spec, course.current) if course.current is not None else ()
-    ledger = count_ends(ledger, groups, pods, now)
-    verdict = judge(observed, course, ledger, now)
-    if verdict is not None or job.spec.suspend:
-        groups = ()
-    places = {place for group in groups for place in group}
-    ledger = ledger.removed(ledger.lines.keys() - places)
-    ledger = open_lives(ledger, groups, pods, now)
-    held = [hold_on(ledger, group, pods, now) for group in groups if needs_life(ledger, group)]
-    holds = tuple(hold for hold in held if hold is not None)
-    wanted = tuple(line for place, line in ledger.lines.items() if line.end is None and place in places)
-    current = course.current
-    plan = Plan(
-        status=derive_status(observed, Findings(course, ledger, verdict, holds, now)),
-        support=_support(job, observed.platform, ledger, current) if verdict is None else None,
-        create=missing_instances(observed, current, ledger, wanted) if current is not None else (),
-        delete=removals(pods, wanted, keep_logs=verdict is None or verdict.type == "Failed"),
-        release=gates_to_open(current, ledger, pods, now) if current is not None else (),
+def _plan_pass(snapshot: Snapshot) -> Plan:
+    stages = follow(snapshot, read_records(snapshot))
+    counted = count_ends(snapshot, stages)
+    ending = find_ending(snapshot, stages.current, counted)
+    stage = stages.current if ending is None and not snapshot.spec.suspend else None
+    if stage is None:
+        return _stand_still(snapshot, stages, counted, ending)
+    kept = counted.removed([slot for slot in counted.by_slot if slot not in stage.slots])
+    opened = open_lives(snapshot, stage, kept)
+    release = gates_to_open(snapshot, stage, opened)
+    records = run_clocks(snapshot, stage, opened, release)
+    found = Findings(stages, records, what_blocks(snapshot, stage, records))
+    return Plan(
+        status=derive_status(snapshot, found),
+        support=_support(snapshot, stages, records),
+        create=missing_instances(snapshot, stage, records),
+        delete=removals(snapshot.pods, stage, records, keep_logs=True),
+        release=release,
+        next_look=next_look(snapshot, found),
     )
-    return replace(plan, next_look=next_look(job, pods, holds, verdict is not None, now))
+
+
+def _stand_still(snapshot: Snapshot, stages: StageProgress, counted: Records, ending: Ending | None) -> Plan:
+    """Nothing runs: the job is over, or suspended. One that was never started leans on nothing."""
+    records = stop_clocks(counted.removed(counted.by_slot))
+    found = Findings(stages, records, (), ending)
+    begun = ending is None and snapshot.job.status.started_at is not None
+    return Plan(
+        status=derive_status(snapshot, found),
+        support=_support(snapshot, stages, records) if begun else None,
+        delete=removals(snapshot.pods, None, records, keep_logs=ending is None or ending.type == "Failed"),
+        next_look=next_look(snapshot, found),
+    )
 
 
 def _after_the_end(observed: Observed, now: datetime) -> Plan:
     """Nothing is created any more; after a failure the pods that ended in error stay, for their logs."""
     failed = observed.job.status.phase == "Failed"
-    return Plan(
-        status=observed.job.status,
-        delete=removals(observed.pods, (), keep_logs=failed),
-        next_look=next_look(observed.job, observed.pods, (), True, now),
-    )
+    delete = removals(index_pods(observed.pods), None, Records({}, {}), keep_logs=failed)
+    return Plan(status=observed.job.status, delete=delete)
 
 
-def _tallies(job: AlignmentJob) -> dict[str, RoleStatus]:
-    names = dict.fromkeys(role for stage in stages_of(job.spec) for role in stage.roles)
-    return {name: RoleStatus(name=name, pool=pool_of(job.spec, name)) for name in names}
-
-
-def _support(job: AlignmentJob, platform: Platform, ledger: Ledger, current: Stage | None) -> Support:
-    stages = stages_of(job.spec)
-    roles = tuple(dict.fromkeys(role for stage in stages for role in stage.roles))
+def _support(snapshot: Snapshot, stages: StageProgress, records: Records) -> Support:
+    job, layout = snapshot.job, snapshot.layout
+    trainees = {name: role for stage in layout.stages for name, role in stage.roles.items() if role.nature.trainable}
     return Support(
-        attempt=ledger.attempt,
+        attempt=records.attempt,
         makes_storage=makes_storage(job),
-        makes_output=makes_output(job, platform),
-        serving_roles=tuple(dict.fromkeys(role for stage in stages for role in stage.called)),
-        gang_roles=tuple(role for role in roles if ROLES[role].trainable and replicas_of(job.spec, role) > 1),
-        gang=gang_size(job.spec, current) if current is not None and ledger.attempt else 0,
+        makes_output=makes_output(job, snapshot.observed.platform),
+        serving_roles=tuple(dict.fromkeys(role for stage in layout.stages for role in stage.stage.called)),
+        gang_roles=tuple(name for name, role in trainees.items() if role.replicas > 1),
+        gang=len(stages.current.gang) if stages.current is not None and records.attempt else 0,
     )

@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 
-from alignment_api.job import AlignmentJob
-from alignment_api.roles import Stage, stages_of
 from alignment_api.status import StageStatus
-from alignment_operator.plan.fates import fate_of
-from alignment_operator.plan.ledger import Ledger, groups_of, pod_of
-from alignment_operator.plan.types import PodView
+from alignment_operator.plan.layout import StageLayout
+from alignment_operator.plan.pods import Pods
+from alignment_operator.plan.records import Records
+from alignment_operator.plan.snapshot import Snapshot
+from alignment_operator.plan.terminations import termination_of
 
 
 @dataclass(frozen=True)
-class Course:
+class StageProgress:
     """The stages so far and the one that runs."""
 
-    stages: tuple[StageStatus, ...]
-    current: Stage | None
+    begun: tuple[StageStatus, ...]
+    """Those that have begun."""
+    current: StageLayout | None
     """None: all of them have ended well."""
     has_begun: bool
     """The current stage starts in this very pass."""
+    records: Records
+    """With the lives closed of stages that have ended in this pass."""
 
 
-def follow(job: AlignmentJob, ledger: Ledger, pods: tuple[PodView, ...], now: datetime) -> tuple[Course, Ledger]:
-    """The course of the job, and the ledger with the lives of a stage that ends now closed."""
-    statuses = {stage.name: stage for stage in job.status.stages}
-    for stage in stages_of(job.spec):
-        status = statuses.get(stage.name)
+def follow(snapshot: Snapshot, records: Records) -> StageProgress:
+    """Which stage runs now. The end of one and the beginning of the next are lasting progress."""
+    suspend, now = snapshot.spec.suspend, snapshot.now
+    statuses = {stage.name: stage for stage in snapshot.job.status.stages}
+    for current in snapshot.layout.stages:
+        name = current.stage.name
+        status = statuses.get(name)
         if status is None:
-            statuses |= {} if job.spec.suspend else {stage.name: StageStatus(name=stage.name, started_at=now)}
-            return Course(tuple(statuses.values()), stage, not job.spec.suspend), ledger
+            statuses |= {} if suspend else {name: StageStatus(name=name, started_at=now)}
+            return StageProgress(tuple(statuses.values()), current, not suspend, records.refilled(now))
         if status.finished_at is not None:
             continue
-        if not lead_succeeded(job, stage, ledger, pods):
-            return Course(tuple(statuses.values()), stage, False), ledger
-        statuses[stage.name] = status.model_copy(update={"finished_at": now})
-        ledger = close_stage(ledger, stage)
-    return Course(tuple(statuses.values()), None, False), ledger
+        if not lead_succeeded(current, records, snapshot.pods):
+            return StageProgress(tuple(statuses.values()), current, False, records)
+        statuses[name] = status.model_copy(update={"finished_at": now})
+        records = close_stage(current, records)
+    return StageProgress(tuple(statuses.values()), None, False, records)
 
 
-def lead_succeeded(job: AlignmentJob, stage: Stage, ledger: Ledger, pods: Iterable[PodView]) -> bool:
+def lead_succeeded(current: StageLayout, records: Records, pods: Pods) -> bool:
     """Whether every pod of the lead's newest life ended well, even one that was told to go just then."""
-    fates = []
-    for place in (place for group in groups_of(job.spec, stage) for place in group if place[0] == stage.lead):
-        line = ledger.lines.get(place)
-        pod = pod_of(line, pods) if line is not None else None
-        fates.append(fate_of(pod) if pod is not None and pod.stage == stage.name else None)
-    return all(fate is not None and fate.end == "succeeded" for fate in fates)
+    lead = current.stage.lead
+    for index in range(current.roles[lead].replicas):
+        record = records.by_slot.get((lead, index))
+        pod = pods.of(record) if record is not None else None
+        end = termination_of(pod) if pod is not None and pod.stage == current.stage.name else None
+        if end is None or end.kind != "success":
+            return False
+    return True
 
 
-def close_stage(ledger: Ledger, stage: Stage) -> Ledger:
+def close_stage(current: StageLayout, records: Records) -> Records:
     """The lead's lives ended well, those of its helpers are not needed any more."""
-    ledger = ledger.closed([place for place in ledger.lines if place[0] == stage.lead], "succeeded")
-    return ledger.removed([place for place in ledger.lines if place[0] in stage.helpers])
+    lead, helpers = current.stage.lead, current.stage.helpers
+    done = records.closed([slot for slot in records.by_slot if slot[0] == lead], "succeeded")
+    return done.removed([slot for slot in records.by_slot if slot[0] in helpers])

@@ -2,84 +2,91 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from alignment_api.job import AlignmentJob
-from alignment_api.sizing import replicas_of
-from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase, Progress, RoleStatus
+from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase, RoleStatus
 from alignment_operator.places import makes_output, makes_storage, output_source, storage_source
 from alignment_operator.plan.admission import missing_nodes
 from alignment_operator.plan.conditions import (
-    Claim,
-    claim_checkpoint,
-    claim_data,
-    claim_gang,
-    claim_roles,
-    claim_suspended,
-    claim_training,
+    Statement,
+    checkpoint_verified,
+    data_ready,
     date_conditions,
+    gang_scheduling,
+    roles_ready,
+    suspended,
+    training,
 )
-from alignment_operator.plan.facts import finished, progress_of
-from alignment_operator.plan.fates import is_alive
-from alignment_operator.plan.instances import gang_size
-from alignment_operator.plan.ledger import Hold, Ledger, pod_of
-from alignment_operator.plan.stages import Course
+from alignment_operator.plan.deadlines import active_time
+from alignment_operator.plan.dependencies import Readiness
+from alignment_operator.plan.ending import Ending
+from alignment_operator.plan.lives import Blocked
+from alignment_operator.plan.progress import PROGRESS_EVERY, Standing, finished, of_a_new_stage, progress_of
+from alignment_operator.plan.records import Records
+from alignment_operator.plan.snapshot import Snapshot
+from alignment_operator.plan.stages import StageProgress
+from alignment_operator.plan.terminations import is_alive
 from alignment_operator.plan.types import Observed, PodView
-from alignment_operator.plan.verdict import Verdict, active_time
 
 
 @dataclass(frozen=True)
 class Findings:
     """What a pass has found out, besides what it observed."""
 
-    course: Course
-    ledger: Ledger
-    verdict: Verdict | None
-    holds: tuple[Hold, ...]
-    now: datetime
+    stages: StageProgress
+    records: Records
+    blocked: tuple[Blocked, ...]
+    ending: Ending | None = None
 
 
-def derive_status(observed: Observed, found: Findings) -> AlignmentJobStatus:
+def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
     """The status of a job that was admitted."""
-    job, status = observed.job, observed.job.status
-    pods = _wanted_pods(observed.pods, found.ledger)
+    job, stages, now = snapshot.job, found.stages, snapshot.now
+    status = of_a_new_stage(job.status) if stages.has_begun and stages.current and stages.current.gang else job.status
+    wanted = (snapshot.pods.of(record) for record in found.records.open())
+    pods = tuple(pod for pod in wanted if pod is not None)
     roles = _roles(job, found, pods)
-    progress, metrics = _progress(job, found, pods)
-    over = found.verdict is not None
-    conditions = date_conditions(job, _claims(observed, found, pods, roles), found.now)
+    standing = _standing(snapshot, status, found, pods)
+    progress = standing.progress
+    over = found.ending is not None
+    conditions = date_conditions(job, _statements(snapshot, status, found, pods), now)
     update: dict[str, Any] = {
         "observed_generation": job.metadata.generation,
-        "phase": _phase(conditions, pods, found.course),
+        "phase": _phase(conditions, pods, stages),
         "conditions": conditions,
         "algorithm": job.spec.algorithm.name,
-        "stage": found.course.stages[-1].name if found.course.stages else None,
-        "stages": found.course.stages,
-        "attempt": found.ledger.attempt,
+        "stage": stages.begun[-1].name if stages.begun else None,
+        "stages": stages.begun,
+        "attempt": found.records.attempt,
         "roles": roles,
         "ready": f"{sum(role.ready for role in roles)}/{sum(role.desired for role in roles)}",
-        "instances": tuple(line for _, line in sorted(found.ledger.lines.items())),
+        "instances": tuple(record for _, record in sorted(found.records.by_slot.items())),
+        "avoided_nodes": found.records.avoided,
         "progress": progress,
         "progress_text": f"{progress.step}/{progress.total_steps}" if progress and progress.total_steps else None,
         "eta": None if over or progress is None else duration_text(progress.eta_seconds),
-        "metrics": metrics,
-        "artifacts": _artifacts(observed, found.course),
-        "finished_at": found.now if over else None,
-        **_clock(job, found.now, over),
+        "stepped_at": None if over else standing.stepped_at,
+        "metrics": standing.metrics,
+        "artifacts": _artifacts(snapshot.observed, stages),
+        "finished_at": now if over else None,
+        **_clock(job, now, over),
     }
     return status.model_copy(update=update)
 
 
 def refused_status(observed: Observed, refusals: tuple[str, ...], now: datetime) -> AlignmentJobStatus:
     """The status of a job of which nothing was created."""
-    claim = Claim("Admitted", "False", "Refused", "; ".join(refusals))
+    refused = Statement("Admitted", "False", "Refused", "; ".join(refusals))
     return observed.job.status.model_copy(
         update={
             "observed_generation": observed.job.metadata.generation,
             "phase": "Pending",
             "algorithm": observed.job.spec.algorithm.name,
-            "conditions": date_conditions(observed.job, [claim, *_pools(observed)], now),
+            "conditions": date_conditions(observed.job, [refused, *_pools(observed)], now),
         }
     )
 
@@ -94,86 +101,78 @@ def duration_text(seconds: int | None) -> str | None:
     return f"{minutes}m" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def _wanted_pods(pods: tuple[PodView, ...], ledger: Ledger) -> tuple[PodView, ...]:
-    found = (pod_of(line, pods) for line in ledger.lines.values() if line.end is None)
-    return tuple(pod for pod in found if pod is not None)
-
-
 def _roles(job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]) -> tuple[RoleStatus, ...]:
-    current = found.course.current
-    running = current.roles if current is not None and found.verdict is None and not job.spec.suspend else ()
+    current = found.stages.current
+    wanted = current.roles if current is not None and found.ending is None and not job.spec.suspend else {}
+    desired = {name: role.replicas for name, role in wanted.items()}
+    ready = Counter(pod.role for pod in pods if pod.ready)
     return tuple(
-        role.model_copy(
-            update={
-                "desired": replicas_of(job.spec, role.name) if role.name in running else 0,
-                "ready": sum(pod.ready for pod in pods if pod.role == role.name),
-            }
-        )
-        for role in found.ledger.roles.values()
+        role.model_copy(update={"desired": desired.get(name, 0), "ready": ready[name]})
+        for name, role in found.records.roles.items()
     )
 
 
-def _progress(
-    job: AlignmentJob, found: Findings, pods: tuple[PodView, ...]
-) -> tuple[Progress | None, dict[str, float]]:
-    status, current = job.status, found.course.current
+def _standing(snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]) -> Standing:
+    current = found.stages.current
     if current is None:
-        return finished(status.progress), status.metrics
-    recorded = None if found.course.has_begun else status.progress
-    lead = next((pod for pod in pods if pod.role == current.lead and pod.index == 0), None)
-    return progress_of(recorded, status.metrics, lead)
+        return Standing(finished(status.progress), status.metrics, None)
+    progress, since = (None, None) if found.stages.has_begun else (status.progress, status.stepped_at)
+    lead = next((pod for pod in pods if pod.role == current.stage.lead and pod.index == 0), None)
+    may_work = not Readiness(snapshot, current, found.records).must_wait(current.stage.lead)
+    every = timedelta(0) if snapshot.observed.own_files else PROGRESS_EVERY  # a laptop has no watchers to spare
+    return progress_of(Standing(progress, status.metrics, since), lead, may_work, snapshot.now, every)
 
 
-def _claims(
-    observed: Observed, found: Findings, pods: tuple[PodView, ...], roles: tuple[RoleStatus, ...]
-) -> list[Claim]:
-    job, verdict = observed.job, found.verdict
-    claims = [Claim("Admitted", "True", "Admitted", "volumes, pools and sizes were checked")]
-    problem = verdict.message if verdict is not None and verdict.type == "Failed" else None
-    claims += [*_pools(observed), claim_data(job.status, problem), claim_training(pods), *claim_checkpoint(job.status)]
-    if verdict is not None:
-        claims += [
-            Claim("RolesReady", "False", "JobOver"),
-            Claim(verdict.type, "True", verdict.reason, verdict.message),
-        ]
-        return claims
-    if found.course.current is not None and not observed.own_files:
-        claims += claim_gang(observed.platform, gang_size(job.spec, found.course.current))
-    alive = sum(is_alive(pod, found.now) for pod in observed.pods)
-    claims += claim_suspended(job, alive)
-    desired = sum(role.desired for role in roles)
-    claims.append(
-        Claim("RolesReady", "False", "Suspended") if job.spec.suspend else claim_roles(pods, desired, found.holds)
-    )
-    return claims
+def _statements(
+    snapshot: Snapshot, status: AlignmentJobStatus, found: Findings, pods: tuple[PodView, ...]
+) -> list[Statement]:
+    observed, ending, current = snapshot.observed, found.ending, found.stages.current
+    problem = ending.message if ending is not None and ending.type == "Failed" else None
+    statements = [
+        Statement("Admitted", "True", "Admitted", "volumes, pools and sizes were checked"),
+        *_pools(observed),
+        data_ready(status, problem),
+        training(pods),
+        *checkpoint_verified(status),
+    ]
+    if ending is not None:
+        over = Statement(ending.type, "True", ending.reason, ending.message)
+        return [*statements, Statement("RolesReady", "False", "JobOver"), over]
+    if current is not None and not observed.own_files:
+        statements += gang_scheduling(observed.platform, len(current.gang))
+    statements += suspended(snapshot.job, sum(is_alive(pod, snapshot.now) for pod in snapshot.pods))
+    if snapshot.spec.suspend:
+        return [*statements, Statement("RolesReady", "False", "Suspended")]
+    desired = len(current.slots) if current is not None else 0
+    return [*statements, roles_ready(pods, desired, found.blocked, found.records.avoided)]
 
 
-def _pools(observed: Observed) -> tuple[Claim, ...]:
+def _pools(observed: Observed) -> tuple[Statement, ...]:
     if not observed.nodes:
         return ()
     empty = missing_nodes(observed)
     if not empty:
-        return (Claim("PoolsAvailable", "True", "NodesFound"),)
+        return (Statement("PoolsAvailable", "True", "NodesFound"),)
     message = (
         f"no node now in pool {', '.join(empty)}; its pods wait, unless it scales from zero check its nodeSelector"
     )
-    return (Claim("PoolsAvailable", "False", "NoNodesNow", message),)
+    return (Statement("PoolsAvailable", "False", "NoNodesNow", message),)
 
 
-def _phase(conditions: tuple[Condition, ...], pods: tuple[PodView, ...], course: Course) -> Phase:
+def _phase(conditions: tuple[Condition, ...], pods: tuple[PodView, ...], stages: StageProgress) -> Phase:
     true = {condition.type for condition in conditions if condition.status == "True"}
     ends: tuple[Phase, ...] = ("Failed", "Complete", "Suspended")
     for phase in ends:
         if phase in true:
             return phase
-    begun = any(pod.phase == "Running" for pod in pods) or any(stage.finished_at for stage in course.stages)
+    begun = any(pod.phase == "Running" for pod in pods) or any(stage.finished_at for stage in stages.begun)
     return "Running" if begun else "Pending"
 
 
-def _artifacts(observed: Observed, course: Course) -> Artifacts:
+def _artifacts(observed: Observed, stages: StageProgress) -> Artifacts:
     """Where results are, as the spec would name them. On a laptop the runtime names its own folders."""
     job, platform = observed.job, observed.platform
-    done = {stage.name for stage in course.stages if stage.finished_at is not None}
+    done = {stage.name for stage in stages.begun if stage.finished_at is not None}
     own_storage = observed.own_files and makes_storage(job)
     own_output = observed.own_files and makes_output(job, platform)
     output = None if own_output else output_source(job, platform)

@@ -34,14 +34,21 @@ class PodView:
     """Attempt or incarnation."""
     stage: StageName
     phase: Literal["Pending", "Running", "Succeeded", "Failed"]
+    """Of its process: containers beside it may run on."""
     created_at: datetime
+    node: str = ""
+    """Empty before it is scheduled."""
     ready: bool = False
     gated: bool = False
     """Carries our scheduling gate."""
     gone_by: datetime | None = None
     """Set when it is being deleted: when its grace period is over."""
+    lingers: bool = False
+    """Its process has ended and containers beside it have not: it holds its node still."""
     disrupted: bool = False
-    """Preempted, evicted, drained: DisruptionTarget or a reason that says so."""
+    """Preempted, evicted, drained, or ended by what its node did."""
+    rejected: bool = False
+    """Its node turned it away on arrival: its process never ran."""
     node_lost: bool = False
     """Its node is unreachable or gone."""
     exit_code: int | None = None
@@ -55,7 +62,7 @@ class PodView:
 
     @property
     def ended(self) -> bool:
-        """Its containers have ended."""
+        """Its process has ended."""
         return self.phase in ("Succeeded", "Failed")
 
 
@@ -110,6 +117,8 @@ class Instance:
     """Roles whose servers it calls."""
     gated: bool = False
     """Must not be scheduled before `Plan.release` names it."""
+    avoid: tuple[str, ...] = ()
+    """Names of nodes that it must not be scheduled to."""
 
 
 @dataclass(frozen=True)

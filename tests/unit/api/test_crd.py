@@ -76,7 +76,8 @@ def test_every_field_that_may_not_change_has_a_rule_that_names_it() -> None:
         if "is immutable" in rule["message"]
     ]
     assert {"spec.model", "spec.training", "spec.roles.policy", "spec.roles.reference.placement"} <= set(rules)
-    free = {"spec.suspend", "spec.budgets", "spec.activeDeadlineSeconds", "spec.roles.reference.replicas"}
-    assert not free & set(rules)
+    deadlines = {f"spec.{name}DeadlineSeconds" for name in ("active", "ready", "stall")}
+    free = {"spec.suspend", "spec.budgets", *deadlines}
+    assert not {*free, "spec.roles.reference.replicas"} & set(rules)
     spec_fields = {f"spec.{name}" for name in found["spec",]["properties"]}
-    assert spec_fields - set(rules) == {"spec.suspend", "spec.budgets", "spec.activeDeadlineSeconds", "spec.roles"}
+    assert spec_fields - set(rules) == {*free, "spec.roles"}

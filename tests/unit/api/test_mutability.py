@@ -12,11 +12,13 @@ def spec(**fields: Any) -> AlignmentJobSpec:
     )
 
 
-def test_budgets_suspension_deadline_and_the_number_of_servers_may_change() -> None:
+def test_budgets_suspension_deadlines_and_the_number_of_servers_may_change() -> None:
     after = spec(
         suspend=True,
         budgets={"failures": 0},
         activeDeadlineSeconds=60,
+        readyDeadlineSeconds=60,
+        stallDeadlineSeconds=60,
         roles={"reference": {"replicas": 7}},
     )
     assert immutable_changes(spec(), after) == []

@@ -60,6 +60,8 @@ class SmallCluster:
     nodes: dict[Any, int] = field(default_factory=dict)
     unseen: set[str] = field(default_factory=set)
     """Pods that exist and that the operator's mirror does not show yet."""
+    undying: set[str] = field(default_factory=set)
+    """Pods that nothing kills, on nodes that live."""
     created: int = 0
 
     def observe(self) -> Observed:
@@ -107,7 +109,7 @@ class SmallCluster:
     def delete(self, name: str) -> None:
         """As the API does it: a pod that does not run goes at once, another gets its grace period."""
         pod = self.pods[name]
-        if pod.phase != "Running":
+        if pod.phase != "Running" and not pod.lingers:
             del self.pods[name]
         elif pod.gone_by is None:
             self.change(name, gone_by=self.now + GRACE, ready=False)
@@ -126,6 +128,11 @@ class SmallCluster:
         failure = Failure(reason=reason, message="what was found", retryable=retryable)
         outcome = Outcome(result="failed", failure=failure)
         self.change(name, phase="Failed", ready=False, exit_code=1, outcome=outcome)
+
+    def reject(self, name: str, node: str) -> None:
+        """Its node turns it away on arrival."""
+        rejected = {"phase": "Failed", "ready": False, "disrupted": True, "rejected": True}
+        self.change(name, **rejected, node=node, reason="UnexpectedAdmissionError")
 
     def evict(self, name: str) -> None:
         self.change(name, gone_by=self.now + GRACE, disrupted=True, ready=False)
@@ -147,7 +154,8 @@ class SmallCluster:
         """Time passes; kubelets that live end what is being deleted when its grace is over."""
         self.now += timedelta(seconds=seconds)
         for pod in list(self.pods.values()):
-            if pod.gone_by is not None and pod.gone_by <= self.now and not pod.node_lost:
+            dies = not pod.node_lost and pod.name not in self.undying
+            if pod.gone_by is not None and pod.gone_by <= self.now and dies:
                 del self.pods[pod.name]
 
     def respec(self, **fields: Any) -> None:

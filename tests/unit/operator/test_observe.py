@@ -119,6 +119,9 @@ def test_only_our_own_gate_counts() -> None:
         },
         {"phase": "Failed", "reason": "OutOfcpu", "message": "Node didn't have enough resource: cpu"},
         {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"},
+        {"phase": "Failed", "reason": "AReasonOfNextYear", "message": "the kubelet's own affair"},
+        ended(255, reason="Unknown"),
+        ended(137, reason="ContainerStatusUnknown"),
     ],
 )
 def test_what_the_node_or_the_control_plane_did_is_a_disruption(status: dict[str, Any]) -> None:
@@ -147,6 +150,69 @@ def test_what_the_pod_did_itself_is_no_disruption(status: dict[str, Any]) -> Non
     assert not seen(pod(**status)).view.disrupted
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices present; cannot allocate"),
+        ("OutOfnvidia.com/gpu", "Pod was rejected: Node didn't have enough resource: nvidia.com/gpu"),
+        ("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed"),
+        ("TopologyAffinityError", "Resources cannot be allocated with Topology locality"),
+        ("SMTAlignmentError", "SMT Alignment Error"),
+        ("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"),
+        ("InvalidNodeInfo", "Kubelet cannot get node info."),
+        ("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"),
+        ("NodeShutdown", "Pod was rejected as the node is shutting down."),
+        ("Evicted", "The node had condition: [DiskPressure]. "),
+    ],
+)
+def test_a_pod_that_its_node_turned_away_never_ran(reason: str, message: str) -> None:
+    view = seen(pod(phase="Failed", reason=reason, message=message)).view
+    assert (view.disrupted, view.rejected, view.node) == (True, True, "gpu-1")
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        {"phase": "Failed", "reason": "Terminated", "message": "Pod was terminated in response to imminent shutdown."},
+        {"phase": "Failed", "reason": "DeadlineExceeded"},
+        {"reason": "UnexpectedAdmissionError", **ended(1)},
+        {
+            "phase": "Failed",
+            "reason": "OutOfcpu",
+            "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
+        },
+        ended(1),
+        {},
+    ],
+)
+def test_a_pod_that_ran_or_waits_was_not_turned_away(status: dict[str, Any]) -> None:
+    assert not seen(pod(**status)).view.rejected
+
+
+@pytest.mark.parametrize(
+    ("phase", "beside", "exit_code", "expected"),
+    [
+        ("Running", RUNNING, 0, ("Succeeded", True)),
+        ("Running", RUNNING, 1, ("Failed", True)),
+        ("Failed", {"terminated": {"exitCode": 1, "reason": "Error"}}, 0, ("Succeeded", False)),
+        ("Succeeded", {"terminated": {"exitCode": 0, "reason": "Completed"}}, 0, ("Succeeded", False)),
+    ],
+)
+def test_the_end_of_our_container_is_the_pods_whatever_those_beside_it_do(
+    phase: str, beside: dict[str, Any], exit_code: int, expected: tuple[str, bool]
+) -> None:
+    statuses = [container(beside, "istio-proxy"), *ended(exit_code)["containerStatuses"]]
+    view = seen(pod(phase=phase, containerStatuses=statuses)).view
+    assert ((view.phase, view.lingers), view.exit_code) == (expected, exit_code)
+
+
+def test_a_container_beside_ours_that_ends_first_ends_nothing() -> None:
+    statuses = [container({"terminated": {"exitCode": 1, "reason": "Error"}}, "proxy"), container(RUNNING)]
+    view = seen(pod(containerStatuses=statuses)).view
+    assert (view.phase, view.lingers, view.ended) == ("Running", False, False)
+
+
 def test_an_outcome_is_read_from_the_termination_message() -> None:
     outcome = {
         "result": "failed",
@@ -158,6 +224,7 @@ def test_an_outcome_is_read_from_the_termination_message() -> None:
     assert view.outcome is not None
     assert view.outcome.failure is not None
     assert (view.outcome.failure.reason, view.outcome.step) == ("InvalidData", 3)
+    assert view.message is None  # an outcome is for programs
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from tests.unit.operator.small_cluster import GRACE, SmallCluster, make_job, ppo
 
 from alignment_api.mutability import SCALABLE
 from alignment_api.roles import ROLES
+from alignment_api.status import CheckpointStatus
+from alignment_operator.plan.terminations import GIVEN_UP_AFTER
 from alignment_operator.plan.types import Instance, Plan
 
-PATIENT = {"budgets": {"failures": 10_000, "disruptions": 10_000}}
+BUDGETS = {"failures": 10_000, "disruptions": 10_000}
 
 
 class Histories(RuleBasedStateMachine):
@@ -27,12 +29,18 @@ class Histories(RuleBasedStateMachine):
         self.done: set[int] = set()
         """Lives of gangs that ended well."""
 
-    @initialize(replicas=st.integers(1, 2), servers=st.integers(0, 3), online=st.booleans())
-    def begin(self, replicas: int, servers: int, online: bool) -> None:
+    @initialize(
+        replicas=st.integers(1, 2),
+        servers=st.integers(0, 3),
+        online=st.booleans(),
+        deadline=st.sampled_from([300, 10_000_000]),
+    )
+    def begin(self, replicas: int, servers: int, online: bool, deadline: int) -> None:
+        patient = {"budgets": BUDGETS, "readyDeadlineSeconds": deadline}
         roles = {"policy": {"replicas": replicas}, "reference": {"replicas": servers}}
         if online:
             roles |= {"actor": {"replicas": replicas}, "rollout": {"replicas": servers}}
-        self.cluster = SmallCluster(make_job(PATIENT | (ppo_spec(**roles) if online else {"roles": roles})))
+        self.cluster = SmallCluster(make_job(patient | (ppo_spec(**roles) if online else {"roles": roles})))
 
     # The operator.
 
@@ -48,7 +56,8 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def settles_when_nothing_happens(self) -> None:
         self.reconciles()
-        self.reconciles()  # sees the UIDs of what was made, and that what was deleted has gone
+        self.reconciles()  # sees that what was deleted has gone, and makes the next life of a gang
+        self.reconciles()  # sees the UIDs of what was made
         before = self.cluster.status
         plan = self.cluster.plan()
         assert plan.status == before
@@ -100,9 +109,11 @@ class Histories(RuleBasedStateMachine):
         for pod in self.cluster.pods.values():
             same = pod.role == instance.role or (ROLES[pod.role].trainable and ROLES[instance.role].trainable)
             if same and pod.life != instance.life and not pod.ended:
-                assert pod.node_lost
                 assert pod.gone_by is not None
-                assert pod.gone_by <= self.cluster.now
+                if pod.node_lost:
+                    assert ROLES[pod.role].trainable or pod.gone_by <= self.cluster.now
+                else:
+                    assert pod.gone_by + GIVEN_UP_AFTER <= self.cluster.now
 
     @rule(lags=st.booleans())
     def the_mirror_lags_or_catches_up(self, lags: bool) -> None:
@@ -137,6 +148,39 @@ class Histories(RuleBasedStateMachine):
         if name is not None:
             self.trouble(name)
             self.cluster.fail(name)
+
+    @rule(data=st.data(), reason=st.sampled_from(["RanksLost", "PhaseStalled", "DistStoreError"]))
+    def a_pod_complains_of_others(self, data: st.DataObject, reason: str) -> None:
+        name = self.choose(data, "Running")
+        if name is not None:
+            self.trouble(name)
+            self.cluster.fail(name, reason=reason)
+
+    @rule(data=st.data())
+    def a_pod_runs_out_of_memory_beside_a_container_that_runs_on(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running")
+        if name is not None:
+            self.trouble(name)
+            self.cluster.change(name, phase="Failed", ready=False, exit_code=137, reason="OOMKilled", lingers=True)
+
+    @rule(data=st.data(), node=st.sampled_from(["gpu-1", "gpu-2"]))
+    def a_node_turns_a_pod_away(self, data: st.DataObject, node: str) -> None:
+        name = self.choose(data, "Pending")
+        if name is not None and not self.cluster.pods[name].gated:
+            self.trouble(name)
+            self.cluster.reject(name, node)
+
+    @rule(data=st.data())
+    def a_pod_does_not_die(self, data: st.DataObject) -> None:
+        name = self.choose(data, "Running")
+        if name is not None and self.cluster.pods[name].gone_by is not None:
+            self.cluster.undying.add(name)
+
+    @rule(step=st.integers(1, 30))
+    def a_checkpoint_is_saved(self, step: int) -> None:
+        for name, pod in self.cluster.pods.items():
+            if pod.ready and ROLES[pod.role].trainable:
+                self.cluster.poll(name, checkpoint=CheckpointStatus(step=step, verified_at=self.cluster.now))
 
     @rule(data=st.data())
     def a_pod_is_evicted(self, data: st.DataObject) -> None:
@@ -215,15 +259,33 @@ class Histories(RuleBasedStateMachine):
             going = {removal.name for removal in plan.delete}
             assert all(name in going or pod.gone_by is not None for name, pod in self.cluster.pods.items())
 
+    @invariant()
+    def what_waits_says_so(self) -> None:
+        """Every slot that is wanted is ready, ends soon, or has a reason in the status."""
+        status, conditions = self.cluster.status, {c.type: c for c in self.cluster.status.conditions}
+        if status.phase in ("Pending", "Running") and status.started_at is not None:
+            roles = conditions["RolesReady"]
+            assert roles.status == "True" or (roles.reason and roles.message) or status.ready == "0/0"
+
     @precondition(lambda self: self.cluster.status.phase != "Complete")
     @invariant()
-    def a_job_within_its_budgets_never_fails(self) -> None:
-        assert self.cluster.status.phase != "Failed"
+    def a_job_within_its_budgets_fails_only_for_what_never_got_ready(self) -> None:
+        if self.cluster.status.phase == "Failed":
+            failed = self.cluster.condition("Failed")
+            assert failed is not None
+            assert failed.reason == "NotReadyInTime"
+            assert self.cluster.job.spec.ready_deadline_seconds == 300
 
     def teardown(self) -> None:
-        """Once nothing goes wrong any more, the job completes."""
+        """Once nothing goes wrong any more, the job completes; and one that has failed is left alone."""
+        if self.cluster.status.phase == "Failed":
+            plan = self.cluster.reconcile()
+            assert (plan.create, plan.support, plan.next_look) == ((), None, None)
+            return
+        self.cluster.respec(ready_deadline_seconds=10_000_000)
         self.cluster.respec(suspend=False)
         self.cluster.unseen.clear()
+        self.cluster.undying.clear()
         for role in SCALABLE:
             self.cluster.scale(role, 1)  # without a server nothing is sampled
         for _ in range(60):

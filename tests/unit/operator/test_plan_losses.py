@@ -8,7 +8,7 @@ import pytest
 from tests.unit.operator.small_cluster import GRACE, SmallCluster, make_job
 
 from alignment_api.context import Failure, Outcome
-from alignment_operator.plan.ledger import backoff
+from alignment_operator.plan.budgets import backoff
 
 
 @pytest.fixture
@@ -50,23 +50,29 @@ def test_a_trainer_on_an_unreachable_node_is_given_time(training: SmallCluster) 
     assert training.tally("policy") == (0, 0)
 
 
-def test_the_next_attempt_waits_until_the_lost_one_must_have_ended(training: SmallCluster) -> None:
+def test_the_next_attempt_starts_once_the_control_plane_has_given_a_lost_one_up(training: SmallCluster) -> None:
     name = training.pod("policy").name
     training.lose_node(name)
     training.change(name, gone_by=training.now + GRACE, disrupted=True)
-    plan = training.reconcile()
-    assert plan.create == ()
-    assert plan.next_look == GRACE
-    condition = training.condition("RolesReady")
-    assert condition is not None
-    assert (condition.reason, condition.message) == ("Fencing", f"policy waits for {name} to end")
-    training.wait(29)
-    assert training.reconcile().create == ()
-    training.wait(1)
     assert [(i.role, i.life) for i in training.reconcile().create] == [("policy", 2)]
-    assert name in training.pods  # still Terminating on its dead node, and no obstacle
+    assert name in training.pods  # still Terminating on its dead node, and no obstacle: storage fences it
     training.wait(60)
     assert training.reconcile().next_look == timedelta(minutes=1)  # nor a reason to look
+
+
+def test_what_no_claim_fences_waits_until_the_lost_one_must_have_ended(preparing: SmallCluster) -> None:
+    name = preparing.pod("prepare").name
+    preparing.lose_node(name)
+    preparing.change(name, gone_by=preparing.now + GRACE, disrupted=True)
+    plan = preparing.reconcile()
+    assert (plan.create, plan.next_look) == ((), timedelta(seconds=5))
+    condition = preparing.condition("RolesReady")
+    assert condition is not None
+    assert (condition.reason, condition.message) == ("Fencing", f"prepare waits for {name} to end")
+    preparing.wait(29)
+    assert preparing.reconcile().create == ()
+    preparing.wait(1)
+    assert [(i.role, i.life) for i in preparing.reconcile().create] == [("prepare", 2)]
 
 
 def test_an_eviction_that_may_be_given_up_restarts_nothing(training: SmallCluster) -> None:
@@ -118,12 +124,10 @@ def test_a_peers_error_becomes_a_disruption_when_the_lost_node_shows_later() -> 
     assert cluster.tally("policy") == (1, 0)
     assert cluster.status.phase == "Running"
     cluster.lose_node(second)
-    cluster.reconcile()
+    plan = cluster.reconcile()
     cluster.reconcile()
     assert cluster.tally("policy") == (0, 1)
-    cluster.wait(30)  # it was told to go, and its grace is over
-    plan = cluster.reconcile()
-    assert [(i.index, i.life) for i in plan.create] == [(0, 2), (1, 2)]
+    assert [(i.index, i.life) for i in plan.create] == [(0, 2), (1, 2)]  # it was told to go long ago
 
 
 def test_a_gang_without_a_lost_node_is_judged_when_all_of_it_has_ended() -> None:
@@ -191,7 +195,7 @@ def test_a_pod_out_of_memory_names_the_field_to_raise() -> None:
     assert failed is not None
     assert failed.reason == "TooManyFailures"
     assert failed.message == (
-        "policy: 1 failures, budgets.failures is 0; "
+        "policy: 1 failures without progress, budgets.failures is 0; "
         "last: OOMKilled: killed for want of memory; raise spec.roles.policy.memory"
     )
 

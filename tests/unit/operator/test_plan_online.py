@@ -12,7 +12,7 @@ from alignment_api.context import Failure, Outcome
 from alignment_api.platform import Platform
 from alignment_api.roles import ROLES, STAGES, stages_of
 from alignment_api.status import CheckpointStatus, EvaluationReport, Interval
-from alignment_operator.plan.gates import PATIENCE
+from alignment_operator.plan.dependencies import PATIENCE
 
 GANG = ("actor", "critic")
 FROZEN = ("reference", "reward", "rollout")

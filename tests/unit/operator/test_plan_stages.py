@@ -208,10 +208,22 @@ def test_progress_changes_with_the_step_alone(cluster: SmallCluster) -> None:
     cluster.poll(name, progress=Progress(step=412, total_steps=781, tokens_per_second=9.4, eta_seconds=7790))
     cluster.reconcile()
     assert cluster.status == before
+    cluster.wait(15)
     cluster.poll(name, progress=Progress(step=413, total_steps=781, eta_seconds=7700), metrics={"loss": 0.5})
     cluster.reconcile()
     assert cluster.status.progress_text == "413/781"
     assert cluster.status.metrics == {"loss": 0.5}
+
+
+def test_progress_is_written_four_times_a_minute_but_its_end_and_a_new_start_at_once(cluster: SmallCluster) -> None:
+    cluster.run_until("train")
+    name, written = cluster.pod("policy").name, []
+    for step in (7, 8, 9, 10, 11, 3, 20):
+        cluster.poll(name, progress=Progress(step=step, total_steps=20))
+        cluster.reconcile()
+        written.append(cluster.status.progress_text)
+        cluster.wait(5)
+    assert written == ["7/20", "7/20", "7/20", "10/20", "10/20", "3/20", "20/20"]
 
 
 def test_progress_starts_anew_with_each_stage_and_ends_full(cluster: SmallCluster) -> None:

@@ -216,3 +216,30 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
 def test_a_pod_on_cpus_asks_for_no_gpu() -> None:
     resources = pod_of({}, "reference")["spec"]["containers"][0]["resources"]
     assert resources == {"requests": {"cpu": "1", "memory": "7Gi"}, "limits": {"memory": "7Gi"}}
+
+
+NOT_GPU_1 = {"key": "metadata.name", "operator": "NotIn", "values": ["gpu-1"]}
+NOT_GPU_2 = {"key": "metadata.name", "operator": "NotIn", "values": ["gpu-2"]}
+
+
+def node_terms(template: dict[str, Any], avoid: tuple[str, ...]) -> list[dict[str, Any]]:
+    spec = {"roles": {"policy": {"podTemplate": {"spec": template}}}}
+    instance = replace(instance_of(spec, "policy"), avoid=avoid)
+    affinity = build_pod(make_job(spec), instance, PLATFORM)["spec"]["affinity"]
+    assert affinity.get("podAffinity") == template.get("affinity", {}).get("podAffinity")
+    terms: list[dict[str, Any]] = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    return terms
+
+
+def test_a_pod_keeps_away_from_each_node_that_turned_one_away() -> None:
+    assert node_terms({}, ("gpu-1", "gpu-2")) == [{"matchFields": [NOT_GPU_1, NOT_GPU_2]}]
+    assert "affinity" not in pod_of({}, "policy")["spec"]
+
+
+def test_it_keeps_away_in_every_alternative_of_a_pod_templates_affinity() -> None:
+    zones = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": zones}}
+    terms = node_terms({"affinity": {"nodeAffinity": required, "podAffinity": {}}}, ("gpu-1",))
+    assert terms == [zone | {"matchFields": [NOT_GPU_1]} for zone in zones]

@@ -134,6 +134,17 @@ def test_resume_from_a_storage_without_checkpoints_says_so(tmp_path: Path) -> No
         resume_from(tmp_path, "pvc://a")
 
 
+def test_an_attempt_that_comes_late_cannot_fence_the_one_after_it(tmp_path: Path) -> None:
+    claim_term(tmp_path, UID, 2)
+    saved = checkpoint(tmp_path, 1, 4)
+    with pytest.raises(FencedError, match="attempt 1 comes after attempt 2 has claimed"):
+        claim_term(tmp_path, UID, 1)
+    assert [claim.attempt for claim in read_claims(tmp_path)] == [2]
+    prune_checkpoints(tmp_path, term=1, keep=1)  # the newer one writes on
+    claim = claim_term(tmp_path, UID, 3)
+    assert start_of(tmp_path, claim) == saved
+
+
 def claim_many(storage: Path, count: int) -> list[int]:
     return [claim_term(storage, UID, 1).term for _ in range(count)]
 

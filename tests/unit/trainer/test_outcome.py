@@ -1,20 +1,27 @@
 """How a role ends is told in 4096 bytes, and the cause is told rather than its echo."""
 
 import errno
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import create_rdzv_handler
+from torch.distributed.run import config_from_args, parse_args
 
-from alignment_api.context import Failure, Outcome
+from alignment_api.context import Context, Failure, Outcome
 from alignment_trainer.process.cores import available_cores
 from alignment_trainer.process.errors import UserError, failure_of
 from alignment_trainer.process.interruption import Interruption
-from alignment_trainer.process.launch import merge_outcomes
+from alignment_trainer.process.launch import merge_outcomes, torchrun_arguments
 from alignment_trainer.process.outcome import clear_outcome, write_outcome
 
 
@@ -132,6 +139,57 @@ def test_ranks_that_leave_nothing_are_a_failure() -> None:
     assert outcome.result == "failed"
     assert outcome.failure is not None
     assert "exit codes by rank: {0: 1}" in outcome.failure.message
+
+
+def test_a_gang_waits_for_its_last_pod_as_long_as_the_plan_does() -> None:
+    context = Context.model_construct(rendezvous="first:29500", replicas=2, index=0, processes=1, notice_seconds=30)
+    config = config_from_args(parse_args(torchrun_arguments(context)))[0]
+    parameters = RendezvousParameters("static", config.rdzv_endpoint, "run", 2, 2, **config.rdzv_configs)
+    assert create_rdzv_handler(parameters).timeout == timedelta(days=30)
+
+
+def test_a_gang_that_waits_for_its_last_pod_goes_when_it_is_asked(tmp_path: Path) -> None:
+    script = (
+        "import json, sys; from alignment_api.context import Context; "
+        "from alignment_trainer.process.launch import run_gang; "
+        "run_gang(Context.model_construct(**json.loads(sys.argv[1])))"
+    )
+    port = free_port()
+    context = {
+        "rendezvous": f"127.0.0.1:{port}",
+        "replicas": 2,
+        "index": 0,
+        "processes": 1,
+        "notice_seconds": 600,
+        "outcome_file": str(tmp_path / "outcome.json"),
+    }
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, json.dumps(context)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as gang:
+        try:
+            wait_for_a_listener(port, gang)
+            gang.send_signal(signal.SIGTERM)
+            assert gang.wait(timeout=600) == 143
+        finally:
+            gang.kill()
+    assert Outcome.model_validate_json((tmp_path / "outcome.json").read_text()).result == "interrupted"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for_a_listener(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the process's store listens, which is when it begins to wait."""
+    while process.poll() is None:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    assert process.stderr is not None
+    raise AssertionError(process.stderr.read().decode())
 
 
 def test_sigterm_is_a_flag_and_ends_a_sleep() -> None:

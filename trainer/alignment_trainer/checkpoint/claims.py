@@ -36,7 +36,7 @@ class DamagedClaimError(ValueError):
 
 
 class FencedError(RuntimeError):
-    """A newer attempt has claimed the storage: nothing that this one saves from now on counts."""
+    """A newer attempt has claimed the storage: nothing that this one saves counts, or it may not begin at all."""
 
 
 class CheckpointName(Contract):
@@ -101,13 +101,20 @@ def claim_term(storage: Path, uid: str, attempt: int) -> Claim:
     """Takes the next term; of two that try at once each gets its own.
 
     The claim names the newest verified checkpoint of the lineage. Whatever an older term saves from now on is never
-    read. Raises UserError for another job's storage, DamagedCheckpointError where there are some and none is whole.
+    read. Terms are ordered by attempt, not by arrival: one that comes late (its node was out of reach when it should
+    have started) must not fence its successor. Raises UserError for another job's storage, FencedError where a newer
+    attempt has claimed, DamagedCheckpointError where there are checkpoints and none is whole.
     """
     check_owner(storage, uid)
     folder = claims_folder(storage)
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         claims = read_claims(storage)
+        newest = max((claim.attempt for claim in claims), default=0)
+        if newest > attempt:
+            raise FencedError(
+                f"{folder}: attempt {attempt} comes after attempt {newest} has claimed; it ends without a trace"
+            )
         start = newest_start(storage, claims)
         claim = Claim(
             term=claims[-1].term + 1 if claims else 1,

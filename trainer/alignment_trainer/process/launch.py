@@ -11,19 +11,26 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from alignment_api.context import Context, Failure, Outcome
 from alignment_api.roles import ROLES
 from alignment_trainer.process.cores import threads_per_process
-from alignment_trainer.process.outcome import write_outcome
+from alignment_trainer.process.outcome import EXIT_CODES, end_process, write_outcome
 
 log = logging.getLogger(__name__)
 
 RANK_OUTCOMES = "ALIGNMENT_RANK_OUTCOMES"
 """Environment variable of a rank: the folder for its outcome."""
 _LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
+RENDEZVOUS_SECONDS = 30 * 24 * 3600
+"""How long a gang waits for its last pod: as long as the plan does, which ends it by spec.readyDeadlineSeconds. A
+timeout of torchrun's own would make a failure of a cluster that is short of nodes."""
 _EXIT_MARGIN_SECONDS = 3
 """Kept of the notice for writing the outcome after the ranks have gone."""
 
@@ -56,13 +63,42 @@ def run_gang(context: Context) -> Outcome:
         died: dict[int, int] = {}
         signalled = False
         try:
-            torchrun(torchrun_arguments(context))
+            with _goes_when_asked(Path(context.outcome_file)):
+                torchrun(torchrun_arguments(context))
         except SignalException as error:
             signalled = True
             log.info("the ranks were asked to go: %s", signal.Signals(error.sigval).name)
         except ChildFailedError as error:
             died = {rank: failure.exitcode for rank, failure in error.failures.items()}
         return merge_outcomes(_read_outcomes(Path(folder)), _not_by_torchrun(died, Path(folder), context), signalled)
+
+
+@contextmanager
+def _goes_when_asked(outcome_file: Path) -> Iterator[None]:
+    """Obeys SIGTERM as long as torchrun does not: it waits for the gang's other pods in C++, where no handler of Python
+    is called, and as process 1 of a container it would sit out its whole notice."""
+
+    def is_left_to_torchrun(_number: int, _frame: FrameType | None) -> None:
+        """In force until torchrun has started ranks and set its own."""
+
+    def watch() -> None:
+        while os.read(reader, 1):
+            if signal.getsignal(signal.SIGTERM) is is_left_to_torchrun:
+                write_outcome(outcome_file, Outcome(result="interrupted"))
+                end_process(EXIT_CODES["interrupted"])
+        os.close(reader)
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.signal(signal.SIGTERM, is_left_to_torchrun)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="goes-when-asked", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
+        signal.signal(signal.SIGTERM, before)
 
 
 def torchrun_arguments(context: Context) -> list[str]:
@@ -74,6 +110,7 @@ def torchrun_arguments(context: Context) -> list[str]:
         f"--nproc-per-node={context.processes}",
         f"--master-addr={host.strip('[]')}",
         f"--master-port={port}",
+        f"--rdzv-conf=timeout={RENDEZVOUS_SECONDS}",
         f"--shutdown-timeout={_shutdown_seconds(context)}",
         "--max-restarts=0",
         "-m",

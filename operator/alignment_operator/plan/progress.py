@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from alignment_api.job import AlignmentJob
@@ -11,6 +13,8 @@ from alignment_api.status import AlignmentJobStatus, CheckpointStatus, Evaluatio
 from alignment_operator.plan.types import PodView
 
 Fact = TypeVar("Fact")
+PROGRESS_EVERY = timedelta(seconds=15)
+"""A person who watches sees it move; a thousand jobs are 67 writes a second at most."""
 
 
 def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
@@ -18,39 +22,55 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
     by_life = sorted(pods, key=lambda pod: pod.life)
     status = job.status
     current = [pod for pod in by_life if pod.stage == status.stage]  # steps of another stage are other steps
+    checkpoint = _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in current)])
     facts = {
         "data": _last([status.data, *(_told(pod, "data") for pod in by_life)]),
         "model": _last([status.model, *(_told(pod, "model") for pod in by_life)]),
         "precision": _last([status.precision, *(_told(pod, "precision") for pod in by_life)]),
-        "checkpoint": _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in current)]),
+        "checkpoint": checkpoint,
+        "furthest_step": max(status.furthest_step, checkpoint.step if checkpoint is not None else 0),
         "evaluation": _last([status.evaluation, _evaluated(by_life, "evaluate")]),
         "stages": tuple(_with_result(stage, by_life) for stage in status.stages),
     }
     return job.model_copy(update={"status": status.model_copy(update=facts)})
 
 
-def begin_training(status: AlignmentJobStatus) -> AlignmentJobStatus:
+def of_a_new_stage(status: AlignmentJobStatus) -> AlignmentJobStatus:
     """Steps, figures and checkpoints of an earlier stage's trainee are not those of the next one's."""
-    return status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None})
+    return status.model_copy(update={"progress": None, "metrics": {}, "checkpoint": None, "furthest_step": 0})
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far the running stage is."""
+
+    progress: Progress | None
+    metrics: dict[str, float]
+    stepped_at: datetime | None
+    """When the progress last moved, or the work on it last began; None while nothing can move it."""
 
 
 def progress_of(
-    recorded: Progress | None, metrics: dict[str, float], lead: PodView | None
-) -> tuple[Progress | None, dict[str, float]]:
-    """Progress and metrics after a poll of the lead's first pod.
+    recorded: Standing, lead: PodView | None, may_work: bool, now: datetime, every: timedelta = PROGRESS_EVERY
+) -> Standing:
+    """What stands in the status after a poll of the lead's first pod.
 
-    They change with the step alone: rates and estimates flicker at every poll, and a status that is written at every
-    poll costs every watcher an event.
+    It changes with the step alone, and not more often than people look: rates and estimates flicker at every poll, and
+    a status that is written costs every watcher an event.
+    may_work: what the lead needs is there. every: between two changes of a run that goes on.
     """
     polled = lead.status if lead is not None else None
+    if lead is None or lead.phase != "Running" or not may_work:
+        return replace(recorded, stepped_at=None)
     if polled is None or polled.progress is None:
-        return recorded, metrics
-    if recorded is not None and (polled.progress.step, polled.progress.total_steps) == (
-        recorded.step,
-        recorded.total_steps,
-    ):
-        return recorded, metrics
-    return polled.progress, polled.metrics or metrics
+        return recorded
+    before, found, since = recorded.progress, polled.progress, recorded.stepped_at
+    if before is not None and (found.step, found.total_steps) == (before.step, before.total_steps):
+        return replace(recorded, stepped_at=since or now)
+    forward = before is not None and before.step < found.step < found.total_steps
+    if forward and since is not None and now < since + every:
+        return recorded
+    return Standing(found, polled.metrics or recorded.metrics, now)
 
 
 def finished(progress: Progress | None) -> Progress | None:
