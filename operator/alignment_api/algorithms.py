@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from alignment_api.base import Contract, WrongField
-from alignment_api.numbers import Count, NotNegative, Positive
-from alignment_api.rewards import Reward, Rewards, check_rewards
+from alignment_api.base import Contract
+from alignment_api.numbers import Count, NotNegative, Positive, Samples
+from alignment_api.rewards import Reward, Rewards
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
@@ -83,17 +83,6 @@ class Online(Contract):
             return self.missing_eos_penalty or 0.0
         return 1.0 if any(reward.function is None and reward.weight for reward in self.rewards) else 0.0
 
-    @model_validator(mode="after")
-    def _check_rewards(self) -> Online:
-        check_rewards(self.rewards)
-        if self.truncated == "mask" and self.missing_eos_penalty:
-            raise WrongField(
-                ("missingEosPenalty",),
-                f"found {self.missing_eos_penalty:g} beside `truncated: mask`, which learns nothing from a completion "
-                "that was cut off; leave one of them out",
-            )
-        return self
-
 
 CriticStart = Literal["rewardModel", "model"]
 
@@ -103,7 +92,7 @@ class Critic(Contract):
 
     learning_rate: Positive = 5e-6
     """Peak learning rate of AdamW."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 50
     """Optimizer steps of the critic before the actor's first: a random head's advantages are noise."""
     value_clip: Positive | None = None
     """A new value counts no further from the old one than this, in running deviations of the scores (in units of the
@@ -119,7 +108,7 @@ class Ppo(Online):
 
     prompts_per_rollout: Count = 128
     """Prompts sampled for one step of the job: one rollout and the updates from it."""
-    completions_per_prompt: Count = 1
+    completions_per_prompt: Samples = 1
     """Completions of each prompt."""
     epochs_per_rollout: Count = 4
     """Passes over one rollout, in optimizer steps of training.batchSize completions."""
@@ -154,21 +143,11 @@ class Ppo(Online):
         trained = [reward for reward in models if reward.train is not None]
         return trained[0] if trained else models[0] if len(models) == 1 else None
 
-    @model_validator(mode="after")
-    def _check_critic(self) -> Ppo:
-        if self.critic.start_from == "rewardModel" and self.critic_reward is None:
-            raise WrongField(
-                ("critic", "from"),
-                "found rewardModel, but no reward says `train`, and not exactly one of a weight above 0 is a `model`; "
-                "leave it out, or write model",
-            )
-        return self
-
 
 class Grpo(Online):
     """Group relative policy optimization (Shao et al. 2024): advantages within a prompt's group, no critic."""
 
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[Samples, Field(ge=2)] = 8
     """Completions of each prompt: they are compared with each other, so two at least."""
     prompts_per_rollout: Count = 32
     """Prompts sampled for one step of the job: one rollout and the updates from it."""
@@ -195,19 +174,15 @@ class Algorithm(Contract):
     grpo: Grpo | None = None
     """Group relative policy optimization: from prompts and rewards that can be checked."""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Algorithm:
-        chosen = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(chosen) != 1:
-            raise ValueError(
-                f"exactly one algorithm must be given, found {len(chosen)}; write for example `dpo: {{beta: 0.1}}`"
-            )
-        return self
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set; one, or a rule is broken."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property
     def name(self) -> str:
         """The key that is set: `dpo`."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+        return self.given[0]
 
     @property
     def online(self) -> Ppo | Grpo | None:

@@ -30,7 +30,7 @@ def custom_resource_definition() -> Schema:
     """The CRD as an object. Same types, same object."""
     schema = _structural(AlignmentJob.model_json_schema(by_alias=True))
     schema["properties"]["metadata"] = {"type": "object"}
-    schema["properties"]["status"] = _without_defaults(schema["properties"]["status"])
+    schema["properties"]["status"] = _open(schema["properties"]["status"])
     schema["properties"]["spec"] = _with_defaults_told(schema["properties"]["spec"])
     schema["properties"]["apiVersion"] = {"type": "string"}
     schema["properties"]["kind"] = {"type": "string"}
@@ -144,9 +144,15 @@ def _minimal(default: Any, schema: Schema) -> Any:
     }
 
 
-def _without_defaults(schema: Schema) -> Schema:
-    # A status field that is absent says that nobody has looked yet; a default would say that somebody had.
-    return _everywhere(schema, lambda level: {key: value for key, value in level.items() if key != "default"})
+def _open(schema: Schema) -> Schema:
+    """A status, which another release may have written: its words and fields are kept, whatever they are."""
+
+    def opened(level: Schema) -> Schema:
+        # Absent says that nobody has looked yet; a default would say that somebody had.
+        rest = {key: value for key, value in level.items() if key not in ("default", "enum")}
+        return rest | ({"x-kubernetes-preserve-unknown-fields": True} if "properties" in rest else {})
+
+    return _everywhere(schema, opened)
 
 
 def _with_defaults_told(schema: Schema) -> Schema:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alignment_api.base import Contract
+from alignment_api.numbers import Steps
 from alignment_api.sources import ReadableSource
 
 
@@ -26,14 +27,8 @@ class Evaluation(Contract):
     """Share of the prompts held out, by a hash of the prompt. 0.02 where neither this nor `source` is given."""
     source: ReadableSource | None = None
     """A data set of its own instead; its prompts are removed from training."""
-    every_steps: Annotated[int, Field(ge=1)] | None = None
+    every_steps: Steps | None = None
     """Optimizer steps between evaluations while training. Default: with every checkpoint."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Evaluation:
-        if self.fraction is not None and self.source is not None:
-            raise ValueError("`fraction` and `source` exclude each other; keep one")
-        return self
 
 
 class Data(Contract):

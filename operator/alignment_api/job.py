@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from alignment_api.base import Contract
 from alignment_api.spec import AlignmentJobSpec
@@ -25,8 +25,8 @@ class ObjectMeta(Contract):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME)]
-    """Name of the job: lower case, digits and dashes, at most 40 characters."""
+    name: str
+    """Name of the job: lower case letters, digits and dashes, a letter first, at most 40 characters."""
     namespace: str | None = None
     """Its namespace."""
     uid: str = ""

@@ -1,22 +1,21 @@
 """A manifest's text to an AlignmentJob, or every mistake in it at once: where, what was found, what to write.
 
-The value is validated as the apiserver does it: camelCase names alone, no coercion of `"5"` to 5, no unknown field.
+What is stored already is read by `stored.py`, with more patience.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
-from alignment_api.base import Contract
+from alignment_api.base import Contract, FieldPath, field_path
 from alignment_api.job import AlignmentJob
-from alignment_api.teach import explain, unknown_field
-from alignment_api.yaml_tree import Node, Path, parse_yaml
+from alignment_api.rules.check import check
+from alignment_api.rules.rule import Mistake, Rule
+from alignment_api.rules.table import RULES
+from alignment_api.teach import unknown_field
+from alignment_api.yaml_tree import Node, parse_yaml
 
 ContractType = TypeVar("ContractType", bound=Contract)
 
@@ -53,29 +52,20 @@ class InvalidManifest(ValueError):
 
 
 def read_manifest(text: str, file: str = "job.yaml") -> AlignmentJob:
-    """The AlignmentJob that the text holds; its status, if any, is left out. Raises InvalidManifest."""
-    root, problems = _single_document(text, file)
-    value = root.plain()
-    if isinstance(value, dict):
-        value.pop("status", None)
-        problems += _unknown_metadata(root, value, file)
-    return _validated(AlignmentJob, root, value, problems, file)
+    """The job that the text asks to start; its status, if any, is left out. Raises InvalidManifest."""
+    return _read(text, file, RULES)
+
+
+def read_begun_manifest(text: str, file: str = "job.yaml") -> AlignmentJob:
+    """The same of a job that was let in before: no rule is asked again. Raises InvalidManifest."""
+    return _read(text, file, ())
 
 
 def read_contract(model: type[ContractType], text: str, file: str) -> ContractType:
     """Another type of the contract (a Platform) from YAML, as strictly. Raises InvalidManifest."""
     root, problems = _single_document(text, file)
-    return _validated(model, root, root.plain(), problems, file)
-
-
-def describe_invalid(model: type[Contract], error: ValidationError) -> list[str]:
-    """Every mistake of an object that came without a text (from the apiserver), as `field: what to write`."""
-    return [f"{field_path(path)}: {message}" for path, message in _mistakes(model, error)]
-
-
-def field_path(path: Sequence[str | int]) -> str:
-    """spec.credentials[0].secretName"""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    read, mistakes = check(model, root.plain())
+    return _without_mistakes(read, root, mistakes, problems, file)
 
 
 def _single_document(text: str, file: str) -> tuple[Node, list[Problem]]:
@@ -89,37 +79,26 @@ def _single_document(text: str, file: str) -> tuple[Node, list[Problem]]:
     return documents[0], problems
 
 
-def _validated(model: type[ContractType], root: Node, value: Any, problems: list[Problem], file: str) -> ContractType:
-    try:
-        # JSON, for pydantic's strict mode reads arrays as tuples and strings as times only there.
-        job = model.model_validate_json(json.dumps(value), strict=True, by_alias=True, by_name=False)
-    except ValidationError as error:
-        told = {problem.field for problem in problems}
-        for path, message in _mistakes(model, error):
-            if field_path(path) not in told:
-                problems.append(Problem(file, root.line_of(path), field_path(path), message))
-        raise InvalidManifest(problems) from None
-    if problems:
+def _read(text: str, file: str, rules: Iterable[Rule]) -> AlignmentJob:
+    root, problems = _single_document(text, file)
+    value = root.plain()
+    if isinstance(value, dict):
+        value.pop("status", None)
+        problems += _unknown_metadata(root, value, file)
+    job, mistakes = check(AlignmentJob, value, rules)
+    return _without_mistakes(job, root, mistakes, problems, file)
+
+
+def _without_mistakes(
+    read: ContractType | None, root: Node, mistakes: Iterable[Mistake], problems: list[Problem], file: str
+) -> ContractType:
+    told = {problem.field for problem in problems}
+    for path, message in mistakes:
+        if field_path(path) not in told:
+            problems.append(Problem(file, root.line_of(path), field_path(path), message))
+    if problems or read is None:
         raise InvalidManifest(problems)
-    return job
-
-
-def _mistakes(model: type[Contract], error: ValidationError) -> list[tuple[Path, str]]:
-    details: list[ErrorDetails] = error.errors(include_url=False)
-    return [(_place(detail), explain(model, detail)) for detail in details if not _follows(detail, details)]
-
-
-def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
-    """A list is said to be too short also when its items were refused: those mistakes are told already."""
-    depth = len(detail["loc"])
-    below = (other for other in details if len(other["loc"]) > depth and other["loc"][:depth] == detail["loc"])
-    return detail["type"] == "too_short" and any(below)
-
-
-def _place(detail: ErrorDetails) -> Path:
-    """A rule over several fields may say itself which of them is wrong."""
-    below: Path = getattr(detail.get("ctx", {}).get("error"), "below", ())
-    return (*detail["loc"], *below)
+    return read
 
 
 def _unknown_metadata(root: Node, value: dict[str, Any], file: str) -> list[Problem]:
@@ -135,7 +114,7 @@ def _unknown_metadata(root: Node, value: dict[str, Any], file: str) -> list[Prob
     ]
 
 
-def problem_at(text: str, file: str, path: Path, message: str) -> Problem:
+def problem_at(text: str, file: str, path: FieldPath, message: str) -> Problem:
     """A mistake found later, by looking at what the manifest names, at the line of the field that names it."""
     documents, _ = parse_yaml(text)
     return Problem(file, documents[0].line_of(path), field_path(path), message)

@@ -7,11 +7,11 @@ from typing import Any
 
 from alignment_api.spec import AlignmentJobSpec
 
-FieldPath = tuple[str, ...]
+SpecPath = tuple[str, ...]
 
 SCALABLE = ("reference", "reward", "rollout")
 """Roles whose servers come and go: their number may change."""
-MUTABLE: frozenset[FieldPath] = frozenset(
+MUTABLE: frozenset[SpecPath] = frozenset(
     {("suspend",), ("budgets",), ("activeDeadlineSeconds",), *(("roles", role, "replicas") for role in SCALABLE)}
 )
 """Everything else decides what the job computes or where, and stays as it was."""
@@ -21,7 +21,7 @@ MUTABLE: frozenset[FieldPath] = frozenset(
 class Change:
     """A field that differs between two specs."""
 
-    path: FieldPath
+    path: SpecPath
     """Below `spec`, in camelCase."""
     before: Any
     after: Any
@@ -37,7 +37,7 @@ def _as_json(spec: AlignmentJobSpec) -> Any:
     return spec.model_dump(mode="json", by_alias=True)
 
 
-def _differences(before: Any, after: Any, path: FieldPath) -> list[Change]:
+def _differences(before: Any, after: Any, path: SpecPath) -> list[Change]:
     if isinstance(before, dict) and isinstance(after, dict):
         names = [*before, *(name for name in after if name not in before)]
         return [

@@ -34,7 +34,7 @@ class Pool(Contract):
     """Tolerations of the pods sent there."""
     gpu: Gpu | None = None
     """Its GPUs; absent: none, and ranks are CPU processes."""
-    notice_seconds: Annotated[int, Field(ge=5)] = 120
+    notice_seconds: Annotated[int, Field(ge=5, le=86_400)] = 120
     """Seconds a pod gets between SIGTERM and SIGKILL. Cloud spot gives 30 to 120."""
     pod_template: dict[str, Any] = {}
     """A patch over every pod sent there."""

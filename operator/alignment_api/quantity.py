@@ -11,6 +11,10 @@ _SCALE: dict[str | None, Decimal] = {None: Decimal(1), "m": Decimal("0.001")}
 for _power, _unit in enumerate("kMGTP", 1):
     _SCALE[_unit] = Decimal(1000**_power)
     _SCALE[f"{_unit.upper()}i"] = Decimal(1024**_power)
+_ABOVE_ZERO = {
+    "rule": "type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))",
+    "message": "must be above zero; write cores as 4 or 500m, memory as 16Gi",
+}
 
 
 def quantity_value(text: str) -> Decimal:
@@ -21,9 +25,9 @@ def quantity_value(text: str) -> Decimal:
     return Decimal(match[1]) * _SCALE[match[3]]
 
 
-def _validate(text: str) -> str:
+def _check(text: str) -> str:
     if quantity_value(text) <= 0:
-        raise ValueError(f"`{text}` must be above zero")
+        raise ValueError(f"`{text}` {_ABOVE_ZERO['message']}")
     return text
 
 
@@ -35,8 +39,13 @@ def _from_integer(value: object) -> object:
 Quantity = Annotated[
     str,
     BeforeValidator(_from_integer),
-    AfterValidator(_validate),
+    AfterValidator(_check),
     WithJsonSchema(
-        {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}], "pattern": _PATTERN}
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "pattern": _PATTERN,
+            "x-kubernetes-validations": [_ABOVE_ZERO],
+        }
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alignment_api.base import Contract
 from alignment_api.inputs import Data, Model
@@ -82,27 +82,20 @@ class RewardFunction(Contract):
     """For one completion; a function that takes longer scores 0 there, and is counted. One that is lost on more than
     half of its newest 16 completions ends the job."""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> RewardFunction:
-        if len(self._chosen()) != 1:
-            raise ValueError(
-                f"exactly one function must be given, found {len(self._chosen())}; write for example "
-                "`function: {numericAnswer: {}}`; known are numericAnswer, regex, length, jsonSchema, python"
-            )
-        return self
-
     @classmethod
     def kinds(cls) -> dict[str, str]:
         """The functions to choose from, each with its key in manifests."""
         return {name: str(field.alias) for name, field in cls.model_fields.items() if name != "timeout_seconds"}
 
-    def _chosen(self) -> list[str]:
-        return [name for name in self.kinds() if getattr(self, name) is not None]
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set; one, or a rule is broken."""
+        return tuple(name for name in self.kinds() if getattr(self, name) is not None)
 
     @property
     def name(self) -> str:
         """The key that is set: `numeric_answer`, `regex`, ..."""
-        return self._chosen()[0]
+        return self.given[0]
 
 
 class RewardTraining(Contract):
@@ -134,15 +127,10 @@ class Reward(Contract):
     function: RewardFunction | None = None
     """A function of the completion's text."""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Reward:
-        given = [name for name in ("train", "model", "function") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"exactly one of `train`, `model` and `function` must be given, found {len(given)}; write for example "
-                "`{weight: 1.0, function: {numericAnswer: {}}}`"
-            )
-        return self
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set; one, or a rule is broken."""
+        return tuple(name for name in ("train", "model", "function") if getattr(self, name) is not None)
 
     @property
     def component(self) -> str:
@@ -155,15 +143,3 @@ class Reward(Contract):
 
 
 Rewards = Annotated[tuple[Reward, ...], Field(min_length=1, max_length=16)]
-
-
-def check_rewards(rewards: tuple[Reward, ...]) -> None:
-    """Raises ValueError where two have one name, more than one is trained, or none counts."""
-    names = [reward.component for reward in rewards]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two rewards are called `{twice[0]}`; give each a `name` of its own")
-    if sum(reward.train is not None for reward in rewards) > 1:
-        raise ValueError("more than one reward says `train`; a job trains one, name others as `model`")
-    if not any(reward.weight for reward in rewards):
-        raise ValueError("every reward has weight 0, so there is nothing to learn; give one a weight above 0")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
 from alignment_api.base import Contract
+from alignment_api.numbers import GangPods, Ranks, Servers
 from alignment_api.quantity import Quantity
 
 
@@ -24,16 +23,10 @@ class Role(Contract):
 class AcceleratedRole(Role):
     """A role that holds a model."""
 
-    gpus: Annotated[int, Field(ge=1)] | None = None
+    gpus: Ranks | None = None
     """GPUs of one pod, on a pool that has them; one process each."""
-    processes: Annotated[int, Field(ge=1)] | None = None
+    processes: Ranks | None = None
     """CPU processes of one pod, on a pool without GPUs."""
-
-    @model_validator(mode="after")
-    def _gpus_or_processes(self) -> AcceleratedRole:
-        if self.gpus is not None and self.processes is not None:
-            raise ValueError("`gpus` and `processes` exclude each other; `processes` is for pools without GPUs")
-        return self
 
 
 class PrepareRole(Role):
@@ -44,7 +37,7 @@ class PrepareRole(Role):
 class PolicyRole(AcceleratedRole):
     """The trainee."""
 
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: GangPods = 1
     """Pods of the gang. More than one needs storage that several nodes can mount."""
     placement: Literal["onDemand", "spot"] = "onDemand"
     """`spot` is cheaper and is restarted from its last checkpoint when a node is reclaimed."""
@@ -53,7 +46,7 @@ class PolicyRole(AcceleratedRole):
 class ReferenceRole(AcceleratedRole):
     """The frozen model of the KL term."""
 
-    replicas: Annotated[int, Field(ge=0, le=256)] = 1
+    replicas: Servers = 1
     """Servers; may change while the job runs. 0 pauses the work."""
     placement: Literal["spot", "onDemand", "withPolicy"] = "spot"
     """`withPolicy` computes the reference in the policy's own process before its first step; no server then."""
@@ -62,7 +55,7 @@ class ReferenceRole(AcceleratedRole):
 class ActorRole(AcceleratedRole):
     """The trainee of PPO and GRPO."""
 
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: GangPods = 1
     """Pods of the gang. More than one needs storage that several nodes can mount."""
     placement: Literal["onDemand"] = "onDemand"
     """Always on demand: losing it stops every other role."""
@@ -71,7 +64,7 @@ class ActorRole(AcceleratedRole):
 class CriticRole(AcceleratedRole):
     """The value model of PPO; one gang with the actor."""
 
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: GangPods = 1
     """Pods of the gang. More than one needs storage that several nodes can mount."""
     placement: Literal["onDemand", "withActor"] = "onDemand"
     """`withActor` keeps it in the actor's process, which needs the memory of both; no pods then."""
@@ -80,7 +73,7 @@ class CriticRole(AcceleratedRole):
 class RewardRole(AcceleratedRole):
     """Servers of the reward models; functions need none."""
 
-    replicas: Annotated[int, Field(ge=0, le=256)] = 1
+    replicas: Servers = 1
     """Servers, each with every reward model of the job; may change while the job runs. 0 pauses the work."""
     placement: Literal["spot", "onDemand"] = "spot"
     """Losing one costs a repeat of what it computed, no more."""
@@ -89,7 +82,7 @@ class RewardRole(AcceleratedRole):
 class RolloutRole(AcceleratedRole):
     """vLLM servers that sample completions."""
 
-    replicas: Annotated[int, Field(ge=0, le=256)] = 1
+    replicas: Servers = 1
     """Servers; may change while the job runs. 0 pauses the work."""
     placement: Literal["spot", "onDemand"] = "spot"
     """A lost server's requests are sent to another."""

@@ -7,12 +7,9 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from alignment_api.base import Contract
+from alignment_api.base import Contract, FieldPath
 from alignment_api.sources import IsSource
 from alignment_api.spec import AlignmentJobSpec
-
-FieldPath = tuple[str | int, ...]
-"""From the object's root, in camelCase: ("spec", "algorithm", "ppo", "rewards", 0, "model", "source")."""
 
 WRITTEN: frozenset[FieldPath] = frozenset({("spec", "storage", "source"), ("spec", "output", "destination")})
 """Everything else is only read."""

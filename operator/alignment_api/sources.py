@@ -9,6 +9,7 @@ hf://org/name       a model or data set of the Hugging Face hub
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -21,13 +22,19 @@ FORMS = {
     "hf": "hf://org/name",
 }
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LONGEST = 1024
+_INSIDE = {
+    "rule": "!self.startsWith('pvc://') || !self.split('/').exists(part, part == '..')",
+    "message": "leaves its volume by `..`; write a path inside the claim",
+}
 
 
 @dataclass(frozen=True)
 class Source:
     """A parsed source. `claim` is set for pvc alone; `path` is the rest."""
 
-    scheme: Scheme
+    scheme: str
+    """One of `Scheme`; of a job that another release admitted perhaps another."""
     path: str
     claim: str | None = None
 
@@ -42,29 +49,49 @@ class Source:
         return f"{self.scheme}://{self.path}"
 
 
-def parse_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf")) -> Source:
-    """The source that `text` names.
+def parse_source(text: str) -> Source:
+    """The source that `text` names. Takes it apart and no more: whether it may be one is for `check_source`."""
+    scheme, _, rest = text.partition("://")
+    if scheme != "pvc":
+        return Source(scheme, rest)
+    claim, _, path = rest.partition("/")
+    return Source("pvc", path.strip("/"), claim)
 
-    Raises ValueError that says what was found and which forms are understood.
-    """
+
+def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf")) -> None:
+    """Raises ValueError that says what was found and which forms are understood."""
     scheme, separator, rest = text.partition("://")
-    forms = " or ".join(FORMS[s] for s in allowed)
     if not separator or scheme not in allowed:
+        forms = " or ".join(FORMS[s] for s in allowed)
         raise ValueError(f"`{text}` is not a source understood here; write {forms}")
-    if scheme == "pvc":
-        claim, _, path = rest.partition("/")
-        if not _CLAIM.fullmatch(claim):
-            raise ValueError(f"`{text}` names no claim; write {FORMS['pvc']}")
-        if ".." in path.split("/"):
-            raise ValueError(f"`{text}` leaves its volume by `..`; write a path inside the claim")
-        return Source("pvc", path.strip("/"), claim)
-    if scheme == "hf":
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
-            raise ValueError(f"`{text}` is not a repository of the hub; write {FORMS['hf']}")
-        return Source("hf", rest)
+    if len(text) > _LONGEST:
+        raise ValueError(f"has {len(text)} characters; write a path of at most {_LONGEST}")
+    _CHECKS[scheme](text, rest)
+
+
+def _check_claim(text: str, rest: str) -> None:
+    claim, _, path = rest.partition("/")
+    if not _CLAIM.fullmatch(claim):
+        raise ValueError(f"`{text}` names no claim; write {FORMS['pvc']}")
+    if ".." in path.split("/"):
+        raise ValueError(f"`{text}` {_INSIDE['message']}")
+
+
+def _check_repository(text: str, rest: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
+        raise ValueError(f"`{text}` is not a repository of the hub; write {FORMS['hf']}")
+
+
+def _check_path(text: str, rest: str) -> None:
     if not rest.startswith(("/", "./", "../")):
         raise ValueError(f"`{text}` has no absolute path; write {FORMS['file']}")
-    return Source("file", rest)
+
+
+_CHECKS: dict[str, Callable[[str, str], None]] = {
+    "file": _check_path,
+    "pvc": _check_claim,
+    "hf": _check_repository,
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,7 @@ class IsSource:
 
 def _check(*allowed: Scheme) -> AfterValidator:
     def validate(text: str) -> str:
-        parse_source(text, allowed)
+        check_source(text, allowed)
         return text
 
     return AfterValidator(validate)
@@ -87,7 +114,12 @@ def _schema(*allowed: Scheme) -> WithJsonSchema:
         "hf": r"hf://[\w.-]+/[\w.-]+",
     }
     return WithJsonSchema(
-        {"type": "string", "maxLength": 1024, "pattern": f"^({'|'.join(forms[s] for s in allowed)})$"}
+        {
+            "type": "string",
+            "maxLength": _LONGEST,
+            "pattern": f"^({'|'.join(forms[s] for s in allowed)})$",
+            "x-kubernetes-validations": [_INSIDE],
+        }
     )
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alignment_api.algorithms import Algorithm
 from alignment_api.base import Contract
-from alignment_api.batch_rule import check_batch
 from alignment_api.inputs import Data, Model
-from alignment_api.length_rule import check_lengths
-from alignment_api.numbers import Fraction, Positive
-from alignment_api.role_rules import check_roles
+from alignment_api.numbers import Count, Fraction, Positive, Steps, Tolerated
 from alignment_api.role_spec import Roles
 from alignment_api.sources import WritableSource
 
@@ -24,15 +21,15 @@ from alignment_api.sources import WritableSource
 class Training(Contract):
     """The optimizer's steps."""
 
-    epochs: Annotated[int, Field(ge=1)] = 1
+    epochs: Count = 1
     """Passes over the training rows or prompts. Preference data is usually seen once; more overfits."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Steps | None = None
     """Ends training after so many steps, whatever `epochs` says. A step is one optimizer step; of ppo and grpo one
     rollout with all its updates."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Count = 64
     """Sequences (pairs for pair losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches. Of
     ppo and grpo completions; it divides those of a rollout."""
-    micro_batch_tokens: Annotated[int, Field(ge=64)] = 8192
+    micro_batch_tokens: Annotated[int, Field(ge=64, le=100_000_000)] = 8192
     """Tokens one rank computes at once (rows are packed without padding): memory against speed, never the gradient."""
     learning_rate: Positive = 5e-7
     """Peak learning rate of AdamW. 5e-7 suits full-parameter DPO from 7B up; small models take up to 1e-5."""
@@ -42,7 +39,7 @@ class Training(Contract):
     """Share of the steps in which the learning rate climbs linearly to its peak; then it falls on a cosine to zero."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this L2 norm."""
-    max_length: Annotated[int, Field(ge=16)] = 2048
+    max_length: Annotated[int, Field(ge=16, le=100_000_000)] = 2048
     """Tokens of prompt and completion together; a longer row is invalid (see data.onInvalid), never cut silently."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`bf16`: fp32 master weights under bf16 autocast. `fp32`: everything in fp32. `auto`: bf16 where the devices that
@@ -51,7 +48,7 @@ class Training(Contract):
     """How state is spread over ranks. Default: `none` for one rank, `zero3` (DeepSpeed) for more."""
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about a third more time for far less memory."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of data order, split, new heads and samples."""
 
 
@@ -65,9 +62,9 @@ class Storage(Contract):
 class Checkpoint(Contract):
     """Verified checkpoints of everything that decides the next step."""
 
-    every_steps: Annotated[int, Field(ge=1)] = 100
+    every_steps: Steps = 100
     """Steps (see training.maxSteps) between checkpoints. What a lost node costs is at most this many steps."""
-    keep: Annotated[int, Field(ge=1)] = 3
+    keep: Annotated[int, Field(ge=1, le=1000)] = 3
     """Checkpoints kept; a damaged newest falls back to the one before."""
     resume_from: WritableSource | None = None
     """Storage of another job, of the same model, to start from the weights of its newest verified checkpoint; it is
@@ -99,9 +96,9 @@ class Tracking(Contract):
 class Budgets(Contract):
     """How much may go wrong before the job fails; counted for each role."""
 
-    failures: Annotated[int, Field(ge=0)] = 3
+    failures: Tolerated = 3
     """Exits with an error that may pass. A user's mistake fails the job at once."""
-    disruptions: Annotated[int, Field(ge=0)] = 100
+    disruptions: Tolerated = 100
     """Pods lost through the node or the control plane."""
 
 
@@ -124,7 +121,7 @@ class AlignmentJobSpec(Contract):
     """How often to save, what to resume from."""
     output: Output | None = None
     """Where the model goes. Absent: the platform's destination, else a volume that outlives the job."""
-    credentials: tuple[Credential, ...] = ()
+    credentials: Annotated[tuple[Credential, ...], Field(max_length=64)] = ()
     """Secrets whose keys become environment variables of the pods that read models and data."""
     tracking: Tracking = Tracking()
     """Experiment tracking."""
@@ -134,20 +131,5 @@ class AlignmentJobSpec(Contract):
     """Trainer image. Default: that of the operator's release."""
     suspend: bool = False
     """True saves a checkpoint, removes every pod and waits; false goes on from there."""
-    active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = None
     """Seconds from the start of the job after which it fails, suspended time not counted. Default: no limit."""
-
-    @model_validator(mode="after")
-    def _check_roles(self) -> AlignmentJobSpec:
-        check_roles(self)
-        return self
-
-    @model_validator(mode="after")
-    def _check_batch(self) -> AlignmentJobSpec:
-        check_batch(self)
-        return self
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> AlignmentJobSpec:
-        check_lengths(self)
-        return self

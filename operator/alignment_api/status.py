@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from alignment_api.base import Contract
 from alignment_api.roles import PoolName, StageName
@@ -21,13 +23,16 @@ ConditionType = Literal[
     "PoolsAvailable",
     "GangScheduling",
 ]
+"""Those that we set; others may add theirs."""
+_CONDITION_TYPE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+_KEYED_BY_TYPE = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 
 
 class Condition(Contract):
     """A Kubernetes condition (metav1.Condition)."""
 
-    type: ConditionType
-    """What it speaks of."""
+    type: Annotated[str, Field(pattern=_CONDITION_TYPE, max_length=316)]
+    """What it speaks of. Others may add conditions of their own, with their domain before the name."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: str
@@ -220,8 +225,8 @@ class AlignmentJobStatus(Contract):
     """The generation this status speaks of."""
     phase: Phase = "Pending"
     """One word for the columns; derived from the conditions."""
-    conditions: tuple[Condition, ...] = ()
-    """What holds, with reasons."""
+    conditions: Annotated[tuple[Condition, ...], Field(json_schema_extra=_KEYED_BY_TYPE)] = ()
+    """What holds, with reasons; of each type one."""
     algorithm: str | None = None
     """The spec's algorithm."""
     stage: StageName | None = None

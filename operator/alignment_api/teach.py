@@ -12,9 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from alignment_api.base import Contract
-
-Path = tuple[str | int, ...]
+from alignment_api.base import Contract, FieldPath
 
 _KINDS: dict[type, str] = {
     bool: "true or false",
@@ -40,10 +38,10 @@ _WANTED = {
     "list_type": "a list (`- ` before each item)",
 }
 _BOUNDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "greater_than": lambda c: f"a number above {c['gt']:g}",
-    "greater_than_equal": lambda c: f"a number of at least {c['ge']:g}",
-    "less_than": lambda c: f"a number below {c['lt']:g}",
-    "less_than_equal": lambda c: f"a number of at most {c['le']:g}",
+    "greater_than": lambda c: f"a number above {_number(c['gt'])}",
+    "greater_than_equal": lambda c: f"a number of at least {_number(c['ge'])}",
+    "less_than": lambda c: f"a number below {_number(c['lt'])}",
+    "less_than_equal": lambda c: f"a number of at most {_number(c['le'])}",
     "literal_error": lambda c: str(c["expected"]).replace("'", "`"),
     "too_short": lambda c: f"at least {c['min_length']} item(s)",
     "too_long": lambda c: f"at most {c['max_length']} items",
@@ -73,7 +71,7 @@ def explain(model: type[Contract], detail: ErrorDetails) -> str:
     return f"{found}; {detail['msg'].lower()}{_meaning(field_at(model, path))}"
 
 
-def unknown_field(model: type[Contract], path: Path) -> str:
+def unknown_field(model: type[Contract], path: FieldPath) -> str:
     """That the field is unknown, and the known one that was probably meant."""
     name = str(path[-1])
     siblings = {str(field.alias): field for field in _fields(model_at(model, path[:-1]))}
@@ -98,7 +96,7 @@ def shown(value: object) -> str:
     return f"`{text}`" if isinstance(value, bool) else f"`{text}` ({kind})"
 
 
-def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
+def field_at(model: type[BaseModel], path: FieldPath) -> FieldInfo | None:
     """The field that `path` names; None where it leads into a free-form value or nowhere."""
     if not path:
         return None
@@ -142,6 +140,10 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list):
         return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
     return None
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _meaning(field: FieldInfo | None) -> str:

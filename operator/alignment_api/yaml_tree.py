@@ -19,9 +19,9 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
+from alignment_api.base import FieldPath
 from alignment_api.scalars import Scalar, core_meaning, disagreement
 
-Path = tuple[str | int, ...]
 _MAX_NODES = 100_000
 """A manifest has dozens; aliases of aliases would otherwise grow without bound."""
 
@@ -31,7 +31,7 @@ class Mark:
     """A complaint about the text itself."""
 
     line: int
-    path: Path
+    path: FieldPath
     message: str
 
 
@@ -50,7 +50,7 @@ class Node:
             return [child.plain() for child in self.value]
         return self.value
 
-    def line_of(self, path: Path) -> int:
+    def line_of(self, path: FieldPath) -> int:
         """The line of the deepest part of `path` that exists."""
         node = self
         for part in path:
@@ -109,10 +109,10 @@ class _Builder:
             self._complain(event, (), "a % directive is read differently by kubectl; remove it")
         return True
 
-    def node(self, events: Iterator[Event], path: Path) -> Node:
+    def node(self, events: Iterator[Event], path: FieldPath) -> Node:
         return self._from(next(events), events, path)
 
-    def _from(self, event: Event, events: Iterator[Event], path: Path) -> Node:
+    def _from(self, event: Event, events: Iterator[Event], path: FieldPath) -> Node:
         if isinstance(event, AliasEvent):
             return self._alias(event, path)
         assert isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent), event
@@ -130,7 +130,7 @@ class _Builder:
             self._anchors[event.anchor] = node
         return node
 
-    def _alias(self, event: AliasEvent, path: Path) -> Node:
+    def _alias(self, event: AliasEvent, path: FieldPath) -> Node:
         node = self._anchors.get(event.anchor)
         if node is None:
             self._complain(event, path, f"`*{event.anchor}` has no anchor `&{event.anchor}` before it")
@@ -143,7 +143,7 @@ class _Builder:
         if self._count > _MAX_NODES:
             raise _TooManyNodes
 
-    def _scalar(self, event: ScalarEvent, path: Path) -> Scalar:
+    def _scalar(self, event: ScalarEvent, path: FieldPath) -> Scalar:
         if event.style is not None:
             return str(event.value)
         problem = disagreement(event.value)
@@ -151,7 +151,7 @@ class _Builder:
             self._complain(event, path, problem)
         return core_meaning(event.value)
 
-    def _sequence(self, events: Iterator[Event], path: Path) -> list[Node]:
+    def _sequence(self, events: Iterator[Event], path: FieldPath) -> list[Node]:
         items: list[Node] = []
         for event in events:
             if isinstance(event, SequenceEndEvent):
@@ -159,7 +159,7 @@ class _Builder:
             items.append(self._from(event, events, (*path, len(items))))
         return items
 
-    def _mapping(self, events: Iterator[Event], path: Path) -> dict[str, Node]:
+    def _mapping(self, events: Iterator[Event], path: FieldPath) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         for event in events:
             if isinstance(event, MappingEndEvent):
@@ -171,7 +171,7 @@ class _Builder:
             entries[key] = Node(event.start_mark.line + 1, value.value)
         return entries
 
-    def _key(self, event: Event, events: Iterator[Event], path: Path) -> str:
+    def _key(self, event: Event, events: Iterator[Event], path: FieldPath) -> str:
         if not isinstance(event, ScalarEvent):
             self._complain(event, path, "a key must be a plain word; write the field's name")
             self._from(event, events, path)
@@ -183,7 +183,7 @@ class _Builder:
             self._complain(event, (*path, key), f'the key `{key}` is not a text to every reader; quote it (`"{key}"`)')
         return key
 
-    def _complain(self, event: Event, path: Path, message: str) -> None:
+    def _complain(self, event: Event, path: FieldPath, message: str) -> None:
         self.marks.append(Mark(event.start_mark.line + 1, path, message))
 
 

@@ -51,6 +51,9 @@ class RunOptions:
 
 def run(manifest: Manifest, options: RunOptions, console: Console) -> int:
     """Runs the job to its end, or to a Ctrl-C; returns the exit code. Raises Refused and InvalidManifest."""
+    folder = RunFolder(_choose_folder(manifest.job.metadata.name, options))
+    if not _was_let_in(folder, manifest.local_job(options.volumes)):
+        manifest.check_rules()
     _check_installed(manifest.job)
     check_volumes(manifest, options.volumes)
     complaints = check_files(manifest, options.volumes)
@@ -58,12 +61,17 @@ def run(manifest: Manifest, options: RunOptions, console: Console) -> int:
         complaints.append(str(manifest.problem(("spec", "suspend"), "is true; write false to run the job")))
     if complaints:
         raise Refused("\n".join(complaints))
-    folder = RunFolder(_choose_folder(manifest.job.metadata.name, options))
     folder.lock()
     try:
         return _run_in(folder, manifest, options, console)
     finally:
         folder.unlock()
+
+
+def _was_let_in(folder: RunFolder, job: AlignmentJob) -> bool:
+    """Whether the folder is this job's: then it goes on, though a stricter release would not let it start."""
+    before = folder.read_job()
+    return before is not None and not immutable_changes(before.spec, job.spec)
 
 
 def _run_in(folder: RunFolder, manifest: Manifest, options: RunOptions, console: Console) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from alignment_api.base import field_path
 from alignment_api.job import AlignmentJob
-from alignment_api.manifest import field_path
 from alignment_api.platform import Platform
 from alignment_api.source_fields import sources_read
 from alignment_api.sources import Source, parse_source

@@ -13,7 +13,7 @@ from typing import cast
 
 from alignment_api.context import CONTEXT_VARIABLE, Context, Outcome
 from alignment_api.job import AlignmentJob
-from alignment_api.manifest import InvalidManifest, read_manifest
+from alignment_api.manifest import InvalidManifest, read_begun_manifest
 from alignment_trainer.process import launch
 from alignment_trainer.process.cores import threads_per_process
 from alignment_trainer.process.errors import UserError
@@ -113,7 +113,7 @@ def _settled(instance: Instance) -> Instance:
 
 def _read_job(path: Path) -> AlignmentJob:
     try:
-        return read_manifest(path.read_text(), path.name)
+        return read_begun_manifest(path.read_text(), path.name)
     except InvalidManifest as error:
         raise UserError("InvalidSpec", str(error)) from error
 

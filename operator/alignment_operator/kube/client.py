@@ -25,7 +25,6 @@ Params = Mapping[str, str]
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
-JSON_PATCH = "application/json-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 TRANSIENT = frozenset({429, 500, 502, 503, 504})
 REQUESTS_PER_SECOND = 300.0

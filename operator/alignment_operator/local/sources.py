@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignment_api.base import FieldPath
 from alignment_api.job import AlignmentJob
-from alignment_api.source_fields import FieldPath, sources_of
+from alignment_api.source_fields import sources_of
 from alignment_api.sources import parse_source
 
 

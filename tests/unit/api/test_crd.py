@@ -80,3 +80,11 @@ def test_every_field_that_may_not_change_has_a_rule_that_names_it() -> None:
     assert not free & set(rules)
     spec_fields = {f"spec.{name}" for name in found["spec",]["properties"]}
     assert spec_fields - set(rules) == {"spec.suspend", "spec.budgets", "spec.activeDeadlineSeconds", "spec.roles"}
+
+
+def test_everything_that_a_job_counts_is_bounded() -> None:
+    spec = {path: level for path, level in levels(schema()) if path[:1] == ("spec",)}
+    numbers = {path for path, level in spec.items() if level.get("type") == "integer"}
+    assert len(numbers) > 40
+    assert [path for path in numbers if "minimum" not in spec[path] or "maximum" not in spec[path]] == []
+    assert [path for path, level in spec.items() if level.get("type") == "array" and "maxItems" not in level] == []
