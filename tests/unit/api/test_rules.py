@@ -70,3 +70,10 @@ def test_mistakes_of_shape_and_of_rules_are_told_at_once() -> None:
         "spec.roles.policy",
         "spec.training.batchSize",
     ], "and no word on critic: whether dpo has one is asked once its spec is right below that"
+
+
+def test_a_job_is_not_asked_again_when_it_is_suspended_or_scaled() -> None:
+    rules = [rule for place, rules in cel_rules().items() if "[]" not in place for rule in rules]
+    admitting = [rule for rule in rules if "immutable" not in rule["message"]]
+    assert len(admitting) > 30
+    assert all(rule["optionalOldSelf"] and rule["rule"].startswith("oldSelf.hasValue() || ") for rule in admitting)
