@@ -132,7 +132,7 @@ def _has_lost_nothing(place: Place, job: str) -> None:
     assert place.condition("Budgeted", job) == STATUS["conditions"][0]
 
 
-def test_an_operator_that_was_rolled_back_loses_nothing_of_a_newer_release(
+def test_an_operator_that_was_rolled_back_loses_nothing(
     other_release: Place, tmp_path: Path
 ) -> None:
     place = other_release
