@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from alignment_api.spec import AlignmentJobSpec
+from typing import Literal
 
 PoolName = Literal["onDemand", "spot", "cpu"]
 StageName = Literal["prepare", "reward", "train", "evaluate"]
@@ -135,25 +132,3 @@ def roles_of(algorithm: str, trains_reward: bool) -> tuple[str, ...]:
     """Every role that a job of the algorithm may give, in the order of ROLES. Stage `reward` has roles of its own."""
     stages = [stage for stage in STAGES[algorithm] if stage.name != "reward" or trains_reward]
     return tuple(role for role in ROLES if any(role in stage.roles for stage in stages))
-
-
-def stages_of(spec: AlignmentJobSpec) -> tuple[Stage, ...]:
-    """The stages of this very job, with the roles that have pods in it."""
-    has_pods = tuple(role for role in ROLES if _has_pods(spec, role))
-    wanted = (stage for stage in STAGES[spec.algorithm.name] if stage.name != "reward" or trains_reward(spec))
-    return tuple(stage.among(has_pods) for stage in wanted)
-
-
-def trains_reward(spec: AlignmentJobSpec) -> bool:
-    """Whether stage `reward` makes a reward model first."""
-    return any(reward.train is not None for reward in spec.algorithm.rewards)
-
-
-def _has_pods(spec: AlignmentJobSpec, role: str) -> bool:
-    """A role placed with another has none, nor has one that this job's options make needless."""
-    needless = {
-        "reward": all(reward.function is not None for reward in spec.algorithm.rewards),
-        "reference": spec.algorithm.grpo is not None and spec.algorithm.grpo.kl_coef == 0,
-    }
-    placed_with = str(getattr(getattr(spec.roles, role), "placement", "")).startswith("with")
-    return not placed_with and not needless.get(role, False)

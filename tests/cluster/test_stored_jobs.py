@@ -132,9 +132,7 @@ def _has_lost_nothing(place: Place, job: str) -> None:
     assert place.condition("Budgeted", job) == STATUS["conditions"][0]
 
 
-def test_an_operator_that_was_rolled_back_loses_nothing(
-    other_release: Place, tmp_path: Path
-) -> None:
+def test_an_operator_that_was_rolled_back_loses_nothing(other_release: Place, tmp_path: Path) -> None:
     place = other_release
     started(place, "newer", NEWER)
     with operating(place, tmp_path):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from alignment_api import stages
 from alignment_api.base import Contract
 from alignment_api.role_spec import Roles
 from alignment_api.roles import STAGES, roles_of
@@ -76,8 +77,7 @@ def _given(role: Contract) -> str:
 
 
 def _is_such(spec: AlignmentJobSpec, algorithm: str, trains_reward: bool) -> bool:
-    trains = any(reward.train is not None for reward in spec.algorithm.rewards)
-    return (spec.algorithm.name, trains) == (algorithm, trains_reward)
+    return (spec.algorithm.name, stages.trains_reward(spec)) == (algorithm, trains_reward)
 
 
 def _spec(algorithm: str, trains_reward: bool) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from alignment_api.job import AlignmentJob
 from alignment_api.platform import Platform
-from alignment_api.roles import ROLES, Stage, stages_of
+from alignment_api.roles import ROLES, Stage
 from alignment_api.sizing import replicas_of
+from alignment_api.stages import stages_of
 from alignment_api.status import RoleStatus
 from alignment_operator.places import makes_output, makes_storage
 from alignment_operator.plan.admission import refusals

@@ -10,7 +10,8 @@ from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
 from alignment_api.context import Failure, Outcome
 from alignment_api.platform import Platform
-from alignment_api.roles import ROLES, STAGES, stages_of
+from alignment_api.roles import ROLES, STAGES
+from alignment_api.stages import stages_of
 from alignment_api.status import CheckpointStatus, EvaluationReport, Interval
 from alignment_operator.plan.gates import PATIENCE
 
