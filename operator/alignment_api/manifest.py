@@ -5,11 +5,12 @@ What is stored already is read by `stored.py`, with more patience.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from alignment_api.base import Contract, FieldPath, field_path
+from alignment_api.handed import without_newer_defaults
 from alignment_api.job import AlignmentJob
 from alignment_api.rules.check import check
 from alignment_api.rules.rule import Mistake, Rule
@@ -58,7 +59,7 @@ def read_manifest(text: str, file: str = "job.yaml") -> AlignmentJob:
 
 def read_begun_manifest(text: str, file: str = "job.yaml") -> AlignmentJob:
     """The same of a job that was let in before: no rule is asked again. Raises InvalidManifest."""
-    return _read(text, file, ())
+    return _read(text, file, (), without_newer_defaults)
 
 
 def read_contract(model: type[ContractType], text: str, file: str) -> ContractType:
@@ -79,12 +80,13 @@ def _single_document(text: str, file: str) -> tuple[Node, list[Problem]]:
     return documents[0], problems
 
 
-def _read(text: str, file: str, rules: Iterable[Rule]) -> AlignmentJob:
+def _read(text: str, file: str, rules: Iterable[Rule], change: Callable[[Any], Any] = lambda job: job) -> AlignmentJob:
     root, problems = _single_document(text, file)
     value = root.plain()
     if isinstance(value, dict):
         value.pop("status", None)
         problems += _unknown_metadata(root, value, file)
+        value = change(value)
     job, mistakes = check(AlignmentJob, value, rules)
     return _without_mistakes(job, root, mistakes, problems, file)
 

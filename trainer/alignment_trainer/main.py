@@ -52,7 +52,7 @@ def main() -> None:
         sys.exit(
             f"alignment-trainer is started by a runtime, which sets {CONTEXT_VARIABLE}; try `alignctl run job.yaml`"
         )
-    context = Context.model_validate_json(text)
+    context = Context.model_validate_json(text, extra="ignore")  # its runtime may be of a newer release
     labels: dict[str, str | int] = {
         "job": context.job,
         "role": context.role,

@@ -133,7 +133,7 @@ def _disrupted(status: Mapping[str, Any]) -> bool:
 def _outcome(ended: Mapping[str, Any]) -> Outcome | None:
     """The termination message, where it is an Outcome: a process that was killed leaves none, or half of one."""
     try:
-        return Outcome.model_validate_json(ended.get("message", ""), strict=True, by_name=False)
+        return Outcome.model_validate_json(ended.get("message", ""), strict=True, by_name=False, extra="ignore")
     except ValidationError:
         return None
 

@@ -62,7 +62,7 @@ class StatusPoller:
     async def _ask(self, pod: SeenPod) -> InstanceStatus | None:
         try:
             text = await self._client.probe(self._url(pod), TIMEOUT_SECONDS)
-            return InstanceStatus.model_validate_json(text, strict=True, by_name=False)
+            return InstanceStatus.model_validate_json(text, strict=True, by_name=False, extra="ignore")
         except (aiohttp.ClientError, TimeoutError, ValidationError) as error:
             log.info("no status from pod", extra={"pod": pod.view.name, "error": str(error)})
             return None

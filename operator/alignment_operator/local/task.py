@@ -109,7 +109,7 @@ class Task:
 
 def _read_outcome(folder: RunFolder, name: str) -> Outcome | None:
     try:
-        return Outcome.model_validate_json(folder.outcome_file(name).read_text(), strict=True)
+        return Outcome.model_validate_json(folder.outcome_file(name).read_text(), strict=True, extra="ignore")
     except (OSError, ValidationError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignment_api.handed import DEFAULTS, defaults_in
 from alignment_api.job import AlignmentJob, ObjectMeta
 from alignment_api.platform import Platform
 from alignment_api.roles import PORT
@@ -127,6 +128,7 @@ def job_as_read(job: AlignmentJob) -> AlignmentJob:
         namespace=job.metadata.namespace,
         uid=job.metadata.uid,
         generation=job.metadata.generation,
+        annotations={DEFAULTS: defaults_in(job.spec)},
     )
     spec = job.spec
     if job.status.model is not None and job.status.model.revision is not None:

@@ -28,7 +28,7 @@ VIEW = PodView(
 )
 ADDRESSES = {"good": "127.77.0.1", "words": "127.77.0.2", "endless": "127.77.0.3", "silent": "127.77.0.4"}
 ANSWERS = {
-    "good": '{"state": "training", "ready": true, "progress": {"step": 7, "totalSteps": 9}}',
+    "good": '{"state": "training", "ready": true, "progress": {"step": 7, "totalSteps": 9}, "newer": 1}',
     "words": "<html>busy</html>",
     "endless": "x" * 100_000,
 }

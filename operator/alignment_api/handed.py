@@ -1,0 +1,49 @@
+"""A job as its pods are handed it: by an operator that may be of a newer release than the pods' image.
+
+Every default is written out, those of fields that an older trainer does not have among them. Such a field asks for
+nothing that the job was not let in with, so it may be left out; one that somebody has written may not.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from alignment_api.base import Contract, FieldPath
+from alignment_api.job import GROUP, AlignmentJob
+from alignment_api.spec import AlignmentJobSpec
+from alignment_api.teach import field_at
+
+DEFAULTS = f"{GROUP}/defaults"
+"""Annotation: a JSON list of the fields that stand at their defaults, each as a list from the root."""
+
+
+def defaults_in(spec: AlignmentJobSpec) -> str:
+    """The annotation's value."""
+    return json.dumps(_defaults(spec, ("spec",)), separators=(",", ":"))
+
+
+def without_newer_defaults(job: dict[str, Any]) -> dict[str, Any]:
+    """The job, a JSON-like value, without the fields at their defaults that this release does not have."""
+    annotations = (job.get("metadata") or {}).get("annotations") or {}
+    for path in json.loads(annotations.get(DEFAULTS, "[]")):
+        if field_at(AlignmentJob, path) is None:
+            parent: Any = job
+            for part in path[:-1]:
+                parent = parent[part]
+            parent.pop(path[-1], None)
+    return job
+
+
+def _defaults(value: Contract, path: FieldPath) -> list[FieldPath]:
+    found: list[FieldPath] = []
+    for name, field in type(value).model_fields.items():
+        child, here = getattr(value, name), (*path, str(field.alias))
+        if not field.is_required() and child == field.get_default(call_default_factory=True, validated_data={}):
+            found.append(here)
+        elif isinstance(child, Contract):
+            found += _defaults(child, here)
+        elif isinstance(child, tuple):
+            items = ((index, item) for index, item in enumerate(child) if isinstance(item, Contract))
+            found += [below for index, item in items for below in _defaults(item, (*here, index))]
+    return found
