@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 from alignment_api.base import Contract
+from alignment_api.fields import contract_in
 from alignment_api.job import AlignmentJob, ObjectMeta
 from alignment_api.mutability import MUTABLE, SCALABLE
 from alignment_api.role_spec import Roles
@@ -64,15 +65,9 @@ def _types(model: type[Contract], place: Place) -> Iterator[tuple[Place, type[Co
     """Every type of the contract below the model, where it stands. A status is ours and has no rules."""
     yield place, model
     for field in model.model_fields.values():
-        if (child := _contract_in(field.annotation)) is not None and field.alias != "status":
+        if (child := contract_in(field.annotation)) is not None and field.alias != "status":
             items = (ITEM,) if _is_list(field.annotation) else ()
             yield from _types(child, (*place, str(field.alias), *items))
-
-
-def _contract_in(annotation: Any) -> type[Contract] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Contract):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _contract_in(inner)) is not None), None)
 
 
 def _is_list(annotation: Any) -> bool:
@@ -84,7 +79,7 @@ def _immutable() -> Iterator[tuple[Place, list[str]]]:
     yield ("spec",), _apart_from(AlignmentJobSpec, (), "roles")
     yield ("spec", "roles"), _apart_from(Roles, ("roles",), *SCALABLE)
     for role in SCALABLE:
-        model = _contract_in(Roles.model_fields[role].annotation)
+        model = contract_in(Roles.model_fields[role].annotation)
         assert model is not None
         yield ("spec", "roles", role), _apart_from(model, ("roles", role))
 

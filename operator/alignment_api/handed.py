@@ -10,9 +10,9 @@ import json
 from typing import Any
 
 from alignment_api.base import Contract, FieldPath
+from alignment_api.fields import children, field_at
 from alignment_api.job import GROUP, AlignmentJob
 from alignment_api.spec import AlignmentJobSpec
-from alignment_api.teach import field_at
 
 DEFAULTS = f"{GROUP}/defaults"
 """Annotation: a JSON list of the fields that stand at their defaults, each as a list from the root."""
@@ -36,14 +36,10 @@ def without_newer_defaults(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(value: Contract, path: FieldPath) -> list[FieldPath]:
-    found: list[FieldPath] = []
-    for name, field in type(value).model_fields.items():
-        child, here = getattr(value, name), (*path, str(field.alias))
-        if not field.is_required() and child == field.get_default(call_default_factory=True, validated_data={}):
-            found.append(here)
-        elif isinstance(child, Contract):
-            found += _defaults(child, here)
-        elif isinstance(child, tuple):
-            items = ((index, item) for index, item in enumerate(child) if isinstance(item, Contract))
-            found += [below for index, item in items for below in _defaults(item, (*here, index))]
+    fields = type(value).model_fields.items()
+    standing = [str(field.alias) for name, field in fields if getattr(value, name) == field.default]
+    found: list[FieldPath] = [(*path, name) for name in standing]
+    for place, child in children(value):
+        if place[0] not in standing:
+            found += _defaults(child, (*path, *place))
     return found

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import Any
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from alignment_api.base import Contract, FieldPath
+from alignment_api.fields import all_fields, field_at, fields_of, model_at
 
 _KINDS: dict[type, str] = {
     bool: "true or false",
@@ -74,7 +73,7 @@ def explain(model: type[Contract], detail: ErrorDetails) -> str:
 def unknown_field(model: type[Contract], path: FieldPath) -> str:
     """That the field is unknown, and the known one that was probably meant."""
     name = str(path[-1])
-    siblings = {str(field.alias): field for field in _fields(model_at(model, path[:-1]))}
+    siblings = {str(field.alias): field for field in fields_of(model_at(model, path[:-1]))}
     folded = {known.lower(): known for known in siblings}
     close = difflib.get_close_matches(name.replace("_", "").lower(), folded, n=1, cutoff=0.7)
     if close:
@@ -96,50 +95,9 @@ def shown(value: object) -> str:
     return f"`{text}`" if isinstance(value, bool) else f"`{text}` ({kind})"
 
 
-def field_at(model: type[BaseModel], path: FieldPath) -> FieldInfo | None:
-    """The field that `path` names; None where it leads into a free-form value or nowhere."""
-    if not path:
-        return None
-    parent = model_at(model, path[:-1])
-    return next((field for field in _fields(parent) if field.alias == path[-1]), None)
-
-
-def model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
-    """The type that stands at `path`, through optional values, lists and maps."""
-    current: type[BaseModel] | None = model
-    for part in path:
-        if isinstance(part, int):
-            continue  # an item of a list: the field's annotation has led to its type already
-        field = next((field for field in _fields(current) if field.alias == part), None)
-        current = _model_in(field.annotation) if field is not None else None
-    return current
-
-
-def all_fields(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Every field below `model`, nearest first, with its path in camelCase."""
-    for field in _fields(model):
-        yield (*prefix, str(field.alias)), field
-    for field in _fields(model):
-        child = _model_in(field.annotation)
-        if child is not None:
-            yield from all_fields(child, (*prefix, str(field.alias)))
-
-
 def first_sentence(text: str) -> str:
     """Up to the first full stop that ends a sentence."""
     return text.split(". ")[0].rstrip(".\n ")
-
-
-def _fields(model: type[BaseModel] | None) -> list[FieldInfo]:
-    return list(model.model_fields.values()) if model is not None else []
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list):
-        return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
-    return None
 
 
 def _number(bound: float) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from alignment_api.base import Contract, FieldPath
+from alignment_api.fields import children
 
 Mistake = tuple[FieldPath, str]
 """The field that is wrong, and for people what was found there and what to write instead."""
@@ -40,7 +41,7 @@ def broken(
     """
     told = list(wrong)
     mistakes = []
-    for name, child in _children(value):
+    for name, child in children(value):
         mistakes += broken(rules, child, (*path, *name), told)
     if any(_is_below(place, path) for place in (*told, *(place for place, _ in mistakes))):
         return mistakes
@@ -50,17 +51,6 @@ def broken(
         if found is not None:
             fields.setdefault((*path, *rule.field), f"found {found}; {rule.message}")
     return mistakes + list(fields.items())
-
-
-def _children(value: Contract) -> Iterator[tuple[FieldPath, Contract]]:
-    for name, field in type(value).model_fields.items():
-        child = getattr(value, name)
-        if isinstance(child, Contract):
-            yield (str(field.alias),), child
-        elif isinstance(child, tuple):
-            yield from (
-                ((str(field.alias), index), item) for index, item in enumerate(child) if isinstance(item, Contract)
-            )
 
 
 def _is_below(path: FieldPath, top: FieldPath) -> bool:
