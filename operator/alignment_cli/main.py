@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignment_api.manifest import InvalidManifest, read_begun_manifest
+from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_cli.errors import Refused, teaching
 from alignment_cli.reading import check_files, parse_volumes, read_file
 

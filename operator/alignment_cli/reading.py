@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_api.base import FieldPath, field_path
-from alignment_api.inputs import Data
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import InvalidManifest, Problem, problem_at, read_manifest
-from alignment_api.source_fields import sources_read
-from alignment_api.sources import parse_source
+from alignment_api.contract.base import FieldPath, field_path
+from alignment_api.contract.inputs import Data
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.sources import parse_source
+from alignment_api.derived.source_fields import sources_read
+from alignment_api.yaml.manifest import InvalidManifest, Problem, problem_at, read_manifest
 from alignment_cli.errors import Refused
 from alignment_operator.local.sources import local_job, missing_volumes
 

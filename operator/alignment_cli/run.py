@@ -17,11 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alignment_api.job import AlignmentJob
-from alignment_api.mutability import immutable_changes
-from alignment_api.precision import as_far_as_known
-from alignment_api.sources import parse_source
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.sources import parse_source
+from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.derived.precision import as_far_as_known
+from alignment_api.rules.mutability import immutable_changes
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display
 from alignment_cli.errors import Refused

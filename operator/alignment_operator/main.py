@@ -18,7 +18,7 @@ from kubernetes.aio.config import ConfigException
 from prometheus_client import CONTENT_TYPE_LATEST
 from pythonjsonlogger.json import JsonFormatter
 
-from alignment_api.manifest import InvalidManifest
+from alignment_api.yaml.manifest import InvalidManifest
 from alignment_operator import handlers
 from alignment_operator.kube.client import ApiError, KubeClient
 from alignment_operator.kube.lease import Lease, LeaseLost

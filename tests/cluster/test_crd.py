@@ -13,9 +13,9 @@ from tests.rig.cluster import Rig
 from tests.rule_examples import broken_job, broken_text, examples
 
 from alignment_api.crd import custom_resource_definition
-from alignment_api.manifest import read_manifest
-from alignment_api.mutability import immutable_changes
 from alignment_api.rules.check import why_not_stored
+from alignment_api.rules.mutability import immutable_changes
+from alignment_api.yaml.manifest import read_manifest
 
 pytestmark = pytest.mark.cluster
 

@@ -11,9 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
-from alignment_api.context import CONTEXT_VARIABLE, Context, Outcome
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import InvalidManifest, read_begun_manifest
+from alignment_api.contract.context import CONTEXT_VARIABLE, Context, Outcome
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_trainer.process import launch
 from alignment_trainer.process.cores import threads_per_process
 from alignment_trainer.process.errors import UserError

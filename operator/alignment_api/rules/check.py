@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from alignment_api.base import Contract, field_path
-from alignment_api.job import AlignmentJob
+from alignment_api.contract.base import Contract, field_path
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.stored import Unreadable, read_leniently
 from alignment_api.rules.rule import Mistake, Rule, broken
 from alignment_api.rules.table import RULES
-from alignment_api.stored import Unreadable, read_leniently
-from alignment_api.teach import explain
+from alignment_api.rules.teach import explain
 
 ContractType = TypeVar("ContractType", bound=Contract)
 

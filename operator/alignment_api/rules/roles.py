@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from alignment_api import stages
-from alignment_api.base import Contract
-from alignment_api.role_spec import Roles
-from alignment_api.roles import STAGES, roles_of
+from alignment_api.contract.base import Contract
+from alignment_api.contract.role_spec import Roles
+from alignment_api.contract.roles import STAGES, roles_of
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.stages import trains_reward
 from alignment_api.rules.rule import Rule
-from alignment_api.spec import AlignmentJobSpec
 
 ONLINE = tuple(name for name, stages in STAGES.items() if any(stage.name == "reward" for stage in stages))
 """Algorithms that may train a reward model first: ppo and grpo."""
@@ -22,33 +22,33 @@ _TRAIN: dict[str, Any] = {"train": {"preferences": {"source": "pvc://data/judged
 def role_rules() -> Iterator[Rule]:
     """Every role that some job does not have, and the placement that some algorithms cannot use."""
     for algorithm in STAGES:
-        for trains_reward in (False, True) if algorithm in ONLINE else (False,):
-            has = roles_of(algorithm, trains_reward)
+        for trains in (False, True) if algorithm in ONLINE else (False,):
+            has = roles_of(algorithm, trains)
             missing = (role for role in Roles.model_fields if role not in has)
-            yield from (_left_out(algorithm, trains_reward, role, has) for role in missing)
+            yield from (_left_out(algorithm, trains, role, has) for role in missing)
     yield from map(_sampled, ONLINE)
 
 
-def _left_out(algorithm: str, trains_reward: bool, role: str, has: tuple[str, ...]) -> Rule:
+def _left_out(algorithm: str, trains: bool, role: str, has: tuple[str, ...]) -> Rule:
     """A role that the job does not have."""
 
     def found(spec: AlignmentJobSpec) -> str | None:
         given = _given(getattr(spec.roles, role))
-        return given if given and _is_such(spec, algorithm, trains_reward) else None
+        return given if given and _is_such(spec, algorithm, trains) else None
 
     why = f"{algorithm} has no role {role} (its roles: {', '.join(has)})"
     if role == "policy" and algorithm in ONLINE:
         why += "; it trains in role actor, and role policy makes the reward model where a reward says train"
     kinds = [f"has(self.algorithm.{algorithm})"]
     if algorithm in ONLINE:
-        trains = f"self.algorithm.{algorithm}.rewards.exists(reward, has(reward.train))"
-        kinds.append(trains if trains_reward else f"!{trains}")
+        one = f"self.algorithm.{algorithm}.rewards.exists(reward, has(reward.train))"
+        kinds.append(one if trains else f"!{one}")
     return Rule(
         AlignmentJobSpec,
         f"{why}: remove it",
         found,
         _unless(kinds, role, _is_default(role)),
-        {"spec": _spec(algorithm, trains_reward) | {"roles": {role: {"memory": "8Gi"}}}},
+        {"spec": _spec(algorithm, trains) | {"roles": {role: {"memory": "8Gi"}}}},
         ("roles", role),
     )
 
@@ -76,12 +76,12 @@ def _given(role: Contract) -> str:
     return ", ".join(str(type(role).model_fields[name].alias) for name in differing)
 
 
-def _is_such(spec: AlignmentJobSpec, algorithm: str, trains_reward: bool) -> bool:
-    return (spec.algorithm.name, stages.trains_reward(spec)) == (algorithm, trains_reward)
+def _is_such(spec: AlignmentJobSpec, algorithm: str, trains: bool) -> bool:
+    return (spec.algorithm.name, trains_reward(spec)) == (algorithm, trains)
 
 
-def _spec(algorithm: str, trains_reward: bool) -> dict[str, Any]:
-    options = {"rewards": [_TRAIN if trains_reward else _FUNCTION]} if algorithm in ONLINE else {}
+def _spec(algorithm: str, trains: bool) -> dict[str, Any]:
+    options = {"rewards": [_TRAIN if trains else _FUNCTION]} if algorithm in ONLINE else {}
     return {"algorithm": {algorithm: options}}
 
 

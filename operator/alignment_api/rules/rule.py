@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignment_api.base import Contract, FieldPath
-from alignment_api.fields import children
+from alignment_api.contract.base import Contract, FieldPath
+from alignment_api.contract.fields import children
 
 Mistake = tuple[FieldPath, str]
 """The field that is wrong, and for people what was found there and what to write instead."""

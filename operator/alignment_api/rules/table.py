@@ -7,15 +7,15 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from alignment_api.algorithms import Algorithm, Grpo, Online, Ppo
-from alignment_api.base import Contract
-from alignment_api.inputs import Evaluation
-from alignment_api.job import MAX_NAME, ObjectMeta
-from alignment_api.rewards import Reward, RewardFunction
-from alignment_api.role_spec import AcceleratedRole
+from alignment_api.contract.algorithms import Algorithm, Grpo, Online, Ppo
+from alignment_api.contract.base import Contract
+from alignment_api.contract.inputs import Evaluation
+from alignment_api.contract.job import MAX_NAME, ObjectMeta
+from alignment_api.contract.rewards import Reward, RewardFunction
+from alignment_api.contract.role_spec import AcceleratedRole
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.rules.roles import role_rules
 from alignment_api.rules.rule import Rule
-from alignment_api.spec import AlignmentJobSpec
 
 Fields = dict[str, Any]
 _PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"

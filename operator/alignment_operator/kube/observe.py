@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from alignment_api.context import Outcome
-from alignment_api.job import JOB_LABEL
-from alignment_api.roles import StageName
+from alignment_api.contract.context import Outcome
+from alignment_api.contract.job import JOB_LABEL
+from alignment_api.contract.roles import StageName
 from alignment_operator.kube.client import Manifest
 from alignment_operator.names import (
     CONTAINER,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from alignment_api.job import JOB_LABEL
+from alignment_api.contract.job import JOB_LABEL
 from alignment_operator.kube.client import UNAVAILABLE, KubeClient
 from alignment_operator.kube.events import EventPoster
 from alignment_operator.kube.nodes import NodeView, see_node

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import aiohttp
 from pydantic import ValidationError
 
-from alignment_api.context import InstanceStatus
-from alignment_api.roles import PORT, STAGES
+from alignment_api.contract.context import InstanceStatus
+from alignment_api.contract.roles import PORT, STAGES
 from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.observe import SeenPod
 from alignment_operator.kube.paths import named

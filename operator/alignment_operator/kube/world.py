@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from alignment_api.job import JOB_LABEL, KIND, AlignmentJob
-from alignment_api.platform import Platform
+from alignment_api.contract.job import JOB_LABEL, KIND, AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.contract.stored import Unreadable, read_stored_job
 from alignment_api.rules.check import why_not_stored
-from alignment_api.status import AlignmentJobStatus
-from alignment_api.stored import Unreadable, read_stored_job
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import ApiError, KubeClient, Manifest
 from alignment_operator.kube.events import EventPoster, Note, transitions

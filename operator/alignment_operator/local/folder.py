@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from alignment_api.job import AlignmentJob
-from alignment_api.status import AlignmentJobStatus
-from alignment_api.stored import Unreadable, read_stored_job, read_stored_status
-from alignment_api.yaml_text import dump_yaml
-from alignment_api.yaml_tree import parse_yaml
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.contract.stored import Unreadable, read_stored_job, read_stored_status
+from alignment_api.yaml.text import dump_yaml
+from alignment_api.yaml.tree import parse_yaml
 from alignment_operator.names import short_hash
 from alignment_operator.resources.objects import job_as_read
 

@@ -7,7 +7,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from pydantic import ValidationError
 
-from alignment_api.context import InstanceStatus
+from alignment_api.contract.context import InstanceStatus
 from alignment_operator.local.context import HOST
 
 _TIMEOUT = 2.0

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
-from alignment_api.context import InstanceStatus, Outcome
+from alignment_api.contract.context import InstanceStatus, Outcome
 from alignment_operator.local import process
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.plan.types import Instance, PodView

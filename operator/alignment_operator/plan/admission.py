@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignment_api.reward_stage import spec_of_stage
-from alignment_api.roles import ROLES, Stage
+from alignment_api.contract.roles import ROLES, Stage
+from alignment_api.contract.sources import parse_source
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.reward_stage import spec_of_stage
+from alignment_api.derived.sizing import replicas_of, shortage, size_of
+from alignment_api.derived.stages import stages_of
 from alignment_api.rules.check import why_not
-from alignment_api.sizing import replicas_of, shortage, size_of
-from alignment_api.sources import parse_source
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.stages import stages_of
 from alignment_operator.places import makes_output, makes_storage, read_sources
 from alignment_operator.plan.instances import parameters_in, pool_of, spec_in
 from alignment_operator.plan.types import Observed

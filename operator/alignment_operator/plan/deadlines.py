@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
-from alignment_api.job import AlignmentJob
+from alignment_api.contract.job import AlignmentJob
 from alignment_operator.plan.gates import PATIENCE
 from alignment_operator.plan.ledger import Hold
 from alignment_operator.plan.types import PodView

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from alignment_api.job import AlignmentJob
-from alignment_api.roles import StageName
-from alignment_api.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.roles import StageName
+from alignment_api.contract.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
 from alignment_operator.plan.types import PodView
 
 Fact = TypeVar("Fact")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from alignment_api.roles import ROLES
+from alignment_api.contract.roles import ROLES
 from alignment_operator.plan.types import PodView
 
 OUT_OF_MEMORY = "OOMKilled"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from alignment_api.roles import Stage
+from alignment_api.contract.roles import Stage
 from alignment_operator.plan.ledger import Ledger, pod_of
 from alignment_operator.plan.types import PodView
 

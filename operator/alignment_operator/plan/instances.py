@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from alignment_api.job import AlignmentJob
-from alignment_api.precision import as_far_as_known
-from alignment_api.reward_stage import spec_of_stage
-from alignment_api.roles import ROLES, PoolName, Stage
-from alignment_api.sizing import replicas_of, size_of
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import InstanceRecord
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.roles import ROLES, PoolName, Stage
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import InstanceRecord
+from alignment_api.derived.precision import as_far_as_known
+from alignment_api.derived.reward_stage import spec_of_stage
+from alignment_api.derived.sizing import replicas_of, size_of
 from alignment_operator.names import instance_name
 from alignment_operator.plan.fates import fate_of
 from alignment_operator.plan.gates import must_wait

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from alignment_api.roles import ROLES, Stage
-from alignment_api.sizing import replicas_of
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import AlignmentJobStatus, InstanceRecord, RoleStatus
+from alignment_api.contract.roles import ROLES, Stage
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import AlignmentJobStatus, InstanceRecord, RoleStatus
+from alignment_api.derived.sizing import replicas_of
 from alignment_operator.plan.fates import LOST_LATE, VANISHED, Fate, fate_of, is_alive
 from alignment_operator.plan.types import PodView
 

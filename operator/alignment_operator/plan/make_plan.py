@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
-from alignment_api.roles import ROLES, Stage
-from alignment_api.sizing import replicas_of
-from alignment_api.stages import stages_of
-from alignment_api.status import RoleStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import ROLES, Stage
+from alignment_api.contract.status import RoleStatus
+from alignment_api.derived.sizing import replicas_of
+from alignment_api.derived.stages import stages_of
 from alignment_operator.places import makes_output, makes_storage
 from alignment_operator.plan.admission import refusals
 from alignment_operator.plan.deadlines import ADMISSION, next_look

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from alignment_api.job import AlignmentJob
-from alignment_api.roles import Stage
-from alignment_api.stages import stages_of
-from alignment_api.status import StageStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.roles import Stage
+from alignment_api.contract.status import StageStatus
+from alignment_api.derived.stages import stages_of
 from alignment_operator.plan.fates import fate_of
 from alignment_operator.plan.ledger import Ledger, groups_of, pod_of
 from alignment_operator.plan.types import PodView

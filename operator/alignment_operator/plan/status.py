@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from alignment_api.job import AlignmentJob
-from alignment_api.sizing import replicas_of
-from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase, Progress, RoleStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.status import AlignmentJobStatus, Artifacts, Condition, Phase, Progress, RoleStatus
+from alignment_api.derived.sizing import replicas_of
 from alignment_operator.places import makes_output, makes_storage, output_source, storage_source
 from alignment_operator.plan.admission import missing_nodes
 from alignment_operator.plan.conditions import (

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from alignment_api.roles import ROLES
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import AlignmentJobStatus
 from alignment_operator.plan.admission import misfit
 from alignment_operator.plan.fates import fate_of, is_alive
 from alignment_operator.plan.ledger import Ledger

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from alignment_api.handed import DEFAULTS, defaults_in
-from alignment_api.job import AlignmentJob, ObjectMeta
-from alignment_api.platform import Platform
-from alignment_api.roles import PORT
+from alignment_api.contract.handed import DEFAULTS, defaults_in
+from alignment_api.contract.job import AlignmentJob, ObjectMeta
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import PORT
 from alignment_operator import names
 from alignment_operator.plan.types import Support
 from alignment_operator.resources.metadata import Manifest, build_metadata

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_api.crd import crd_yaml, custom_resource_definition
-from alignment_api.yaml_tree import parse_yaml
+from alignment_api.yaml.tree import parse_yaml
 
 FILE = Path(__file__).parents[3] / "crds" / "alignmentjobs.alignment.run.yaml"
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.unit.operator.small_cluster import make_job, ppo_spec
 
-from alignment_api.handed import DEFAULTS
-from alignment_api.manifest import InvalidManifest, read_begun_manifest
+from alignment_api.contract.handed import DEFAULTS
+from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_operator.resources.objects import job_as_read
 
 

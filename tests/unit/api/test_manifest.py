@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_api.manifest import InvalidManifest, read_contract, read_manifest
-from alignment_api.platform import Platform
+from alignment_api.contract.platform import Platform
 from alignment_api.rules.check import why_not_stored
-from alignment_api.scalars import core_meaning, disagreement, kubectl_meaning
-from alignment_api.yaml_text import dump_yaml
-from alignment_api.yaml_tree import parse_yaml
+from alignment_api.yaml.manifest import InvalidManifest, read_contract, read_manifest
+from alignment_api.yaml.scalars import core_meaning, disagreement, kubectl_meaning
+from alignment_api.yaml.text import dump_yaml
+from alignment_api.yaml.tree import parse_yaml
 
 SHORTEST = """\
 apiVersion: alignment.run/v1alpha1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignment_api.algorithms import Grpo, Ppo
+from alignment_api.contract.algorithms import Grpo, Ppo
 from alignment_api.rules.rule import broken
 from alignment_api.rules.table import RULES
 

@@ -8,10 +8,10 @@ import re
 import pytest
 from tests.rule_examples import JOB, broken_job, broken_text, examples
 
-from alignment_api.crd_rules import cel_rules
-from alignment_api.manifest import InvalidManifest, read_begun_manifest, read_manifest
+from alignment_api.crd.rules import cel_rules
 from alignment_api.rules.check import why_not_stored
 from alignment_api.rules.table import RULES
+from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest, read_manifest
 
 
 @pytest.mark.parametrize("name", examples())

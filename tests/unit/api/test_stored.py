@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from alignment_api.job import AlignmentJob
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.status import AlignmentJobStatus, Condition
+from alignment_api.contract.stored import Unreadable, read_stored_job, read_stored_status
 from alignment_api.rules.check import why_not
-from alignment_api.status import AlignmentJobStatus, Condition
-from alignment_api.stored import Unreadable, read_stored_job, read_stored_status
 
 START = "2026-11-20T00:00:00Z"
 JOB: dict[str, Any] = {

@@ -13,11 +13,10 @@ from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from alignment_api.context import InstanceStatus
-from alignment_api.manifest import read_manifest
-from alignment_api.platform import Gpu, Pool
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import (
+from alignment_api.contract.context import InstanceStatus
+from alignment_api.contract.platform import Gpu, Pool
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import (
     AlignmentJobStatus,
     EvaluationReport,
     Interval,
@@ -25,6 +24,7 @@ from alignment_api.status import (
     Progress,
     StageStatus,
 )
+from alignment_api.yaml.manifest import read_manifest
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display, duration
 from alignment_cli.main import app

@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from alignment_api.status import AlignmentJobStatus, CheckpointStatus, Condition
+from alignment_api.contract.status import AlignmentJobStatus, CheckpointStatus, Condition
 from alignment_operator.kube.events import Note, transitions
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from alignment_api.platform import Platform
+from alignment_api.contract.platform import Platform
 from alignment_operator.kube.nodes import count_nodes, see_node, takes_pods
 
 PLATFORM = Platform.model_validate(

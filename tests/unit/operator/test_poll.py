@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from alignment_api.roles import PORT
+from alignment_api.contract.roles import PORT
 from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.observe import SeenPod
 from alignment_operator.kube.poll import StatusPoller

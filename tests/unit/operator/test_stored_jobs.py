@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tests.unit.operator.small_cluster import START, SmallCluster, make_job
 
-from alignment_api.manifest import InvalidManifest, read_begun_manifest
-from alignment_api.stored import Unreadable, read_stored_job
+from alignment_api.contract.stored import Unreadable, read_stored_job
+from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_operator.kube.world import merge_patch, unreadable_status
 from alignment_operator.resources.objects import build_config
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.tiny import write_model, write_pairs
 
-from alignment_api.context import CONTEXT_VARIABLE, Context, Outcome
+from alignment_api.contract.context import CONTEXT_VARIABLE, Context, Outcome
 from alignment_trainer.main import main
 
 ROOT = Path(__file__).parents[3]

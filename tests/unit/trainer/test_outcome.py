@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment_api.context import Failure, Outcome
+from alignment_api.contract.context import Failure, Outcome
 from alignment_trainer.process.cores import available_cores
 from alignment_trainer.process.errors import UserError, failure_of
 from alignment_trainer.process.interruption import Interruption
@@ -75,7 +75,7 @@ def test_a_mounted_outcome_file_is_written_in_place(tmp_path: Path) -> None:
     (tmp_path / "host").write_text("x" * 100)
     (tmp_path / "log").touch()
     script = (
-        "import sys, pathlib; from alignment_api.context import Outcome; "
+        "import sys, pathlib; from alignment_api.contract.context import Outcome; "
         "from alignment_trainer.process.outcome import *; "
         "p = pathlib.Path(sys.argv[1]); clear_outcome(p); write_outcome(p, Outcome(result='succeeded', step=3))"
     )

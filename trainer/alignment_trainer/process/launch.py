@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from alignment_api.context import Context, Failure, Outcome
-from alignment_api.roles import ROLES
+from alignment_api.contract.context import Context, Failure, Outcome
+from alignment_api.contract.roles import ROLES
 from alignment_trainer.process.cores import threads_per_process
 from alignment_trainer.process.outcome import write_outcome
 

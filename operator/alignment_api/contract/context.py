@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from alignment_api.base import Contract
-from alignment_api.platform import Gpu
-from alignment_api.roles import StageName
-from alignment_api.status import CheckpointStatus, DataReport, EvaluationReport, ModelReport, PrecisionReport, Progress
+from alignment_api.contract.base import Contract
+from alignment_api.contract.platform import Gpu
+from alignment_api.contract.roles import StageName
+from alignment_api.contract.status import (
+    CheckpointStatus,
+    DataReport,
+    EvaluationReport,
+    ModelReport,
+    PrecisionReport,
+    Progress,
+)
 
 CONTEXT_VARIABLE = "ALIGNMENT_CONTEXT"
 """Environment variable that holds a Context as JSON."""

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from alignment_api.base import Contract
-from alignment_api.numbers import Count, NotNegative, Positive, Samples
-from alignment_api.rewards import Reward, Rewards
+from alignment_api.contract.base import Contract
+from alignment_api.contract.numbers import Count, NotNegative, Positive, Samples
+from alignment_api.contract.rewards import Reward, Rewards
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]

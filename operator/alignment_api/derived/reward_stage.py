@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from alignment_api.algorithms import Algorithm, RewardModel
-from alignment_api.roles import StageName
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.algorithms import Algorithm, RewardModel
+from alignment_api.contract.roles import StageName
+from alignment_api.contract.spec import AlignmentJobSpec
 
 REWARD_FOLDER = "reward"
 """Folder of the job's storage in which stage `reward` has its own prepared data, claims, checkpoints and model."""

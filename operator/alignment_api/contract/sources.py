@@ -96,7 +96,7 @@ _CHECKS: dict[str, Callable[[str, str], None]] = {
 
 @dataclass(frozen=True)
 class IsSource:
-    """Marks the types below, so that the sources of a spec are found by their type (see `source_fields.py`)."""
+    """Marks the types below, so that the sources of a spec are found by their type (see `derived/source_fields.py`)."""
 
 
 def _check(*allowed: Scheme) -> AfterValidator:

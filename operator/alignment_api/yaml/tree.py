@@ -19,8 +19,8 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
-from alignment_api.base import FieldPath
-from alignment_api.scalars import Scalar, core_meaning, disagreement
+from alignment_api.contract.base import FieldPath
+from alignment_api.yaml.scalars import Scalar, core_meaning, disagreement
 
 _MAX_NODES = 100_000
 """A manifest has dozens; aliases of aliases would otherwise grow without bound."""

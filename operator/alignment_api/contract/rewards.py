@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from alignment_api.base import Contract
-from alignment_api.inputs import Data, Model
-from alignment_api.numbers import Count, Fraction, NotNegative, Positive
-from alignment_api.sources import ReadableSource
+from alignment_api.contract.base import Contract
+from alignment_api.contract.inputs import Data, Model
+from alignment_api.contract.numbers import Count, Fraction, NotNegative, Positive
+from alignment_api.contract.sources import ReadableSource
 
 
 class NumericAnswer(Contract):

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignment_api.base import Contract
-from alignment_api.numbers import Steps
-from alignment_api.sources import ReadableSource
+from alignment_api.contract.base import Contract
+from alignment_api.contract.numbers import Steps
+from alignment_api.contract.sources import ReadableSource
 
 
 class Model(Contract):

@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from alignment_api.base import Contract, FieldPath
-from alignment_api.sources import IsSource
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.base import Contract, FieldPath
+from alignment_api.contract.sources import IsSource
+from alignment_api.contract.spec import AlignmentJobSpec
 
 WRITTEN: frozenset[FieldPath] = frozenset({("spec", "storage", "source"), ("spec", "output", "destination")})
 """Everything else is only read."""

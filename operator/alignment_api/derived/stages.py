@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alignment_api.roles import ROLES, STAGES, Stage
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.roles import ROLES, STAGES, Stage
+from alignment_api.contract.spec import AlignmentJobSpec
 
 
 def stages_of(spec: AlignmentJobSpec) -> tuple[Stage, ...]:

@@ -1,6 +1,6 @@
 """What an engineer writes: the spec of an AlignmentJob.
 
-Defaults stand on their fields with unit and reason; `crd.py` carries both into `kubectl explain`.
+Defaults stand on their fields with unit and reason; `crd/schema.py` carries both into `kubectl explain`.
 A field exists once something reads it.
 """
 
@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignment_api.algorithms import Algorithm
-from alignment_api.base import Contract
-from alignment_api.inputs import Data, Model
-from alignment_api.numbers import Count, Fraction, Positive, Steps, Tolerated
-from alignment_api.role_spec import Roles
-from alignment_api.sources import WritableSource
+from alignment_api.contract.algorithms import Algorithm
+from alignment_api.contract.base import Contract
+from alignment_api.contract.inputs import Data, Model
+from alignment_api.contract.numbers import Count, Fraction, Positive, Steps, Tolerated
+from alignment_api.contract.role_spec import Roles
+from alignment_api.contract.sources import WritableSource
 
 
 class Training(Contract):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from alignment_api.base import Contract, FieldPath
-from alignment_api.fields import children, field_at
-from alignment_api.job import GROUP, AlignmentJob
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.base import Contract, FieldPath
+from alignment_api.contract.fields import children, field_at
+from alignment_api.contract.job import GROUP, AlignmentJob
+from alignment_api.contract.spec import AlignmentJobSpec
 
 DEFAULTS = f"{GROUP}/defaults"
 """Annotation: a JSON list of the fields that stand at their defaults, each as a list from the root."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from alignment_api.base import Contract
-from alignment_api.fields import contract_in
-from alignment_api.job import AlignmentJob, ObjectMeta
-from alignment_api.mutability import MUTABLE, SCALABLE
-from alignment_api.role_spec import Roles
+from alignment_api.contract.base import Contract
+from alignment_api.contract.fields import contract_in
+from alignment_api.contract.job import AlignmentJob, ObjectMeta
+from alignment_api.contract.role_spec import Roles
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.rules.mutability import MUTABLE, SCALABLE
 from alignment_api.rules.rule import Rule
 from alignment_api.rules.table import RULES
-from alignment_api.spec import AlignmentJobSpec
 
 Schema = dict[str, Any]
 Place = tuple[str, ...]

@@ -8,7 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
-from alignment_api.scalars import core_meaning, kubectl_meaning
+from alignment_api.yaml.scalars import core_meaning, kubectl_meaning
 
 
 def dump_yaml(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from alignment_api.base import Contract, FieldPath
+from alignment_api.contract.base import Contract, FieldPath
 
 
 def children(value: Contract) -> Iterator[tuple[FieldPath, Contract]]:

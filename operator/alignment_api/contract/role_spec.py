@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from alignment_api.base import Contract
-from alignment_api.numbers import GangPods, Ranks, Servers
-from alignment_api.quantity import Quantity
+from alignment_api.contract.base import Contract
+from alignment_api.contract.numbers import GangPods, Ranks, Servers
+from alignment_api.contract.quantity import Quantity
 
 
 class Role(Contract):

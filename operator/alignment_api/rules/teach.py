@@ -10,8 +10,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from alignment_api.base import Contract, FieldPath
-from alignment_api.fields import all_fields, field_at, fields_of, model_at
+from alignment_api.contract.base import Contract, FieldPath
+from alignment_api.contract.fields import all_fields, field_at, fields_of, model_at
 
 _KINDS: dict[type, str] = {
     bool: "true or false",

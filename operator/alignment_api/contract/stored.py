@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import SchemaValidator
 
-from alignment_api.base import Contract, FieldPath
-from alignment_api.job import AlignmentJob, ObjectMeta
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.base import Contract, FieldPath
+from alignment_api.contract.job import AlignmentJob, ObjectMeta
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import AlignmentJobStatus
 
 ContractType = TypeVar("ContractType", bound=Contract)
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignment_api.base import Contract
-from alignment_api.roles import PoolName, StageName
+from alignment_api.contract.base import Contract
+from alignment_api.contract.roles import PoolName, StageName
 
 Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
 ConditionType = Literal[

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition of AlignmentJob, generated from the types. `python -m alignment_api.crd > crds/...`.
+"""The CustomResourceDefinition of AlignmentJob, generated from the types.
 
 Structural schema (no $ref, no null in anyOf), every field described, defaults where the types have them, and CEL rules
 for what a schema cannot say. The types stay the one source: a rule that belongs to one field is derived from it.
@@ -7,13 +7,12 @@ for what a schema cannot say. The types stay the one source: a rule that belongs
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from alignment_api.crd_rules import ITEM, Schema, cel_rules, make_rule
-from alignment_api.job import GROUP, KIND, PLURAL, VERSION, AlignmentJob
-from alignment_api.yaml_text import dump_yaml
+from alignment_api.contract.job import GROUP, KIND, PLURAL, VERSION, AlignmentJob
+from alignment_api.crd.rules import ITEM, Schema, cel_rules, make_rule
+from alignment_api.yaml.text import dump_yaml
 
 COLUMNS = (
     ("Algorithm", "string", ".status.algorithm"),
@@ -178,7 +177,3 @@ def _at(schema: Schema, path: tuple[str, ...]) -> Schema:
     for name in path:
         schema = schema["items"] if name == ITEM else schema["properties"][name]
     return schema
-
-
-if __name__ == "__main__":
-    sys.stdout.write(crd_yaml())

@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from alignment_api.platform import Pool
-from alignment_api.quantity import quantity_value
-from alignment_api.role_spec import AcceleratedRole
-from alignment_api.roles import ROLES
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.platform import Pool
+from alignment_api.contract.quantity import quantity_value
+from alignment_api.contract.role_spec import AcceleratedRole
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.spec import AlignmentJobSpec
 
 GIB = 1024**3
 TRAINED_BYTES = 16

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from alignment_api.base import Contract
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.base import Contract
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import AlignmentJobStatus
 
 GROUP = "alignment.run"
 VERSION = "v1alpha1"

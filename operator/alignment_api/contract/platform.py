@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from alignment_api.base import Contract
-from alignment_api.quantity import Quantity
-from alignment_api.roles import PoolName
-from alignment_api.sources import WritableSource
+from alignment_api.contract.base import Contract
+from alignment_api.contract.quantity import Quantity
+from alignment_api.contract.roles import PoolName
+from alignment_api.contract.sources import WritableSource
 
 
 class Gpu(Contract):

@@ -1,6 +1,6 @@
 """A manifest's text to an AlignmentJob, or every mistake in it at once: where, what was found, what to write.
 
-What is stored already is read by `stored.py`, with more patience.
+What is stored already is read by `contract/stored.py`, with more patience.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from alignment_api.base import Contract, FieldPath, field_path
-from alignment_api.handed import without_newer_defaults
-from alignment_api.job import AlignmentJob
+from alignment_api.contract.base import Contract, FieldPath, field_path
+from alignment_api.contract.handed import without_newer_defaults
+from alignment_api.contract.job import AlignmentJob
 from alignment_api.rules.check import check
 from alignment_api.rules.rule import Mistake, Rule
 from alignment_api.rules.table import RULES
-from alignment_api.teach import unknown_field
-from alignment_api.yaml_tree import Node, parse_yaml
+from alignment_api.rules.teach import unknown_field
+from alignment_api.yaml.tree import Node, parse_yaml
 
 ContractType = TypeVar("ContractType", bound=Contract)
 

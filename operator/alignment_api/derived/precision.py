@@ -6,9 +6,9 @@ knows before `prepare` has looked at its own; then status has the answer.
 
 from __future__ import annotations
 
-from alignment_api.platform import Gpu, Platform
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import Precision, PrecisionReport
+from alignment_api.contract.platform import Gpu, Platform
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import Precision, PrecisionReport
 
 
 def training_gpu(spec: AlignmentJobSpec, platform: Platform) -> Gpu | None:

@@ -19,7 +19,7 @@ def field_path(path: FieldPath) -> str:
 class Contract(BaseModel):
     """Immutable, closed to unknown fields; camelCase in manifests, snake_case in code.
 
-    Manifests are read with `by_name=False` (see `manifest.py`): kubectl knows the camelCase names alone.
+    Manifests are read with `by_name=False` (see `yaml/manifest.py`): kubectl knows the camelCase names alone.
     What is stored is read with more patience (see `stored.py`); what it has beyond the type rides along in
     `model_extra`, through every copy, and is written again as it was read.
     """
