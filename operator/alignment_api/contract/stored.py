@@ -25,6 +25,7 @@ ContractType = TypeVar("ContractType", bound=Contract)
 _BOUNDS = frozenset({"gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length"})
 _PLAIN = frozenset({"cls", "default", "function", "metadata"})
 """Keys of a core schema below which there is no schema."""
+_REMEMBERED = frozenset({"attempt", "instances", "stages", "roles", "startedAt", "finishedAt"})
 
 
 class Unreadable(ValueError):
@@ -33,8 +34,9 @@ class Unreadable(ValueError):
 
 def read_stored_job(raw: Any) -> AlignmentJob:
     """The job as the apiserver or a run's folder holds it. Raises Unreadable."""
-    outline, _ = read_leniently(_Outline, raw)
-    spec = read_stored_spec(outline.spec)
+    if not isinstance(raw, dict):
+        raise Unreadable("no object with metadata and spec")
+    spec = read_stored_spec(raw.get("spec", {}))
     if not spec.algorithm.given:
         known = ", ".join(type(spec.algorithm).model_fields)
         found = ", ".join(spec.algorithm.model_extra or ()) or "none"
@@ -42,13 +44,13 @@ def read_stored_job(raw: Any) -> AlignmentJob:
     return AlignmentJob.model_construct(
         api_version="alignment.run/v1alpha1",
         kind="AlignmentJob",
-        metadata=outline.metadata,
+        metadata=read_leniently(ObjectMeta, raw.get("metadata", {}))[0],
         spec=spec,
-        status=read_stored_status(outline.status),
+        status=read_stored_status(raw.get("status", {})),
     )
 
 
-def read_stored_spec(raw: dict[str, Any]) -> AlignmentJobSpec:
+def read_stored_spec(raw: Any) -> AlignmentJobSpec:
     """A spec; what could not be read stands beside the default of its field and is written again. Raises Unreadable."""
     spec, unread = read_leniently(AlignmentJobSpec, raw)
     for path in unread:
@@ -58,15 +60,16 @@ def read_stored_spec(raw: dict[str, Any]) -> AlignmentJobSpec:
     return spec
 
 
-def read_stored_status(raw: dict[str, Any]) -> AlignmentJobStatus:
-    """A status. Its words may be those of another release: a stage, an end, a condition. Raises Unreadable."""
-    return read_leniently(AlignmentJobStatus, raw, any_word=True)[0]
+def read_stored_status(raw: Any) -> AlignmentJobStatus:
+    """A status. Its words may be those of another release: a stage, an end, a condition. Raises Unreadable.
 
-
-class _Outline(Contract):
-    metadata: ObjectMeta
-    spec: dict[str, Any]
-    status: dict[str, Any] = {}
+    What lives and attempts are counted by must be read whole: a job whose pods were forgotten would get them twice.
+    """
+    status, unread = read_leniently(AlignmentJobStatus, raw, any_word=True)
+    forgotten = sorted(path[0] for path in unread if path[0] in _REMEMBERED)
+    if forgotten:
+        raise Unreadable(f"status.{forgotten[0]} is not written as this release writes it")
+    return status
 
 
 def read_leniently(model: type[ContractType], raw: Any, any_word: bool = False) -> tuple[ContractType, set[FieldPath]]:

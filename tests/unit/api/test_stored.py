@@ -128,11 +128,19 @@ def test_two_readings_are_equal_and_one_that_has_more_is_not() -> None:
         ("spec.algorithm", {}, r"spec\.algorithm: found none"),
         ("spec.model", {}, r"model: field required"),
         ("spec", {}, r"model: field required"),
+        ("status.attempt", "second", r"status\.attempt is not written as this release writes it"),
+        ("status.instances", [{"role": "actor", "index": 0, "life": "a1"}], r"status\.instances is not written"),
     ],
 )
 def test_what_cannot_be_managed_is_said(path: str, value: Any, words: str) -> None:
     with pytest.raises(Unreadable, match=words):
         read_stored_job(stored(path, value))
+
+
+def test_a_report_that_cannot_be_read_is_left_out_and_left_alone() -> None:
+    status = read_stored_status({"phase": "Running", "attempt": 2, "progress": "half", "metrics": {"loss": "low"}})
+    assert (status.attempt, status.progress, status.metrics) == (2, None, {})
+    assert "progress" not in status.model_dump(exclude_unset=True)
 
 
 def test_metadata_that_is_kubernetes_own_does_not_ride_along() -> None:
