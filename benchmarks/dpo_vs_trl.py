@@ -34,7 +34,7 @@ def ours(options: argparse.Namespace) -> Report:
     """This trainer, by the functions that its policy role calls."""
     import torch
 
-    from alignment_api.spec import AlignmentJobSpec
+    from alignment_api.contract.spec import AlignmentJobSpec
     from alignment_trainer.checkpoint.run_state import Checkpoints
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.tokenize import PairTokenizer

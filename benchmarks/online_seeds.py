@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from alignment_api.manifest import read_manifest
-from alignment_api.status import EvaluationReport
-from alignment_api.yaml_text import dump_yaml
+from alignment_api.contract.status import EvaluationReport
+from alignment_api.yaml.manifest import read_manifest
+from alignment_api.yaml.text import dump_yaml
 from alignment_operator.local.folder import job_as_json
 from alignment_operator.local.sources import local_job
 

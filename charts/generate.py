@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignment_api.contract.platform import Platform
 from alignment_api.crd import crd_yaml
-from alignment_api.platform import Platform
 
 CHART = Path(__file__).parent / "alignment-operator"
 Json = dict[str, Any]

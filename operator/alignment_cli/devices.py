@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from alignment_api.platform import Pool
-from alignment_api.roles import stages_of
-from alignment_api.sizing import replicas_of, size_of
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.platform import Pool
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.sizing import replicas_of, size_of
+from alignment_api.derived.stages import stages_of
 
 
 def gpu_shortage(spec: AlignmentJobSpec, pool: Pool, gpus: int, parameters: int | None) -> str | None:

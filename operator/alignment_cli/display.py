@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from alignment_api.status import AlignmentJobStatus, PrecisionReport, Progress
+from alignment_api.contract.status import AlignmentJobStatus, PrecisionReport, Progress
 from alignment_operator.plan.types import PodView
 
 _SECONDS_BETWEEN_LINES = 5.0

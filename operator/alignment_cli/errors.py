@@ -8,7 +8,7 @@ from typing import ParamSpec
 
 import typer
 
-from alignment_api.manifest import InvalidManifest
+from alignment_api.yaml.manifest import InvalidManifest
 from alignment_operator.local.folder import FolderDamaged, FolderInUse
 
 Parameters = ParamSpec("Parameters")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from alignment_api.algorithms import Grpo, Ppo
-from alignment_api.reward_stage import spec_of_stage
-from alignment_api.roles import stages_of
-from alignment_api.sources import parse_source
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.algorithms import Grpo, Ppo
+from alignment_api.contract.sources import parse_source
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.reward_stage import spec_of_stage
+from alignment_api.derived.stages import stages_of
 
 _SAMPLED_ROWS = 200
 _LETTERS_PER_TOKEN = 4.0

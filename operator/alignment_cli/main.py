@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignment_api.manifest import InvalidManifest
+from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_cli.errors import Refused, teaching
 from alignment_cli.reading import check_files, parse_volumes, read_file
 
@@ -39,7 +39,7 @@ def run(
     from alignment_cli.run import run as run_here
 
     options = RunOptions(folder, parse_volumes(volume or []), fresh)
-    raise typer.Exit(run_here(read_file(manifest), options, Console()))
+    raise typer.Exit(run_here(read_file(manifest, read_begun_manifest), options, Console()))
 
 
 @app.command()

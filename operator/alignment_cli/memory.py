@@ -7,10 +7,11 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_api.mutability import SCALABLE
-from alignment_api.roles import ROLES, stages_of
-from alignment_api.sizing import FROZEN_BYTES, copies_of, replicas_of, scratch_bytes
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.sizing import FROZEN_BYTES, copies_of, replicas_of, scratch_bytes
+from alignment_api.derived.stages import stages_of
+from alignment_api.rules.mutability import SCALABLE
 from alignment_cli.display import memory_text
 
 _TRAINED_BYTES = 16

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_api.inputs import Data
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import InvalidManifest, Problem, field_path, problem_at, read_manifest
-from alignment_api.source_fields import FieldPath, sources_read
-from alignment_api.sources import parse_source
+from alignment_api.contract.base import FieldPath, field_path
+from alignment_api.contract.inputs import Data
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.sources import parse_source
+from alignment_api.derived.source_fields import sources_read
+from alignment_api.yaml.manifest import InvalidManifest, Problem, problem_at, read_manifest
 from alignment_cli.errors import Refused
 from alignment_operator.local.sources import local_job, missing_volumes
 
@@ -29,12 +30,16 @@ class Manifest:
         """A mistake at that field."""
         return problem_at(self.text, str(self.file), path, message)
 
+    def check_rules(self) -> None:
+        """Raises InvalidManifest with every rule that a job which asks to start breaks."""
+        read_manifest(self.text, str(self.file))
+
     def local_job(self, volumes: Mapping[str, Path]) -> AlignmentJob:
         """The job with its sources as this machine sees them."""
         return local_job(self.job, self.file.parent, volumes)
 
 
-def read_file(file: Path) -> Manifest:
+def read_file(file: Path, read: Callable[[str, str], AlignmentJob] = read_manifest) -> Manifest:
     """The manifest in `file`. Raises Refused where there is none, InvalidManifest with every mistake in it."""
     try:
         text = file.read_text(encoding="utf-8")
@@ -44,7 +49,7 @@ def read_file(file: Path) -> Manifest:
         raise Refused(f"{file}: is a folder; write the path of a manifest, for example {file}/job.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{file}: cannot be read: {error}") from None
-    return Manifest(file, text, read_manifest(text, str(file)))
+    return Manifest(file, text, read(text, str(file)))
 
 
 def parse_volumes(options: list[str]) -> dict[str, Path]:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from alignment_api.context import InstanceStatus, Outcome
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import read_contract
-from alignment_api.platform import Platform
-from alignment_api.roles import STAGES
-from alignment_api.sources import parse_source
-from alignment_api.status import Condition, DataReport, ModelReport
-from alignment_api.yaml_text import dump_yaml
+from alignment_api.contract.context import InstanceStatus, Outcome
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import STAGES
+from alignment_api.contract.sources import parse_source
+from alignment_api.contract.status import Condition, DataReport, ModelReport
+from alignment_api.yaml.manifest import read_contract
+from alignment_api.yaml.text import dump_yaml
 from alignment_cli.errors import Refused
 from alignment_cli.memory import count_parameters
 from alignment_cli.reading import Manifest

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alignment_api.job import AlignmentJob
-from alignment_api.mutability import immutable_changes
-from alignment_api.precision import as_far_as_known
-from alignment_api.sources import parse_source
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.sources import parse_source
+from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.derived.precision import as_far_as_known
+from alignment_api.rules.mutability import immutable_changes
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display
 from alignment_cli.errors import Refused
@@ -51,6 +51,9 @@ class RunOptions:
 
 def run(manifest: Manifest, options: RunOptions, console: Console) -> int:
     """Runs the job to its end, or to a Ctrl-C; returns the exit code. Raises Refused and InvalidManifest."""
+    folder = RunFolder(_choose_folder(manifest.job.metadata.name, options))
+    if not _was_let_in(folder, manifest.local_job(options.volumes)):
+        manifest.check_rules()
     _check_installed(manifest.job)
     check_volumes(manifest, options.volumes)
     complaints = check_files(manifest, options.volumes)
@@ -58,12 +61,17 @@ def run(manifest: Manifest, options: RunOptions, console: Console) -> int:
         complaints.append(str(manifest.problem(("spec", "suspend"), "is true; write false to run the job")))
     if complaints:
         raise Refused("\n".join(complaints))
-    folder = RunFolder(_choose_folder(manifest.job.metadata.name, options))
     folder.lock()
     try:
         return _run_in(folder, manifest, options, console)
     finally:
         folder.unlock()
+
+
+def _was_let_in(folder: RunFolder, job: AlignmentJob) -> bool:
+    """Whether the folder is this job's: then it goes on, though a stricter release would not let it start."""
+    before = folder.read_job()
+    return before is not None and not immutable_changes(before.spec, job.spec)
 
 
 def _run_in(folder: RunFolder, manifest: Manifest, options: RunOptions, console: Console) -> int:

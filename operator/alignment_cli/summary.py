@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alignment_api.reward_stage import REWARD_FOLDER
-from alignment_api.status import AlignmentJobStatus, EvaluationReport, Interval
+from alignment_api.contract.status import AlignmentJobStatus, EvaluationReport, Interval
+from alignment_api.derived.reward_stage import REWARD_FOLDER
 from alignment_cli.display import duration
 
 _WORDS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import kopf
 
-from alignment_api.job import GROUP, PLURAL, VERSION
+from alignment_api.contract.job import GROUP, PLURAL, VERSION
 from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.operator import Operator
 from alignment_operator.plan.types import JobKey

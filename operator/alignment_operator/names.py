@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from alignment_api.job import GROUP, JOB_LABEL, AlignmentJob
-from alignment_api.roles import StageName
+from alignment_api.contract.job import GROUP, JOB_LABEL, AlignmentJob
+from alignment_api.contract.roles import StageName
 
 UID_LABEL = f"{GROUP}/uid"
 ROLE_LABEL = f"{GROUP}/role"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import field_path
-from alignment_api.platform import Platform
-from alignment_api.source_fields import sources_read
-from alignment_api.sources import Source, parse_source
+from alignment_api.contract.base import field_path
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.sources import Source, parse_source
+from alignment_api.derived.source_fields import sources_read
 from alignment_operator.names import VOLUMES_FOLDER, output_claim, storage_claim
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from alignment_api.job import AlignmentJob
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.status import AlignmentJobStatus
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import JobKey, Observed, Plan
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from tests.corpus import Expectation, expectations
 from tests.rig.cluster import Rig
+from tests.rule_examples import broken_job, broken_text, examples
 
 from alignment_api.crd import custom_resource_definition
-from alignment_api.manifest import read_manifest
-from alignment_api.mutability import immutable_changes
+from alignment_api.rules.check import why_not_stored
+from alignment_api.rules.mutability import immutable_changes
+from alignment_api.yaml.manifest import read_manifest
 
 pytestmark = pytest.mark.cluster
 
@@ -83,6 +85,18 @@ def refusal(cluster: Rig, *arguments: str, stdin: str | None = None) -> str:
 def test_the_apiserver_refuses(expectation: Expectation, cluster: Rig) -> None:
     words = refusal(cluster, "create", "--validate=strict", "--dry-run=server", "-f", str(expectation.file))
     assert re.search(expectation.pattern, words), words
+
+
+@pytest.mark.parametrize("name", examples())
+def test_a_rule_of_the_table_is_held_by_the_apiserver_in_the_same_words(name: str, cluster: Rig) -> None:
+    rule = examples()[name]
+    (problem,) = why_not_stored(broken_job(rule))
+    field, _, message = problem.partition(": ")
+    words = refusal(cluster, "create", "--dry-run=server", "-n", "default", "-f", "-", stdin=broken_text(rule))
+    assert rule.message in words
+    assert message.endswith(rule.message)
+    assert field in words
+    assert len(re.findall("Invalid value", words)) == 1, "its example breaks it alone"
 
 
 @pytest.mark.parametrize("gate", ["condition", "prepare"])

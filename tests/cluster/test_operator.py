@@ -239,7 +239,7 @@ def test_a_job_stored_before_the_contract_was_stricter_is_told_so(place: Place, 
         place.rig.apply(custom_resource_definition())
     with operating(place, tmp_path):
         admitted = eventually(lambda: place.condition("Admitted"), "a word")
-        assert (admitted["status"], admitted["reason"]) == ("False", "InvalidSpec")
+        assert (admitted["status"], admitted["reason"]) == ("False", "Refused")
         assert "spec.algorithm.dpo.beta: found `-0.5`" in admitted["message"]
         version = place.items("aj")[0]["metadata"]["resourceVersion"]
         place.create_job("other")

@@ -5,8 +5,8 @@ import json
 import pytest
 from tests.rig.cluster import Rig
 
-from alignment_api.scalars import core_meaning, disagreement, kubectl_meaning
-from alignment_api.yaml_tree import parse_yaml
+from alignment_api.yaml.scalars import core_meaning, disagreement, kubectl_meaning
+from alignment_api.yaml.tree import parse_yaml
 
 pytestmark = pytest.mark.cluster
 

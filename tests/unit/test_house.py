@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from alignment_api.manifest import read_manifest
+from alignment_api.yaml.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

@@ -11,9 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
-from alignment_api.context import CONTEXT_VARIABLE, Context, Outcome
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import InvalidManifest, read_manifest
+from alignment_api.contract.context import CONTEXT_VARIABLE, Context, Outcome
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_trainer.process import launch
 from alignment_trainer.process.cores import threads_per_process
 from alignment_trainer.process.errors import UserError
@@ -52,7 +52,7 @@ def main() -> None:
         sys.exit(
             f"alignment-trainer is started by a runtime, which sets {CONTEXT_VARIABLE}; try `alignctl run job.yaml`"
         )
-    context = Context.model_validate_json(text)
+    context = Context.model_validate_json(text, extra="ignore")  # its runtime may be of a newer release
     labels: dict[str, str | int] = {
         "job": context.job,
         "role": context.role,
@@ -113,7 +113,7 @@ def _settled(instance: Instance) -> Instance:
 
 def _read_job(path: Path) -> AlignmentJob:
     try:
-        return read_manifest(path.read_text(), path.name)
+        return read_begun_manifest(path.read_text(), path.name)
     except InvalidManifest as error:
         raise UserError("InvalidSpec", str(error)) from error
 

@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
 from alignment_operator import names
 from alignment_operator.kube.client import STRATEGIC_PATCH, ApiError, KubeClient, Manifest
 from alignment_operator.kube.observe import SeenPod

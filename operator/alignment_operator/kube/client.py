@@ -25,7 +25,6 @@ Params = Mapping[str, str]
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
-JSON_PATCH = "application/json-patch+json"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 TRANSIENT = frozenset({429, 500, 502, 503, 504})

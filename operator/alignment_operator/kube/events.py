@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from alignment_api.job import API_VERSION, KIND, AlignmentJob
-from alignment_api.status import AlignmentJobStatus, Condition
+from alignment_api.contract.job import API_VERSION, KIND, AlignmentJob
+from alignment_api.contract.status import AlignmentJobStatus, Condition
 from alignment_operator.kube.client import UNAVAILABLE, ApiError, KubeClient, Manifest
 from alignment_operator.kube.paths import collection
 

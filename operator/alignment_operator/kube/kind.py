@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from alignment_api.job import API_VERSION, GROUP, KIND, PLURAL
+from alignment_api.contract.job import API_VERSION, GROUP, KIND, PLURAL
 from alignment_operator.kube.client import UNAVAILABLE, ApiError, KubeClient
 from alignment_operator.kube.paths import collection
 

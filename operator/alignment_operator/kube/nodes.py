@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignment_api.platform import Platform, Pool
-from alignment_api.roles import PoolName
+from alignment_api.contract.platform import Platform, Pool
+from alignment_api.contract.roles import PoolName
 from alignment_operator.kube.client import Manifest
 from alignment_operator.kube.reflector import Reflector
 

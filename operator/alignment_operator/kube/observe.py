@@ -10,9 +10,9 @@ from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
-from alignment_api.context import Outcome
-from alignment_api.job import JOB_LABEL
-from alignment_api.roles import ROLES, StageName
+from alignment_api.contract.context import Outcome
+from alignment_api.contract.job import JOB_LABEL
+from alignment_api.contract.roles import ROLES, StageName
 from alignment_operator.kube.client import Manifest
 from alignment_operator.names import (
     CONTAINER,
@@ -180,7 +180,7 @@ def _rejected(status: Mapping[str, Any]) -> bool:
 def _outcome(ended: Mapping[str, Any]) -> Outcome | None:
     """The termination message, where it is an Outcome: a process that was killed leaves none, or half of one."""
     try:
-        return Outcome.model_validate_json(ended.get("message", ""), strict=True, by_name=False)
+        return Outcome.model_validate_json(ended.get("message", ""), strict=True, by_name=False, extra="ignore")
     except ValidationError:
         return None
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from alignment_api.job import JOB_LABEL, KIND
+from alignment_api.contract.job import JOB_LABEL, KIND
 from alignment_operator.kube.client import METADATA_LIST, UNAVAILABLE, KubeClient
 from alignment_operator.kube.events import EventPoster
 from alignment_operator.kube.kind import JobKind

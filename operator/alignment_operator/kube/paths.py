@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignment_api.job import API_VERSION, KIND, PLURAL
+from alignment_api.contract.job import API_VERSION, KIND, PLURAL
 
 _COLLECTIONS = {
     KIND: ("apis/" + API_VERSION, PLURAL),

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from alignment_api.manifest import InvalidManifest, read_contract
-from alignment_api.platform import Platform
+from alignment_api.contract.platform import Platform
+from alignment_api.yaml.manifest import InvalidManifest, read_contract
 from alignment_operator.kube.client import UNAVAILABLE, KubeClient
 from alignment_operator.kube.paths import named
 from alignment_operator.kube.telemetry import Telemetry

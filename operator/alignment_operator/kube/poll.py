@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
-from alignment_api.context import InstanceStatus
-from alignment_api.roles import PORT, STAGES
+from alignment_api.contract.context import InstanceStatus
+from alignment_api.contract.roles import PORT, STAGES
 from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.observe import SeenPod
 from alignment_operator.kube.paths import named
@@ -92,7 +92,7 @@ class StatusPoller:
     async def _probe(self, pod: SeenPod) -> InstanceStatus | None:
         try:
             text = await self._client.probe(self._url(pod), TIMEOUT_SECONDS)
-            status = InstanceStatus.model_validate_json(text, strict=True, by_name=False)
+            status = InstanceStatus.model_validate_json(text, strict=True, by_name=False, extra="ignore")
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             log.info("no status from pod", extra={"pod": pod.view.name, "error": str(error)})
             return None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
-from alignment_api.context import InstanceStatus
-from alignment_api.job import JOB_LABEL, KIND, AlignmentJob
-from alignment_api.manifest import describe_invalid
-from alignment_api.platform import Platform
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.context import InstanceStatus
+from alignment_api.contract.job import JOB_LABEL, KIND, AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.contract.stored import Unreadable, read_stored_job
+from alignment_api.rules.check import why_not_stored
 from alignment_operator.kube.apply import Applier
-from alignment_operator.kube.client import JSON_PATCH, ApiError, KubeClient, Manifest
+from alignment_operator.kube.client import ApiError, KubeClient, Manifest
 from alignment_operator.kube.events import EventPoster, Note, transitions
 from alignment_operator.kube.nodes import NodeCounts, NodeView
 from alignment_operator.kube.observe import SeenPod
@@ -28,6 +26,7 @@ from alignment_operator.reconcile import Conflict
 
 REFUSALS = (403, 404, 422)
 """Of creates; 404 is a kind that is not served, or a namespace that has gone."""
+MESSAGE_CHARACTERS = 32768
 Pods = Reflector[SeenPod, JobKey]
 Nodes = Reflector[NodeView, str]
 
@@ -90,7 +89,8 @@ class KubeWorld:
         self._telemetry.saw_phase(key, status.phase)
         if status == job.status:
             return
-        await self._write_status(key, job.metadata.resource_version, _dump(status))
+        before = _as_stored(job.status, exclude_unset=True)
+        await self._write_status(key, job.metadata.resource_version, merge_patch(before, _as_stored(status)))
         self._events.post(job, transitions(job.status, status), self.clock())
 
     async def apply(self, job: AlignmentJob, plan: Plan) -> None:
@@ -117,25 +117,20 @@ class KubeWorld:
             raise
 
     async def _parse(self, key: JobKey, raw: Manifest) -> AlignmentJob | None:
-        """The job; None where it was stored before the contract became stricter, and then its status says so."""
+        """The job as it is stored; None where this release could not manage it, and then its status says so."""
         try:
-            return AlignmentJob.model_validate_json(json.dumps(raw), strict=True, by_name=False)
-        except ValidationError as error:
-            problems = "; ".join(describe_invalid(AlignmentJob, error))
-        status = refused(raw.get("status", {}), problems, raw["metadata"].get("generation", 1), self.clock())
-        if status != raw.get("status"):
-            await self._write_status(key, raw["metadata"]["resourceVersion"], status)
+            return read_stored_job(raw)
+        except Unreadable as error:
+            before = raw.get("status", {})
+            after = unreadable_status(raw, error, self.clock())
+        if after != before:
+            await self._write_status(key, raw["metadata"]["resourceVersion"], merge_patch(before, after))
         return None
 
-    async def _write_status(self, key: JobKey, version: str, status: Manifest) -> None:
-        patch = [
-            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
-            {"op": "add", "path": "/status", "value": status},  # add replaces, and leaves nothing of the old one
-        ]
+    async def _write_status(self, key: JobKey, version: str, changes: Manifest) -> None:
+        patch = {"metadata": {"resourceVersion": version}, "status": changes}
         try:
-            answer = await self._client.patch(
-                named(KIND, key.namespace, key.name) + "/status", patch, content_type=JSON_PATCH
-            )
+            answer = await self._client.patch(named(KIND, key.namespace, key.name) + "/status", patch)
         except ApiError as error:
             if error.status in (404, 409):
                 raise Conflict(str(error)) from error
@@ -181,24 +176,43 @@ class KubeWorld:
         self._telemetry.saw_phase(key, None)
 
 
-def refused(status: Manifest, problems: str, generation: int, now: datetime) -> Manifest:
-    """The status of a job whose stored form breaks the contract: as it was, but not admitted."""
-    conditions = [c for c in status.get("conditions", ()) if c["type"] != "Admitted"]
+def unreadable_status(raw: Manifest, error: Unreadable, now: datetime) -> Manifest:
+    """The status of a job that this release cannot manage: as it was, but for the word on it.
+
+    One that asks to start is refused. One that another release has started stays as it is, its pods too.
+    """
+    status, generation = raw.get("status", {}), raw["metadata"].get("generation", 1)
+    if "startedAt" in status:
+        said = ("Unknown", "NotUnderstood", f"{error}; its pods are left alone: install the release that started it")
+    else:
+        said = ("False", "Refused", "; ".join(why_not_stored(raw)) or str(error))
     before: Manifest = next((c for c in status.get("conditions", ()) if c["type"] == "Admitted"), {})
-    stays = before.get("status") == "False"
+    since = before.get("lastTransitionTime") if before.get("status") == said[0] else None
     admitted = {
         "type": "Admitted",
-        "status": "False",
-        "reason": "InvalidSpec",
-        "message": problems[:32768],
-        "lastTransitionTime": before["lastTransitionTime"] if stays else now.isoformat().replace("+00:00", "Z"),
+        "status": said[0],
+        "reason": said[1],
+        "message": said[2][:MESSAGE_CHARACTERS],
+        "lastTransitionTime": since or now.isoformat().replace("+00:00", "Z"),
         "observedGeneration": generation,
     }
-    return {"phase": "Pending", **status, "conditions": [*conditions, admitted], "observedGeneration": generation}
+    others = [c for c in status.get("conditions", ()) if c["type"] != "Admitted"]
+    return {"phase": "Pending", **status, "conditions": [*others, admitted], "observedGeneration": generation}
 
 
-def _dump(status: AlignmentJobStatus) -> Manifest:
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+def merge_patch(before: Manifest, after: Manifest) -> Manifest:
+    """What makes `after` of `before` (RFC 7386). What neither knows, and what has not changed, stays as it is."""
+    changed = {name: value for name, value in after.items() if name not in before or before[name] != value}
+    nested = {
+        name: merge_patch(before[name], value)
+        for name, value in changed.items()
+        if isinstance(value, dict) and isinstance(before.get(name), dict)
+    }
+    return dict.fromkeys(before.keys() - after.keys()) | changed | nested
+
+
+def _as_stored(status: AlignmentJobStatus, exclude_unset: bool = False) -> Manifest:
+    return status.model_dump(mode="json", exclude_none=True, exclude_unset=exclude_unset)
 
 
 def _key_of(job: AlignmentJob) -> JobKey:

@@ -6,12 +6,12 @@ import random
 import socket
 from dataclasses import dataclass, field
 
-from alignment_api.context import Context
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
-from alignment_api.precision import training_gpu
-from alignment_api.sizing import replicas_of
-from alignment_api.sources import parse_source
+from alignment_api.contract.context import Context
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.sources import parse_source
+from alignment_api.derived.precision import training_gpu
+from alignment_api.derived.sizing import replicas_of
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.places import read_sources
 from alignment_operator.plan.types import Instance

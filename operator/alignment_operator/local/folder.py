@@ -11,12 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import read_manifest
-from alignment_api.status import AlignmentJobStatus
-from alignment_api.yaml_text import dump_yaml
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.contract.stored import Unreadable, read_stored_job, read_stored_status
+from alignment_api.yaml.text import dump_yaml
+from alignment_api.yaml.tree import parse_yaml
 from alignment_operator.names import short_hash
 from alignment_operator.resources.objects import job_as_read
 
@@ -64,10 +63,14 @@ class RunFolder:
             self._lock = None
 
     def read_job(self) -> AlignmentJob | None:
-        """The job whose run this is, with its UID; None where no run was started here. Raises InvalidManifest."""
+        """The job whose run this is, with its UID; None where no run was started here. Raises FolderDamaged."""
         if not self.job_file.exists():
             return None
-        return read_manifest(self.job_file.read_text(), str(self.job_file))
+        documents, _ = parse_yaml(self.job_file.read_text())
+        try:
+            return read_stored_job(documents[0].plain() if documents else None)
+        except Unreadable as error:
+            raise FolderDamaged(f"{self.job_file}: not the job of a run ({error}); take another --folder") from None
 
     def write_job(self, job: AlignmentJob) -> None:
         """`job.yaml`: every default written out."""
@@ -78,12 +81,10 @@ class RunFolder:
         if not self.status_file.exists():
             return AlignmentJobStatus()
         try:
-            return AlignmentJobStatus.model_validate_json(self.status_file.read_bytes(), strict=True)
-        except ValidationError as error:
+            return read_stored_status(json.loads(self.status_file.read_bytes()))
+        except (Unreadable, ValueError) as error:
             advice = "remove it to go through the stages again (checkpoints are kept), or take another --folder"
-            raise FolderDamaged(
-                f"{self.status_file}: not a status ({error.error_count()} mistakes); {advice}"
-            ) from None
+            raise FolderDamaged(f"{self.status_file}: not a status ({error}); {advice}") from None
 
     def write_status(self, status: AlignmentJobStatus) -> None:
         """`status.json`, in one piece."""

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from alignment_api.platform import Gpu, Platform, Pool, Pools
+from alignment_api.contract.platform import Gpu, Platform, Pool, Pools
 
 NOTICE_SECONDS = 120
 """What a process gets to save a checkpoint after Ctrl-C. Nobody reclaims a laptop: only patience bounds it."""

@@ -7,7 +7,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from pydantic import ValidationError
 
-from alignment_api.context import InstanceStatus
+from alignment_api.contract.context import InstanceStatus
 from alignment_operator.local.context import HOST
 
 _TIMEOUT = 2.0
@@ -19,6 +19,6 @@ def poll(port: int) -> InstanceStatus | None:
     """GET /status, whose `ready` is what /healthz says; None when it does not answer (yet)."""
     try:
         with _OPENER.open(f"http://{HOST}:{port}/status", timeout=_TIMEOUT) as answer:
-            return InstanceStatus.model_validate_json(answer.read(), strict=True)
+            return InstanceStatus.model_validate_json(answer.read(), strict=True, extra="ignore")
     except (HTTPError, URLError, TimeoutError, ConnectionError, ValidationError):
         return None

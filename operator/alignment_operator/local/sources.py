@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignment_api.job import AlignmentJob
-from alignment_api.source_fields import FieldPath, sources_of
-from alignment_api.sources import parse_source
+from alignment_api.contract.base import FieldPath
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.sources import parse_source
+from alignment_api.derived.source_fields import sources_of
 
 
 def local_job(job: AlignmentJob, beside: Path, volumes: Mapping[str, Path]) -> AlignmentJob:

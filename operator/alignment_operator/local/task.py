@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
-from alignment_api.context import InstanceStatus, Outcome
+from alignment_api.contract.context import InstanceStatus, Outcome
 from alignment_operator.local import process
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.plan.types import Instance, PodView
@@ -109,7 +109,7 @@ class Task:
 
 def _read_outcome(folder: RunFolder, name: str) -> Outcome | None:
     try:
-        return Outcome.model_validate_json(folder.outcome_file(name).read_text(), strict=True)
+        return Outcome.model_validate_json(folder.outcome_file(name).read_text(), strict=True, extra="ignore")
     except (OSError, ValidationError):
         return None
 

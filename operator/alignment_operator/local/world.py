@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from alignment_api.context import CONTEXT_VARIABLE
-from alignment_api.job import AlignmentJob
-from alignment_api.roles import PoolName
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.context import CONTEXT_VARIABLE
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.roles import PoolName
+from alignment_api.contract.status import AlignmentJobStatus
 from alignment_operator.local import process
 from alignment_operator.local.context import Places, build_context
 from alignment_operator.local.forking import ForkServer

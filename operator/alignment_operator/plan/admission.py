@@ -1,14 +1,19 @@
-"""What CEL cannot check: volumes, pools and arithmetic. A refusal names the field, what was found and the fix."""
+"""Whether a job may start: the contract's bounds and rules, then volumes, pools and arithmetic.
+
+Asked once, when it asks to start. A refusal names the field, what was found and the fix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignment_api.reward_stage import spec_of_stage
-from alignment_api.roles import ROLES, Stage, stages_of
-from alignment_api.sizing import replicas_of, shortage, size_of
-from alignment_api.sources import parse_source
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.roles import ROLES, Stage
+from alignment_api.contract.sources import parse_source
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.reward_stage import spec_of_stage
+from alignment_api.derived.sizing import replicas_of, shortage, size_of
+from alignment_api.derived.stages import stages_of
+from alignment_api.rules.check import why_not
 from alignment_operator.places import makes_output, makes_storage, read_sources
 from alignment_operator.plan.layout import parameters_in, pool_of, spec_in
 from alignment_operator.plan.types import Observed
@@ -16,6 +21,9 @@ from alignment_operator.plan.types import Observed
 
 def refusals(observed: Observed) -> tuple[str, ...]:
     """Why nothing of this job may be created; empty when it may start."""
+    wrong = why_not(observed.job)
+    if wrong:
+        return wrong  # what else there is to say would speak of values that must change
     return (*_sources(observed), *_shared_volumes(observed), *_devices(observed), *_ranks(observed))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from alignment_api.spec import Budgets
-from alignment_api.status import BudgetUse
+from alignment_api.contract.spec import Budgets
+from alignment_api.contract.status import BudgetUse
 from alignment_operator.plan.terminations import Termination
 
 WINDOW = timedelta(days=1)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
-from alignment_api.roles import ROLES
-from alignment_api.status import AlignmentJobStatus, AvoidedNode, Condition, ConditionType
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import AlignmentJobStatus, AvoidedNode, Condition, ConditionType
 from alignment_operator.plan.lives import Blocked
 from alignment_operator.plan.pods import waits_for
 from alignment_operator.plan.types import PodView

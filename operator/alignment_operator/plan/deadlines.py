@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 
-from alignment_api.status import AlignmentJobStatus, InstanceRecord
+from alignment_api.contract.status import AlignmentJobStatus, InstanceRecord
 from alignment_operator.plan.layout import Group, Slot, StageLayout
 from alignment_operator.plan.pods import waits_for
 from alignment_operator.plan.records import Records

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from alignment_api.status import InstanceRecord
+from alignment_api.contract.status import InstanceRecord
 from alignment_operator.plan.layout import StageLayout
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot

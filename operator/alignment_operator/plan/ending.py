@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from alignment_api.roles import ROLES
-from alignment_api.status import InstanceRecord
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import InstanceRecord
 from alignment_operator.plan.admission import misfit
 from alignment_operator.plan.deadlines import active_time, never_ready
 from alignment_operator.plan.layout import StageLayout

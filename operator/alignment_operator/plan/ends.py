@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from alignment_api.status import AvoidedNode, InstanceRecord, RoleStatus
+from alignment_api.contract.status import AvoidedNode, InstanceRecord, RoleStatus
 from alignment_operator.plan.budgets import as_a_disruption, spend
 from alignment_operator.plan.deadlines import given_up
 from alignment_operator.plan.dependencies import Readiness

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alignment_api.job import AlignmentJob
-from alignment_api.status import InstanceRecord
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.status import InstanceRecord
 from alignment_operator.names import instance_name
 from alignment_operator.plan.dependencies import Readiness
 from alignment_operator.plan.layout import StageLayout

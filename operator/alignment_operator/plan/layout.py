@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from alignment_api.job import AlignmentJob
-from alignment_api.precision import as_far_as_known
-from alignment_api.reward_stage import spec_of_stage
-from alignment_api.roles import ROLES, PoolName, Role, Stage, stages_of
-from alignment_api.sizing import Size, replicas_of, size_of
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.roles import ROLES, PoolName, Role, Stage
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.precision import as_far_as_known
+from alignment_api.derived.reward_stage import spec_of_stage
+from alignment_api.derived.sizing import Size, replicas_of, size_of
+from alignment_api.derived.stages import stages_of
 from alignment_operator.plan.types import Observed
 
 Slot = tuple[str, int]

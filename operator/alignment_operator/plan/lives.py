@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from alignment_api.roles import ROLES
-from alignment_api.status import InstanceRecord
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import InstanceRecord
 from alignment_operator.plan.layout import Group, Slot, StageLayout
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.status import AlignmentJobStatus
 from alignment_operator.plan.deadlines import LOST_AFTER, active_time, ready_by, silence_deadline, stall_deadline
 from alignment_operator.plan.dependencies import PATIENCE
 from alignment_operator.plan.snapshot import Snapshot

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from alignment_api.roles import ROLES
-from alignment_api.status import InstanceRecord
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import InstanceRecord
 from alignment_operator.plan.layout import Group, Slot
 from alignment_operator.plan.types import PodView
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from alignment_api.job import AlignmentJob
-from alignment_api.roles import StageName
-from alignment_api.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.roles import StageName
+from alignment_api.contract.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
 from alignment_operator.plan.types import PodView
 
 Fact = TypeVar("Fact")

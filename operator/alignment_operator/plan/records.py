@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
-from alignment_api.roles import ROLES
-from alignment_api.status import AvoidedNode, InstanceRecord, RoleStatus
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import AvoidedNode, InstanceRecord, RoleStatus
 from alignment_operator.plan.budgets import refilled
 from alignment_operator.plan.layout import Group, Slot
 from alignment_operator.plan.pods import Pods

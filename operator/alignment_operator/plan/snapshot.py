@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from alignment_api.job import AlignmentJob
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_operator.plan.layout import Layout, lay_out
 from alignment_operator.plan.pods import Pods, index_pods
 from alignment_operator.plan.progress import learn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignment_api.status import StageStatus
+from alignment_api.contract.status import StageStatus
 from alignment_operator.plan.layout import StageLayout
 from alignment_operator.plan.pods import Pods
 from alignment_operator.plan.records import Records

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from alignment_api.job import AlignmentJob
-from alignment_api.status import AlignmentJobStatus, Artifacts, Condition, Phase, RoleStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.status import AlignmentJobStatus, Artifacts, Condition, Phase, RoleStatus
 from alignment_operator.places import makes_output, makes_storage, output_source, storage_source
 from alignment_operator.plan.admission import missing_nodes
 from alignment_operator.plan.conditions import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from alignment_api.roles import ROLES
+from alignment_api.contract.roles import ROLES
 from alignment_operator.plan.failure_policy import POLICIES, Kind, Policy, cause_of
 from alignment_operator.plan.types import PodView
 

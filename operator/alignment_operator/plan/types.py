@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from alignment_api.context import InstanceStatus, Outcome
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
-from alignment_api.roles import PoolName, StageName
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.context import InstanceStatus, Outcome
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import PoolName, StageName
+from alignment_api.contract.status import AlignmentJobStatus
 
 
 @dataclass(frozen=True, order=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from alignment_api.context import Context
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
-from alignment_api.precision import training_gpu
-from alignment_api.roles import PORT
-from alignment_api.sources import parse_source
+from alignment_api.contract.context import Context
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import PORT
+from alignment_api.contract.sources import parse_source
+from alignment_api.derived.precision import training_gpu
 from alignment_operator import names
 from alignment_operator.places import output_source, path_in_pod, read_sources, storage_source
 from alignment_operator.plan.types import Instance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment_api.job import API_VERSION, KIND, AlignmentJob
+from alignment_api.contract.job import API_VERSION, KIND, AlignmentJob
 from alignment_operator.names import job_labels
 
 Manifest = dict[str, Any]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from alignment_api.job import AlignmentJob, ObjectMeta
-from alignment_api.platform import Platform
-from alignment_api.roles import PORT
+from alignment_api.contract.handed import DEFAULTS, defaults_in
+from alignment_api.contract.job import AlignmentJob, ObjectMeta
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import PORT
 from alignment_operator import names
 from alignment_operator.plan.types import Support
 from alignment_operator.resources.metadata import Manifest, build_metadata
@@ -127,6 +128,7 @@ def job_as_read(job: AlignmentJob) -> AlignmentJob:
         namespace=job.metadata.namespace,
         uid=job.metadata.uid,
         generation=job.metadata.generation,
+        annotations={DEFAULTS: defaults_in(job.spec)},
     )
     spec = job.spec
     if job.status.model is not None and job.status.model.revision is not None:

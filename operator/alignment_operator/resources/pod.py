@@ -5,11 +5,11 @@ from __future__ import annotations
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
-from alignment_api.context import CONTEXT_VARIABLE
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform, Pool
-from alignment_api.quantity import quantity_value
-from alignment_api.roles import PORT, ROLES
+from alignment_api.contract.context import CONTEXT_VARIABLE
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform, Pool
+from alignment_api.contract.quantity import quantity_value
+from alignment_api.contract.roles import PORT, ROLES
 from alignment_operator import names
 from alignment_operator.places import claims
 from alignment_operator.plan.types import Instance

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_api.crd import crd_yaml, custom_resource_definition
-from alignment_api.yaml_tree import parse_yaml
+from alignment_api.yaml.tree import parse_yaml
 
 FILE = Path(__file__).parents[3] / "crds" / "alignmentjobs.alignment.run.yaml"
 
@@ -81,3 +81,11 @@ def test_every_field_that_may_not_change_has_a_rule_that_names_it() -> None:
     assert not {*free, "spec.roles.reference.replicas"} & set(rules)
     spec_fields = {f"spec.{name}" for name in found["spec",]["properties"]}
     assert spec_fields - set(rules) == {*free, "spec.roles"}
+
+
+def test_everything_that_a_job_counts_is_bounded() -> None:
+    spec = {path: level for path, level in levels(schema()) if path[:1] == ("spec",)}
+    numbers = {path for path, level in spec.items() if level.get("type") == "integer"}
+    assert len(numbers) > 40
+    assert [path for path in numbers if "minimum" not in spec[path] or "maximum" not in spec[path]] == []
+    assert [path for path, level in spec.items() if level.get("type") == "array" and "maxItems" not in level] == []

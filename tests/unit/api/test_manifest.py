@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import InvalidManifest, describe_invalid, read_contract, read_manifest
-from alignment_api.platform import Platform
-from alignment_api.scalars import core_meaning, disagreement, kubectl_meaning
-from alignment_api.yaml_text import dump_yaml
-from alignment_api.yaml_tree import parse_yaml
+from alignment_api.contract.platform import Platform
+from alignment_api.rules.check import why_not_stored
+from alignment_api.yaml.manifest import InvalidManifest, read_contract, read_manifest
+from alignment_api.yaml.scalars import core_meaning, disagreement, kubectl_meaning
+from alignment_api.yaml.text import dump_yaml
+from alignment_api.yaml.tree import parse_yaml
 
 SHORTEST = """\
 apiVersion: alignment.run/v1alpha1
@@ -127,11 +126,12 @@ def test_a_platform_is_read_as_strictly() -> None:
 def test_an_object_from_the_apiserver_is_described_without_lines() -> None:
     value: dict[str, Any] = json.loads(read_manifest(SHORTEST).model_dump_json(by_alias=True))
     value["spec"]["algorithm"] = {}
-    with pytest.raises(ValidationError) as error:
-        AlignmentJob.model_validate_json(json.dumps(value))
-    assert describe_invalid(AlignmentJob, error.value) == [
-        "spec.algorithm: exactly one algorithm must be given, found 0; write for example `dpo: {beta: 0.1}`"
-    ]
+    value["spec"]["training"]["epochs"] = 0
+    assert why_not_stored(value) == (
+        "spec.training.epochs: found `0` (a whole number); write a number of at least 1 (passes over the training rows "
+        "or prompts)",
+        "spec.algorithm: found none; exactly one algorithm must be given: write for example `dpo: {beta: 0.1}`",
+    )
 
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs", "Cc"], whitelist_characters="\n"), max_size=30)

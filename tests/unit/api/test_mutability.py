@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from alignment_api.mutability import Change, immutable_changes
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.rules.mutability import Change, immutable_changes
 
 
 def spec(**fields: Any) -> AlignmentJobSpec:

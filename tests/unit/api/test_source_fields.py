@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.unit.operator.small_cluster import make_job
 
-from alignment_api.source_fields import sources_of, sources_read
+from alignment_api.derived.source_fields import sources_of, sources_read
 
 
 def test_every_source_is_found_wherever_it_stands() -> None:

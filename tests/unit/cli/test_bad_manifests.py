@@ -9,8 +9,8 @@ import pytest
 from tests.corpus import FOLDER, GATES, Expectation, expectations
 from typer.testing import CliRunner
 
-from alignment_api.manifest import read_manifest
-from alignment_api.platform import Platform
+from alignment_api.contract.platform import Platform
+from alignment_api.yaml.manifest import read_manifest
 from alignment_cli.main import app
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Observed, VolumeView

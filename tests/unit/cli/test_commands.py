@@ -13,11 +13,10 @@ from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from alignment_api.context import InstanceStatus
-from alignment_api.manifest import read_manifest
-from alignment_api.platform import Gpu, Pool
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import (
+from alignment_api.contract.context import InstanceStatus
+from alignment_api.contract.platform import Gpu, Pool
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import (
     AlignmentJobStatus,
     EvaluationReport,
     Interval,
@@ -25,6 +24,7 @@ from alignment_api.status import (
     Progress,
     StageStatus,
 )
+from alignment_api.yaml.manifest import read_begun_manifest, read_manifest
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display, duration
 from alignment_cli.main import app
@@ -135,6 +135,29 @@ def test_run_says_which_folder_must_stand_for_a_claim(manifest: Path) -> None:
     assert f"{manifest}:5: spec.model.source: `pvc://models/base` is a volume of a cluster" in result.stderr
     assert "--volume models=FOLDER" in result.stderr
     assert "--volume data=FOLDER" in result.stderr
+
+
+def test_run_asks_the_rules_of_a_job_that_begins_and_not_of_one_that_goes_on(tmp_path: Path) -> None:
+    """The folder of the second was begun by a release that let it in."""
+    file, folder = tmp_path / "job.yaml", RunFolder(tmp_path / "run")
+    file.write_text(
+        JOB.replace("pvc://models/base", "file:///no/model")
+        .replace("pvc://data/pairs.jsonl", "file:///no/pairs.jsonl")
+        .replace("{reference: {replicas: 2}}", "{critic: {cpu: 2}}")
+    )
+    first = alignctl("run", str(file), "--folder", str(folder.path))
+    assert first.exit_code == 1
+    assert first.stderr.strip() == (
+        f"{file}:8: spec.roles.critic: found cpu; dpo has no role critic (its roles: prepare, policy, reference, "
+        "evaluator): remove it"
+    )
+    folder.lock()
+    folder.unlock()
+    folder.write_job(read_begun_manifest(file.read_text()))
+    again = alignctl("run", str(file), "--folder", str(folder.path))
+    assert again.exit_code == 1
+    assert "critic" not in again.stderr
+    assert "spec.model.source: /no/model does not exist" in again.stderr
 
 
 def test_status_shows_the_columns_and_the_conditions(tmp_path: Path) -> None:

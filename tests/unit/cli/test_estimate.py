@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_cli.estimate import Work, duration_range, measured_rate, work_of
 
 PAIR = {"prompt": "p" * 40, "chosen": "c" * 80, "rejected": "r" * 80}

@@ -14,7 +14,7 @@ import pytest
 from tests.graphs import EXECUTES, Graphs, watching
 from tests.tiny import write_model, write_pairs
 
-from alignment_api.status import EvaluationReport
+from alignment_api.contract.status import EvaluationReport
 from alignment_trainer.checkpoint.checkpoint import list_checkpoints, read_checkpoint
 from alignment_trainer.experience.record import read_rollouts
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from alignment_api.context import Failure, InstanceStatus, Outcome
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform
-from alignment_api.roles import stages_of
-from alignment_api.status import AlignmentJobStatus, Condition, DataReport, ModelReport
+from alignment_api.contract.context import Failure, InstanceStatus, Outcome
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.status import AlignmentJobStatus, Condition, DataReport, ModelReport
+from alignment_api.derived.stages import stages_of
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Observed, Plan, PodView, VolumeView
 

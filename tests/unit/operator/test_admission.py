@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.operator.small_cluster import MODEL, START, SmallCluster, make_job
 
-from alignment_api.platform import Gpu, Platform, PlatformOutput, PlatformStorage, Pool, Pools
+from alignment_api.contract.platform import Gpu, Platform, PlatformOutput, PlatformStorage, Pool, Pools
 from alignment_operator.plan.admission import refusals
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Observed, VolumeView

@@ -7,8 +7,8 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 from tests.unit.operator.small_cluster import make_job
 
-from alignment_api.platform import Platform
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.status import AlignmentJobStatus
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import ApiError, KubeClient
 from alignment_operator.kube.observe import see_pod

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 from ruamel.yaml import YAML
 
-from alignment_api.manifest import read_contract
-from alignment_api.platform import Platform
+from alignment_api.contract.platform import Platform
+from alignment_api.yaml.manifest import read_contract
 from alignment_trainer.process.metrics import Metrics
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
-from alignment_api.status import CheckpointStatus, Progress
+from alignment_api.contract.status import CheckpointStatus, Progress
 from alignment_operator.plan.make_plan import make_plan
 
 IMAGES = "name an image that its nodes can pull: spec.image, imagePullSecrets in the pool's podTemplate"

@@ -7,7 +7,7 @@ from aiohttp import web
 from tests.unit.operator.faults import answering, refused, running, until
 from tests.unit.operator.small_cluster import make_job
 
-from alignment_api.status import AlignmentJobStatus, CheckpointStatus, Condition
+from alignment_api.contract.status import AlignmentJobStatus, CheckpointStatus, Condition
 from alignment_operator.kube import events
 from alignment_operator.kube.events import EventPoster, Note, build_event, transitions
 

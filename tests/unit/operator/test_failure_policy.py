@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from tests.unit.operator.small_cluster import GRACE, SmallCluster, make_job, ppo_spec
 
-from alignment_api.context import Failure, Outcome
-from alignment_api.status import CheckpointStatus
+from alignment_api.contract.context import Failure, Outcome
+from alignment_api.contract.status import CheckpointStatus
 from alignment_operator.plan.failure_policy import AVOIDED_FOR
 from alignment_operator.plan.terminations import GIVEN_UP_AFTER
 

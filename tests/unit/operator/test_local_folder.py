@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from alignment_api.job import AlignmentJob
-from alignment_api.manifest import read_manifest
-from alignment_api.sources import parse_source
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.sources import parse_source
+from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.yaml.manifest import read_manifest
 from alignment_operator.local.context import Places, build_context
 from alignment_operator.local.folder import FolderDamaged, FolderInUse, RunFolder
 from alignment_operator.local.machine import local_platform, parse_gpus

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.unit.operator.small_cluster import make_job, ppo_spec
 
-from alignment_api.status import AlignmentJobStatus
+from alignment_api.contract.status import AlignmentJobStatus
 from alignment_operator.local import process
 from alignment_operator.local.context import Places
 from alignment_operator.local.folder import RunFolder

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.operator.small_cluster import make_job
 
-from alignment_api.job import MAX_NAME
-from alignment_api.roles import ROLES
+from alignment_api.contract.job import MAX_NAME
+from alignment_api.contract.roles import ROLES
 from alignment_operator import names
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")

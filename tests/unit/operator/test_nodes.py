@@ -5,7 +5,7 @@ import pytest
 from aiohttp import web
 from tests.unit.operator.faults import answering, listing, running, stream, until
 
-from alignment_api.platform import Platform
+from alignment_api.contract.platform import Platform
 from alignment_operator.kube.nodes import NodeCounts, count_nodes, see_node, takes_pods
 from alignment_operator.kube.reflector import Collection, Reflector
 

@@ -10,9 +10,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from tests.unit.operator.small_cluster import SmallCluster, make_job
 
-from alignment_api.job import AlignmentJob
-from alignment_api.platform import Platform, PlatformStorage
-from alignment_api.status import AlignmentJobStatus, DataReport, ModelReport
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform, PlatformStorage
+from alignment_api.contract.status import AlignmentJobStatus, DataReport, ModelReport
 from alignment_operator.names import output_claim, storage_claim
 from alignment_operator.plan.types import Support
 from alignment_operator.resources import build_objects, build_pod, build_token

@@ -213,6 +213,14 @@ def test_a_container_beside_ours_that_ends_first_ends_nothing() -> None:
     assert (view.phase, view.lingers, view.ended) == ("Running", False, False)
 
 
+def test_an_outcome_of_a_newer_trainer_is_read_as_far_as_it_is_known() -> None:
+    data = {"format": "preferences", "rows": 9, "evaluationRows": 1, "fingerprint": "d", "languages": ["en"]}
+    view = seen(pod(**ended(0, json.dumps({"result": "succeeded", "data": data, "cost": {"usd": 1}})))).view
+    assert view.outcome is not None
+    assert view.outcome.data is not None
+    assert (view.outcome.result, view.outcome.data.rows) == ("succeeded", 9)
+
+
 def test_an_outcome_is_read_from_the_termination_message() -> None:
     outcome = {
         "result": "failed",
@@ -236,7 +244,7 @@ def test_an_outcome_is_read_from_the_termination_message() -> None:
         '{"result": "succ',
         "[]",
         '{"result": "triumphant"}',
-        '{"result": "failed", "surprise": 1}',
+        '{"result": "odd"}',
         '{"result": "failed", "step": "3"}',
     ],
 )

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.unit.operator.small_cluster import GRACE, SmallCluster, make_job, ppo_spec
 
-from alignment_api.mutability import SCALABLE
-from alignment_api.roles import ROLES
-from alignment_api.status import CheckpointStatus
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import CheckpointStatus
+from alignment_api.rules.mutability import SCALABLE
 from alignment_operator.plan.terminations import GIVEN_UP_AFTER
 from alignment_operator.plan.types import Instance, Plan
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from tests.unit.operator.small_cluster import GRACE, SmallCluster, make_job
 
-from alignment_api.context import Failure, Outcome
+from alignment_api.contract.context import Failure, Outcome
 from alignment_operator.plan.budgets import backoff
 
 

@@ -8,10 +8,11 @@ from graphlib import TopologicalSorter
 import pytest
 from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
-from alignment_api.context import Failure, Outcome
-from alignment_api.platform import Platform
-from alignment_api.roles import ROLES, STAGES, stages_of
-from alignment_api.status import CheckpointStatus, EvaluationReport, Interval
+from alignment_api.contract.context import Failure, Outcome
+from alignment_api.contract.platform import Platform
+from alignment_api.contract.roles import ROLES, STAGES
+from alignment_api.contract.status import CheckpointStatus, EvaluationReport, Interval
+from alignment_api.derived.stages import stages_of
 from alignment_operator.plan.dependencies import PATIENCE
 
 GANG = ("actor", "critic")

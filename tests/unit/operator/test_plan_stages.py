@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from tests.unit.operator.small_cluster import DATA, MODEL, START, SmallCluster, make_job
 
-from alignment_api.context import Outcome
-from alignment_api.roles import ROLES, STAGES
-from alignment_api.status import CheckpointStatus, PrecisionReport, Progress
+from alignment_api.contract.context import Outcome
+from alignment_api.contract.roles import ROLES, STAGES
+from alignment_api.contract.status import CheckpointStatus, PrecisionReport, Progress
 from alignment_operator.plan.types import Plan
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
-from alignment_api.context import Context
-from alignment_api.platform import Gpu, Platform, Pool, Pools
+from alignment_api.contract.context import Context
+from alignment_api.contract.platform import Gpu, Platform, Pool, Pools
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources import build_pod
 from alignment_operator.resources.pod import SCRAPED

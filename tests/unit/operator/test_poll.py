@@ -13,7 +13,7 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 from tests.unit.operator.faults import running, until
 
-from alignment_api.roles import PORT
+from alignment_api.contract.roles import PORT
 from alignment_operator.kube import poll
 from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.observe import SeenPod

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
-from alignment_api.platform import Gpu, Platform, Pool, Pools
-from alignment_api.precision import as_far_as_known, training_gpu
-from alignment_api.status import ModelReport, PrecisionReport
+from alignment_api.contract.platform import Gpu, Platform, Pool, Pools
+from alignment_api.contract.status import ModelReport, PrecisionReport
+from alignment_api.derived.precision import as_far_as_known, training_gpu
 
 H100 = Gpu(product="H100-SXM5", memory_gib=80)
 V100 = Gpu(product="V100", memory_gib=32, bf16=False)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.unit.operator.small_cluster import make_job, ppo_spec
 
-from alignment_api.platform import Gpu, Pool
-from alignment_api.sizing import GIB, Size, probe_bytes, shortage, size_of
+from alignment_api.contract.platform import Gpu, Pool
+from alignment_api.derived.sizing import GIB, Size, probe_bytes, shortage, size_of
 
 H100 = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
 CPUS = Pool()

@@ -13,10 +13,10 @@ import torch
 from tiny_runs import VOCABULARY, Recorder, tiny_classifier, tiny_llama
 from torch import Tensor
 
-from alignment_api.algorithms import Critic as CriticOptions
-from alignment_api.algorithms import Grpo as GrpoOptions
-from alignment_api.algorithms import Ppo as PpoOptions
-from alignment_api.rewards import Regex, Reward, RewardFunction
+from alignment_api.contract.algorithms import Critic as CriticOptions
+from alignment_api.contract.algorithms import Grpo as GrpoOptions
+from alignment_api.contract.algorithms import Ppo as PpoOptions
+from alignment_api.contract.rewards import Regex, Reward, RewardFunction
 from alignment_trainer.algorithms import ONLINE
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from alignment_api.rewards import RewardFunction
+from alignment_api.contract.rewards import RewardFunction
 from alignment_trainer.rewards import Answer
 from alignment_trainer.rewards.extraction import answer_text, spoken
 from alignment_trainer.rewards.functions import Score, make_score

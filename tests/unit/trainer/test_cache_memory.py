@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.model.cache_memory import bytes_per_token, check_cache_memory
 from alignment_trainer.process.errors import UserError
 

@@ -13,7 +13,7 @@ from roles import TinyJob, wait_until
 from tests.tiny import SHAPE, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from alignment_api.manifest import read_manifest
+from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.checkpoint import checkpoint_folder, start_checkpoint, verify, write_checkpoint
 from alignment_trainer.checkpoint.claims import checkpoints_folder

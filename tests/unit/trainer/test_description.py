@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import tiny_tokenizer, write_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from alignment_api.inputs import Model
+from alignment_api.contract.inputs import Model
 from alignment_trainer.data.sources import Resolved
 from alignment_trainer.model.description import write_description
 from alignment_trainer.model.inspect import Named, check_model, language_model

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from online_runs import OnlineSetting, online_run
 
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.algorithms.advantages import explained_variance, gae, group_advantages, groups_differ, whiten
 from alignment_trainer.loop.online import OnlineRun
 from alignment_trainer.loop.train import train_online

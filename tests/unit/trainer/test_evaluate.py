@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alignment_api.status import EvaluationReport
+from alignment_api.contract.status import EvaluationReport
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.algorithms.reward_model import RewardModel
 from alignment_trainer.data.statistics import wilson

@@ -13,7 +13,7 @@ from roles import TinyJob
 from tests.tiny import write_model, write_pairs
 from tiny_runs import Setting, tiny_run
 
-from alignment_api.manifest import read_manifest
+from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.checkpoint.run_state import Position, random_state

@@ -14,7 +14,7 @@ import torch
 from roles import TinyJob, wait_until
 from tiny_runs import Setting, pairs, tiny_run
 
-from alignment_api.manifest import read_manifest
+from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.data.packing import PromptGroup, pack, pair_group
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.offline import Interrupted, leave_if_asked

@@ -26,7 +26,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from alignment_api.inputs import Model
+from alignment_api.contract.inputs import Model
 from alignment_trainer.data.files import sha256
 from alignment_trainer.data.sources import Resolved
 from alignment_trainer.model.inspect import (

@@ -12,7 +12,7 @@ import torch
 from tests.tiny import write_model
 from transformers import Gemma3Config, GPT2Config, MixtralConfig
 
-from alignment_api.inputs import Model
+from alignment_api.contract.inputs import Model
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole
 from alignment_trainer.data.sources import Resolved

@@ -17,7 +17,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import create_rdzv_handler
 from torch.distributed.run import config_from_args, parse_args
 
-from alignment_api.context import Context, Failure, Outcome
+from alignment_api.contract.context import Context, Failure, Outcome
 from alignment_trainer.process.cores import available_cores
 from alignment_trainer.process.errors import UserError, failure_of
 from alignment_trainer.process.interruption import Interruption
@@ -82,7 +82,7 @@ def test_a_mounted_outcome_file_is_written_in_place(tmp_path: Path) -> None:
     (tmp_path / "host").write_text("x" * 100)
     (tmp_path / "log").touch()
     script = (
-        "import sys, pathlib; from alignment_api.context import Outcome; "
+        "import sys, pathlib; from alignment_api.contract.context import Outcome; "
         "from alignment_trainer.process.outcome import *; "
         "p = pathlib.Path(sys.argv[1]); clear_outcome(p); write_outcome(p, Outcome(result='succeeded', step=3))"
     )
@@ -150,7 +150,7 @@ def test_a_gang_waits_for_its_last_pod_as_long_as_the_plan_does() -> None:
 
 def test_a_gang_that_waits_for_its_last_pod_goes_when_it_is_asked(tmp_path: Path) -> None:
     script = (
-        "import json, sys; from alignment_api.context import Context; "
+        "import json, sys; from alignment_api.contract.context import Context; "
         "from alignment_trainer.process.launch import run_gang; "
         "run_gang(Context.model_construct(**json.loads(sys.argv[1])))"
     )

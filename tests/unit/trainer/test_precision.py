@@ -12,9 +12,9 @@ import pytest
 import torch
 from roles import TinyJob
 
-from alignment_api.manifest import read_manifest as read_job
-from alignment_api.platform import Gpu
-from alignment_api.status import PrecisionReport
+from alignment_api.contract.platform import Gpu
+from alignment_api.contract.status import PrecisionReport
+from alignment_api.yaml.manifest import read_manifest as read_job
 from alignment_trainer.data.prepared import keep_precision, read_manifest
 from alignment_trainer.model.precision import PrecisionUndecided, autocast, cpu_has_bf16, decide, settled
 from alignment_trainer.process.instance import Instance

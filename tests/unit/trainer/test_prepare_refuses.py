@@ -19,9 +19,9 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from alignment_api.context import Context
-from alignment_api.manifest import read_manifest
-from alignment_api.source_fields import sources_read
+from alignment_api.contract.context import Context
+from alignment_api.derived.source_fields import sources_read
+from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.interruption import Interruption

@@ -12,9 +12,9 @@ import torch
 from tests.tiny import tiny_tokenizer, write_model
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from alignment_api.inputs import Model
-from alignment_api.sizing import GIB
-from alignment_api.status import ProbeReport
+from alignment_api.contract.inputs import Model
+from alignment_api.contract.status import ProbeReport
+from alignment_api.derived.sizing import GIB
 from alignment_trainer.data.sources import Resolved
 from alignment_trainer.model.cut import draw, plan_cut
 from alignment_trainer.model.inspect import Inspection, Named, check_model, language_model

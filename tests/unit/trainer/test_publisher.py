@@ -14,7 +14,7 @@ import torch
 from roles import TinyJob
 from safetensors.torch import load
 
-from alignment_api.manifest import read_manifest
+from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.interruption import Interruption
 from alignment_trainer.process.metrics import Metrics

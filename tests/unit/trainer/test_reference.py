@@ -12,8 +12,8 @@ from http_servers import hanging_after
 from roles import TinyJob, wait_until
 from safetensors.numpy import load_file
 
-from alignment_api.manifest import read_manifest
-from alignment_api.spec import AlignmentJobSpec, Training
+from alignment_api.contract.spec import AlignmentJobSpec, Training
+from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.algorithms.losses import PairLogprobs, dpo_loss
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup, pack

@@ -23,8 +23,8 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from alignment_api.reward_stage import LEAST_HELD_OUT
-from alignment_api.status import EvaluationReport
+from alignment_api.contract.status import EvaluationReport
+from alignment_api.derived.reward_stage import LEAST_HELD_OUT
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.prepared import open_prepared, open_prompts
 from alignment_trainer.serving.wire import GroupsRequest, encode_request

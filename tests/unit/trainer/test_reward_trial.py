@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards import Answer, FunctionScorer, check_functions
 from alignment_trainer.rewards.scorer import LOST_OF, SKIPPED_OF

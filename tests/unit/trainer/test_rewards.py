@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards import Answer, FunctionScorer, check_functions
 
@@ -221,7 +221,7 @@ def test_hundreds_of_completions_take_no_process_each() -> None:
 
 def test_a_worker_does_not_outlive_a_killed_trainer_even_in_a_loop_that_never_yields(tmp_path: Path) -> None:
     program = f"""
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.rewards import Answer, FunctionScorer
 reward = Reward.model_validate({{"function": {BACKTRACKING | {"timeoutSeconds": 3.0}}}})
 scorer = FunctionScorer([reward], {{}})

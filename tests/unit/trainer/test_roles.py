@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignment_api.status import EvaluationReport
+from alignment_api.contract.status import EvaluationReport
 
 BF16_FIRST_LOSS = 2e-3
 """How far the first loss may be from ln 2: the reference is computed in other micro-batches than the step, and bf16

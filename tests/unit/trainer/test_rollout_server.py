@@ -149,6 +149,7 @@ def test_it_refuses_with_reasons(server: Server) -> None:
         (401, server.ask(token="wrong"), "Authorization: Bearer"),
         (400, server.ask(n=0), "`n`: Input should be greater than or equal to 1; send for example"),
         (400, server.ask(top_p=0.9), "`top_p`: Extra inputs are not permitted"),
+        (400, server.ask(stop_token_ids=[2] * 257), "`stop_token_ids`: Tuple should have at most 256 items"),
         (400, server.ask(prompt=[1, 10**6]), "`prompt` holds ids outside 0.."),
         (400, server.ask(prompt=[1] * 512), "has 512 tokens, which leaves none of 512 (training.maxLength)"),
         (409, server.ask(versions=[900, 901]), "asked were 900 to 901; ask another, or wait"),

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.algorithms.advantages import group_advantages
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Rollout, Samples, Scored, mask_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment_api.inputs import Model
+from alignment_api.contract.inputs import Model
 from alignment_trainer.data.sources import resolve_data, resolve_model, split_files
 from alignment_trainer.process.errors import UserError
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignment_api.spec import Training
-from alignment_api.status import DataReport, ModelReport, PrecisionReport
+from alignment_api.contract.spec import Training
+from alignment_api.contract.status import DataReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.prepared import (

@@ -9,7 +9,7 @@ import torch
 from roles import TinyJob
 from torch import Tensor
 
-from alignment_api.manifest import read_manifest
+from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.model.load import LoadedModel
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.interruption import Interruption

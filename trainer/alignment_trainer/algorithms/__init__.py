@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from alignment_api.algorithms import Algorithm
+from alignment_api.contract.algorithms import Algorithm
 from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.algorithms.grpo import Grpo

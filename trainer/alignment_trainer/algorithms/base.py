@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignment_api.status import Evaluated
+from alignment_api.contract.status import Evaluated
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.model.tasks import ModelTask

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignment_api.status import Evaluated
+from alignment_api.contract.status import Evaluated
 from alignment_trainer.algorithms.base import Float32, LossAndMetrics, OfflineAlgorithm, positive, share_positive
 from alignment_trainer.algorithms.losses import PairLogprobs, dpo_loss
 from alignment_trainer.data.examples import PreferenceExample

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment_api.algorithms import Grpo as GrpoOptions
+from alignment_api.contract.algorithms import Grpo as GrpoOptions
 from alignment_trainer.algorithms.advantages import group_advantages, kl_estimate
 from alignment_trainer.algorithms.online import OnlineAlgorithm, Targets, TokenBatch
 from alignment_trainer.data.experience import Scored

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment_api.algorithms import Online
+from alignment_api.contract.algorithms import Online
 from alignment_trainer.algorithms.advantages import importance_weights, kl_estimate, penalize_missing_end
 from alignment_trainer.algorithms.base import LossAndMetrics
 from alignment_trainer.algorithms.losses import policy_loss

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from alignment_api.algorithms import Ppo as PpoOptions
+from alignment_api.contract.algorithms import Ppo as PpoOptions
 from alignment_trainer.algorithms.advantages import adapt_kl_coef, gae, kl_estimate, penalized_rewards, whiten
 from alignment_trainer.algorithms.losses import policy_loss
 from alignment_trainer.algorithms.online import OnlineAlgorithm, Targets, TokenBatch

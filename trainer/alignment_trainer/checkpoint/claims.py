@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from alignment_api.base import Contract
-from alignment_api.reward_stage import REWARD_FOLDER
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.base import Contract
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.reward_stage import REWARD_FOLDER
 from alignment_trainer.checkpoint.checkpoint import (
     MANIFEST,
     Checkpoint,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from alignment_api.inputs import Data
+from alignment_api.contract.inputs import Data
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.rows import data_files
 from alignment_trainer.data.sources import Resolved, resolve_data

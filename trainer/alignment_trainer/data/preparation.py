@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from alignment_api.inputs import Data
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import DataReport
+from alignment_api.contract.inputs import Data
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import DataReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.finding import DataSources
 from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, Int32, fingerprint_of, flatten

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
-from alignment_api.base import Contract
-from alignment_api.status import DataReport, ModelReport, PrecisionReport
+from alignment_api.contract.base import Contract
+from alignment_api.contract.status import DataReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
 from alignment_trainer.data.rows import Problem

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from alignment_api.spec import Training
+from alignment_api.contract.spec import Training
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.files import sha256, write_atomically
 from alignment_trainer.data.packing import PromptGroup, pair_group

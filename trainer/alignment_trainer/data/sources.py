@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_api.inputs import Model
-from alignment_api.sources import parse_source
+from alignment_api.contract.inputs import Model
+from alignment_api.contract.sources import parse_source
 from alignment_trainer.process.errors import UserError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment_api.status import Interval
+from alignment_api.contract.status import Interval
 
 Z95 = 1.959963984540054
 """Two-sided 95% quantile of the normal distribution."""

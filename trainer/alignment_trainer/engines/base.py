@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alignment_api.spec import Training
+from alignment_api.contract.spec import Training
 from alignment_trainer.data.packing import PackedBatch
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment_api.algorithms import Grpo, Ppo
+from alignment_api.contract.algorithms import Grpo, Ppo
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Rollout, Samples, rollout_of
 from alignment_trainer.experience.frozen_client import FrozenClient

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import find_reward_models

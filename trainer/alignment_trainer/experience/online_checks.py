@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from alignment_api.status import ModelReport
+from alignment_api.contract.status import ModelReport
 from alignment_trainer.data.prepared import open_prompts, read_manifest
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.experience.critic_start import has_same_shape

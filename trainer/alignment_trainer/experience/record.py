@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from alignment_api.base import Contract
+from alignment_api.contract.base import Contract
 from alignment_trainer.data.experience import Scored
 from alignment_trainer.data.files import write_text_atomically
 

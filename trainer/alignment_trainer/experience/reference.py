@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from alignment_api.status import Progress
+from alignment_api.contract.status import Progress
 from alignment_trainer.data.prepared import PreparedData
 from alignment_trainer.data.reference import Float32, ReferenceRows, ShardWriter, needed_rows, reference_cache
 from alignment_trainer.experience.frozen_client import FrozenClient, GroupsToScore

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment_api.algorithms import Grpo, Ppo
+from alignment_api.contract.algorithms import Grpo, Ppo
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Sampled, Samples
 from alignment_trainer.data.group_arrays import WireError

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from alignment_api.context import Failure
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import Evaluated, EvaluationReport
+from alignment_api.contract.context import Failure
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import Evaluated, EvaluationReport
 from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.algorithms.base import Float32
 from alignment_trainer.data.files import write_text_atomically

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from alignment_api.status import Evaluated, Interval
+from alignment_api.contract.status import Evaluated, Interval
 from alignment_trainer.algorithms.advantages import kl_estimate
 from alignment_trainer.checkpoint.run_state import Position
 from alignment_trainer.data.examples import PromptExample
@@ -39,7 +39,7 @@ def judge_held_out(
 def evaluated(
     rollout: Rollout, components: Mapping[str, Tensor], scores: Tensor, reference: Tensor | None
 ) -> Evaluated:
-    """Means with intervals over completions, by name (alignment_api/status.py).
+    """Means with intervals over completions, by name (alignment_api/contract/status.py).
 
     components: name -> (N,). scores: (N,). NaN of completions that a function has skipped, which are left out.
     reference: (tokens,) log-probs of the sampled tokens; None leaves KL out.

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from alignment_api.status import Evaluated, EvaluationReport, Progress
+from alignment_api.contract.status import Evaluated, EvaluationReport, Progress
 from alignment_trainer.checkpoint.export import DTYPES
 from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
 from alignment_trainer.data.sources import resolve_model

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment_api.status import CheckpointStatus, Evaluated, Progress
+from alignment_api.contract.status import CheckpointStatus, Evaluated, Progress
 from alignment_trainer.experience.metrics import COMPONENT
 from alignment_trainer.process.metrics import finite_ones
 

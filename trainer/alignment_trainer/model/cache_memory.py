@@ -6,9 +6,9 @@ import logging
 import math
 from typing import Any
 
-from alignment_api.quantity import quantity_value
-from alignment_api.sizing import GIB, KV_CACHE_GIB
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.quantity import quantity_value
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.sizing import GIB, KV_CACHE_GIB
 from alignment_trainer.process.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.heads import PackedModel

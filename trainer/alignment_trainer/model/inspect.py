@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from alignment_api.inputs import Model
-from alignment_api.sizing import GIB, probe_bytes
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import ModelReport, ProbeReport
+from alignment_api.contract.inputs import Model
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import ModelReport, ProbeReport
+from alignment_api.derived.sizing import GIB, probe_bytes
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.sources import MODEL_FILES, Resolved
 from alignment_trainer.model.config import read_config, say_noise

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from alignment_api.platform import Gpu
-from alignment_api.precision import with_precision
-from alignment_api.roles import ROLES
-from alignment_api.status import PrecisionReport
+from alignment_api.contract.platform import Gpu
+from alignment_api.contract.roles import ROLES
+from alignment_api.contract.status import PrecisionReport
+from alignment_api.derived.precision import with_precision
 from alignment_trainer.data.prepared import read_manifest
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance

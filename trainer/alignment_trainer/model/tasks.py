@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pack_whole
 from alignment_trainer.model.load import LoadedModel, load_model, load_value_model
 

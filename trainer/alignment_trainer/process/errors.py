@@ -7,7 +7,7 @@ import os
 import traceback
 from collections.abc import Sequence
 
-from alignment_api.context import Failure
+from alignment_api.contract.context import Failure
 
 _OUT_OF_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough")
 

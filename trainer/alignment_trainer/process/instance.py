@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alignment_api.context import Context
-from alignment_api.job import AlignmentJob
-from alignment_api.reward_stage import REWARD_FOLDER, spec_of_stage, training_field
-from alignment_api.roles import StageName
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.context import Context
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.roles import StageName
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.reward_stage import REWARD_FOLDER, spec_of_stage, training_field
 from alignment_trainer.process.interruption import Interruption
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.process.status_board import StatusBoard

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from alignment_api.context import Context, Failure, Outcome
-from alignment_api.roles import ROLES
+from alignment_api.contract.context import Context, Failure, Outcome
+from alignment_api.contract.roles import ROLES
 from alignment_trainer.process.cores import threads_per_process
 from alignment_trainer.process.outcome import EXIT_CODES, end_process, write_outcome
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from alignment_api.context import Outcome
+from alignment_api.contract.context import Outcome
 from alignment_trainer.process.errors import failure_of
 
 MAX_BYTES = 4096

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any
 
-from alignment_api.context import Context, InstanceStatus
+from alignment_api.contract.context import Context, InstanceStatus
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment_api.rewards import Reward, RewardFunction
+from alignment_api.contract.rewards import Reward, RewardFunction
 from alignment_trainer.data.sources import local_path
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from alignment_api.rewards import JsonSchema, Length, NumericAnswer, PythonFunction, Regex, RewardFunction
+from alignment_api.contract.rewards import JsonSchema, Length, NumericAnswer, PythonFunction, Regex, RewardFunction
 from alignment_trainer.rewards.answer import Answer
 from alignment_trainer.rewards.extraction import answer_text
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_api.inputs import Model
-from alignment_api.reward_stage import training_field
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.inputs import Model
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.reward_stage import training_field
 from alignment_trainer.data.prepared import Manifest, digest, read_manifest
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.model.inspect import Named, model_fingerprint

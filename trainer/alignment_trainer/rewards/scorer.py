@@ -11,7 +11,7 @@ from contextlib import closing
 from types import TracebackType
 from typing import Self
 
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer
 from alignment_trainer.rewards.calls import REASON, Function, FunctionCalls, Reply, functions_of

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignment_api.rewards import Rewards
+from alignment_api.contract.rewards import Rewards
 from alignment_trainer.data.experience import Rollout
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup

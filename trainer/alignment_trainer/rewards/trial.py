@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from alignment_api.rewards import Reward
+from alignment_api.contract.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer
 from alignment_trainer.rewards.calls import REASON, Function, FunctionCalls, NotStarted, Reply, functions_of

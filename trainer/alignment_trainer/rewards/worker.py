@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from alignment_api.rewards import RewardFunction
+from alignment_api.contract.rewards import RewardFunction
 from alignment_trainer.rewards.answer import Answer
 from alignment_trainer.rewards.functions import BadFunction, BadRow, Score, make_score
 

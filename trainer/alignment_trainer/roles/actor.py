@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from alignment_api.algorithms import Grpo, Ppo
-from alignment_api.context import Outcome
+from alignment_api.contract.algorithms import Grpo, Ppo
+from alignment_api.contract.context import Outcome
 from alignment_trainer.algorithms import make_online
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start, claim_attempt, find_start, make_checkpoints

@@ -19,8 +19,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from alignment_api.context import Outcome
-from alignment_api.spec import AlignmentJobSpec
+from alignment_api.contract.context import Outcome
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.sources import resolve_model

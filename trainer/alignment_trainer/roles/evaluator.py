@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alignment_api.context import Outcome
-from alignment_api.status import EvaluationReport, Progress
+from alignment_api.contract.context import Outcome
+from alignment_api.contract.status import EvaluationReport, Progress
 from alignment_trainer.algorithms.base import Float32
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import open_prepared

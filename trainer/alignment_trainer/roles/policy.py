@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from alignment_api.context import Failure, Outcome
-from alignment_api.reward_stage import training_field
-from alignment_api.status import EvaluationReport
+from alignment_api.contract.context import Failure, Outcome
+from alignment_api.contract.status import EvaluationReport
+from alignment_api.derived.reward_stage import training_field
 from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, make_checkpoints
 from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import export_model

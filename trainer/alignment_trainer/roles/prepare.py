@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment_api.context import Outcome
-from alignment_api.inputs import Data, Model
-from alignment_api.reward_stage import LEAST_HELD_OUT
-from alignment_api.roles import trains_reward
-from alignment_api.spec import AlignmentJobSpec
-from alignment_api.status import ModelReport, PrecisionReport
+from alignment_api.contract.context import Outcome
+from alignment_api.contract.inputs import Data, Model
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import ModelReport, PrecisionReport
+from alignment_api.derived.reward_stage import LEAST_HELD_OUT
+from alignment_api.derived.stages import trains_reward
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.checkpoint.claims import check_room, check_writable, needed_bytes, read_claims
 from alignment_trainer.checkpoint.inheritance import check_inheritance

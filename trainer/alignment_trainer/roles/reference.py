@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignment_api.context import Outcome
+from alignment_api.contract.context import Outcome
 from alignment_trainer.model.frozen_model import LocalScorer
 from alignment_trainer.model.served_model import find_served_model
 from alignment_trainer.model.tasks import LANGUAGE

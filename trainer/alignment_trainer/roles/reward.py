@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignment_api.context import Outcome
+from alignment_api.contract.context import Outcome
 from alignment_trainer.data.prepared import read_manifest
 from alignment_trainer.data.sources import Resolved, resolve_model
 from alignment_trainer.model.frozen_model import LocalScorer

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from alignment_api.context import Outcome
-from alignment_api.quantity import quantity_value
+from alignment_api.contract.context import Outcome
+from alignment_api.contract.quantity import quantity_value
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.model.served_model import find_served_model
 from alignment_trainer.process.errors import first_cause

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from alignment_api.context import Outcome
+from alignment_api.contract.context import Outcome
 from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.process.instance import Instance

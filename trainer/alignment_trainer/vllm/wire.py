@@ -16,6 +16,8 @@ EXAMPLE = (
     '"stop_token_ids": [2]}'
 )
 TokenId = Annotated[int, Field(ge=0)]
+MAX_STOPS = 256
+"""Ids at which a completion ends; families have one to five."""
 
 
 class CompletionsRequest(BaseModel):
@@ -29,7 +31,7 @@ class CompletionsRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     max_tokens: Annotated[int, Field(ge=1)]
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    stop_token_ids: tuple[TokenId, ...]
+    stop_token_ids: Annotated[tuple[TokenId, ...], Field(max_length=MAX_STOPS)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignment_api.base import Contract
+from alignment_api.contract.base import Contract
 
 WEIGHTS_PATH = "/v1/weights"
 

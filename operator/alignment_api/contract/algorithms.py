@@ -1,0 +1,200 @@
+"""The algorithms and their hyper-parameters, as an engineer writes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from alignment_api.contract.base import Contract
+from alignment_api.contract.numbers import Count, NotNegative, Positive, Samples
+from alignment_api.contract.rewards import Reward, Rewards
+
+KlEstimator = Literal["k1", "k2", "k3"]
+Truncated = Literal["score", "mask", "bootstrap"]
+
+
+class Dpo(Contract):
+    """Direct preference optimization (Rafailov et al. 2023)."""
+
+    beta: Positive = 0.1
+    """Strength of the pull to the reference: higher stays closer. 0.05-0.2 is usual; start at 0.1."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a preference label is flipped (conservative DPO, Mitchell 2023). 0 trusts the labels."""
+
+
+class RewardModel(Contract):
+    """Pairwise reward model: a scalar head on the model, from preferences (Bradley-Terry; Ouyang et al. 2022)."""
+
+    margin: NotNegative = 0.0
+    """The chosen score is pushed above the rejected one by this much."""
+    center_coef: NotNegative = 0.0
+    """Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023); 0.01 is usual."""
+
+
+class Online(Contract):
+    """What PPO and GRPO share: they learn from completions that the model samples while it trains."""
+
+    prompts_per_rollout: Count
+    """Prompts sampled for one step of the job: one rollout and the updates from it."""
+    max_new_tokens: Count = 512
+    """Tokens of a completion at most; prompt and completion together stay within training.maxLength."""
+    temperature: Positive = 1.0
+    """Of sampling; logits are divided by it wherever log-probs are compared."""
+    epochs_per_rollout: Count
+    """Passes over one rollout, in optimizer steps of training.batchSize completions."""
+    clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio of new to old policy counts no further than 1 -+ this (Schulman et al. 2017, eq. 7)."""
+    importance_cap: Positive = 2.0
+    """Bound of the weights that correct for vLLM's log-probs differing from the trainer's (Yao et al. 2025)."""
+    max_update_kl: Positive | None = 0.05
+    """Ends the updates from a rollout, nats per token towards the policy that sampled."""
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
+    """Completions may come from weights so many steps old; 0 is strictly on-policy."""
+    truncated: Truncated = "score"
+    """What a completion teaches that `maxNewTokens` or `training.maxLength` cut off. score: its score as it stands,
+    less `missingEosPenalty`: right where the limit holds in use too. mask: nothing, and means and deviations of
+    advantages leave it out (overlong filtering of DAPO, Yu et al. 2025, section 3.4): where many are cut, it never
+    learns to end. bootstrap (ppo): in place of its score the critic's value of the state in which it was cut off
+    (partial-episode bootstrapping, Pardo et al. 2018)."""
+    missing_eos_penalty: NotNegative | None = None
+    """Subtracted from the score of a completion that was cut off, in units of the score. Absent, it is 0, but 1 where
+    `truncated` is score and a reward is a model, which has only read completions that end and is no judge of others."""
+    rewards: Rewards
+    """What a completion is worth; summed by weight."""
+
+    samples_field: ClassVar[str]
+    """The field that says how many completions a prompt gets."""
+
+    @property
+    def samples(self) -> int:
+        """Completions of one prompt."""
+        return int(getattr(self, self.samples_field))
+
+    @property
+    def completions_per_rollout(self) -> int:
+        """What one step of the job samples."""
+        return self.prompts_per_rollout * self.samples
+
+    @property
+    def eos_penalty(self) -> float:
+        """What is subtracted from the score of a completion that was cut off."""
+        if self.missing_eos_penalty is not None or self.truncated != "score":
+            return self.missing_eos_penalty or 0.0
+        return 1.0 if any(reward.function is None and reward.weight for reward in self.rewards) else 0.0
+
+
+CriticStart = Literal["rewardModel", "model"]
+
+
+class Critic(Contract):
+    """The value model of PPO."""
+
+    learning_rate: Positive = 5e-6
+    """Peak learning rate of AdamW."""
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 50
+    """Optimizer steps of the critic before the actor's first: a random head's advantages are noise."""
+    value_clip: Positive | None = None
+    """A new value counts no further from the old one than this, in running deviations of the scores (in units of the
+    score with `rewardScaling: none`). Absent counts it all: a bound keeps a critic from following scores that climb."""
+    start_from: CriticStart | None = Field(default=None, alias="from")
+    """What it starts from. rewardModel: the reward model that this job trains, else the only one it names, head
+    included (Ouyang et al. 2022, appendix C.4): it has the shape of spec.model. model: spec.model with a head of zeros.
+    Absent: rewardModel where there is such a one, else model."""
+
+
+class Ppo(Online):
+    """Proximal policy optimization (Schulman et al. 2017) with a KL penalty per token (Ziegler et al. 2019)."""
+
+    prompts_per_rollout: Count = 128
+    """Prompts sampled for one step of the job: one rollout and the updates from it."""
+    completions_per_prompt: Samples = 1
+    """Completions of each prompt."""
+    epochs_per_rollout: Count = 4
+    """Passes over one rollout, in optimizer steps of training.batchSize completions."""
+    init_kl_coef: NotNegative = 0.2
+    """Weight of the KL penalty at first; raise it by half where KL climbs above 0.1 without a gain in reward."""
+    target_kl: Positive | None = 0.1
+    """What the adaptive controller aims at, nats per token towards the reference; absent leaves the weight as it is."""
+    kl_horizon: Count = 10_000
+    """Completions over which the controller corrects an error of 1 (Ziegler et al. 2019, section 2.2)."""
+    kl_estimator: KlEstimator = "k1"
+    """Of the penalty, from d = log pi - log ref: k1 d, k2 d^2/2, k3 e^-d + d - 1 (Schulman 2020)."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of later rewards."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Bias against variance of the advantages (Schulman et al. 2016, eq. 16)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound of the loss for negative advantages (Ye et al. 2020, eq. 5); 3 is usual. Absent: none."""
+    reward_scaling: Literal["running", "none"] = "running"
+    """Of all that the critic learns, scores and KL penalties alike: divided by the running standard deviation of the
+    job's scores (Engstrom et al. 2020, section 3). The policy sees no difference, and `initKlCoef` keeps its meaning,
+    units of the score a nat: advantages are whitened whatever their scale."""
+    critic: Critic = Critic()
+    """The value model."""
+    samples_field = "completions_per_prompt"
+
+    @property
+    def critic_reward(self) -> Reward | None:
+        """The reward model that the critic starts from, as far as the manifest says; None: spec.model."""
+        if self.critic.start_from == "model":
+            return None
+        models = [reward for reward in self.rewards if reward.function is None and reward.weight]
+        trained = [reward for reward in models if reward.train is not None]
+        return trained[0] if trained else models[0] if len(models) == 1 else None
+
+
+class Grpo(Online):
+    """Group relative policy optimization (Shao et al. 2024): advantages within a prompt's group, no critic."""
+
+    group_size: Annotated[Samples, Field(ge=2)] = 8
+    """Completions of each prompt: they are compared with each other, so two at least."""
+    prompts_per_rollout: Count = 32
+    """Prompts sampled for one step of the job: one rollout and the updates from it."""
+    epochs_per_rollout: Count = 1
+    """Passes over one rollout, in optimizer steps of training.batchSize completions."""
+    kl_coef: NotNegative = 0.04
+    """Weight of the KL term in the loss (estimator k3). 0 needs no reference."""
+    truncated: Literal["score", "mask"] = "score"
+    """What a completion teaches that `maxNewTokens` or `training.maxLength` cut off. score: its score as it stands,
+    less `missingEosPenalty`. mask: nothing, and mean and deviation of its group leave it out (overlong filtering of
+    DAPO, Yu et al. 2025, section 3.4): where many are cut, it never learns to end."""
+    samples_field = "group_size"
+
+
+class Algorithm(Contract):
+    """Exactly one algorithm."""
+
+    dpo: Dpo | None = None
+    """Direct preference optimization: from pairs, without a reward model."""
+    reward: RewardModel | None = None
+    """A reward model from pairs, for PPO and GRPO."""
+    ppo: Ppo | None = None
+    """Proximal policy optimization: from prompts and rewards, with a critic."""
+    grpo: Grpo | None = None
+    """Group relative policy optimization: from prompts and rewards that can be checked."""
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that are set; one, or a rule is broken."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def name(self) -> str:
+        """The key that is set: `dpo`."""
+        return self.given[0]
+
+    @property
+    def online(self) -> Ppo | Grpo | None:
+        """The options of an algorithm that samples while it trains; None of the others."""
+        return self.ppo or self.grpo
+
+    @property
+    def sampling_temperature(self) -> float:
+        """What logits are divided by: that of sampling, 1 where nothing is sampled."""
+        return self.online.temperature if self.online is not None else 1.0
+
+    @property
+    def rewards(self) -> Rewards:
+        """What completions are worth; none where nothing is sampled."""
+        return self.online.rewards if self.online is not None else ()

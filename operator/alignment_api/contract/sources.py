@@ -1,0 +1,130 @@
+"""Where models, data, storage and output live: one set of schemes for all of them.
+
+file:///path        a path as the role's process sees it
+file://./path       relative to the manifest: on a laptop only
+pvc://claim/path    a PersistentVolumeClaim of the job's namespace
+hf://org/name       a model or data set of the Hugging Face hub
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, WithJsonSchema
+
+Scheme = Literal["file", "pvc", "hf"]
+FORMS = {
+    "file": "file:///path (or file://./path, relative to the manifest, on a laptop)",
+    "pvc": "pvc://claim/path",
+    "hf": "hf://org/name",
+}
+_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LONGEST = 1024
+_INSIDE = {
+    "rule": "!self.startsWith('pvc://') || !self.split('/').exists(part, part == '..')",
+    "message": "leaves its volume by `..`; write a path inside the claim",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source. `claim` is set for pvc alone; `path` is the rest."""
+
+    scheme: str
+    """One of `Scheme`; of a job that another release admitted perhaps another."""
+    path: str
+    claim: str | None = None
+
+    @property
+    def is_relative(self) -> bool:
+        """True for file://./path: it means something only beside its manifest."""
+        return self.scheme == "file" and not self.path.startswith("/")
+
+    def __str__(self) -> str:
+        if self.scheme == "pvc":
+            return f"pvc://{self.claim}/{self.path}".rstrip("/")
+        return f"{self.scheme}://{self.path}"
+
+
+def parse_source(text: str) -> Source:
+    """The source that `text` names. Takes it apart and no more: whether it may be one is for `check_source`."""
+    scheme, _, rest = text.partition("://")
+    if scheme != "pvc":
+        return Source(scheme, rest)
+    claim, _, path = rest.partition("/")
+    return Source("pvc", path.strip("/"), claim)
+
+
+def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf")) -> None:
+    """Raises ValueError that says what was found and which forms are understood."""
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in allowed:
+        forms = " or ".join(FORMS[s] for s in allowed)
+        raise ValueError(f"`{text}` is not a source understood here; write {forms}")
+    if len(text) > _LONGEST:
+        raise ValueError(f"has {len(text)} characters; write a path of at most {_LONGEST}")
+    _CHECKS[scheme](text, rest)
+
+
+def _check_claim(text: str, rest: str) -> None:
+    claim, _, path = rest.partition("/")
+    if not _CLAIM.fullmatch(claim):
+        raise ValueError(f"`{text}` names no claim; write {FORMS['pvc']}")
+    if ".." in path.split("/"):
+        raise ValueError(f"`{text}` {_INSIDE['message']}")
+
+
+def _check_repository(text: str, rest: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
+        raise ValueError(f"`{text}` is not a repository of the hub; write {FORMS['hf']}")
+
+
+def _check_path(text: str, rest: str) -> None:
+    if not rest.startswith(("/", "./", "../")):
+        raise ValueError(f"`{text}` has no absolute path; write {FORMS['file']}")
+
+
+_CHECKS: dict[str, Callable[[str, str], None]] = {
+    "file": _check_path,
+    "pvc": _check_claim,
+    "hf": _check_repository,
+}
+
+
+@dataclass(frozen=True)
+class IsSource:
+    """Marks the types below, so that the sources of a spec are found by their type (see `derived/source_fields.py`)."""
+
+
+def _check(*allowed: Scheme) -> AfterValidator:
+    def validate(text: str) -> str:
+        check_source(text, allowed)
+        return text
+
+    return AfterValidator(validate)
+
+
+def _schema(*allowed: Scheme) -> WithJsonSchema:
+    forms = {
+        "file": r"file://(/|\./|\.\./).*",
+        "pvc": r"pvc://[a-z0-9][-a-z0-9.]*(/.*)?",
+        "hf": r"hf://[\w.-]+/[\w.-]+",
+    }
+    return WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": _LONGEST,
+            "pattern": f"^({'|'.join(forms[s] for s in allowed)})$",
+            "x-kubernetes-validations": [_INSIDE],
+        }
+    )
+
+
+ReadableSource = Annotated[str, IsSource(), _check("file", "pvc", "hf"), _schema("file", "pvc", "hf")]
+"""A source that is read: a model or data."""
+
+WritableSource = Annotated[str, IsSource(), _check("file", "pvc"), _schema("file", "pvc")]
+"""A source that is written: storage or output."""

@@ -1,0 +1,1 @@
+"""What follows from a spec: its stages, their sizes, precision and sources."""

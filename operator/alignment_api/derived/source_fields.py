@@ -1,0 +1,45 @@
+"""Which fields of a spec are sources: found by their type, so that a new one is mounted and checked without a list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from alignment_api.contract.base import Contract, FieldPath
+from alignment_api.contract.sources import IsSource
+from alignment_api.contract.spec import AlignmentJobSpec
+
+WRITTEN: frozenset[FieldPath] = frozenset({("spec", "storage", "source"), ("spec", "output", "destination")})
+"""Everything else is only read."""
+
+
+def sources_of(spec: AlignmentJobSpec) -> dict[FieldPath, str]:
+    """Every source that the spec names, by its field."""
+    return dict(_sources_in(spec, ("spec",)))
+
+
+def sources_read(spec: AlignmentJobSpec) -> dict[FieldPath, str]:
+    """Those that the job only reads: models, data, code of reward functions, another job's checkpoints."""
+    return {path: source for path, source in sources_of(spec).items() if path not in WRITTEN}
+
+
+def _sources_in(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _sources_in(item, (*path, index))
+    if not isinstance(value, Contract):
+        return
+    for name, field in type(value).model_fields.items():
+        child, here = getattr(value, name), (*path, str(field.alias))
+        if not _is_source(field):
+            yield from _sources_in(child, here)
+        elif child is not None:
+            yield here, child
+
+
+def _is_source(field: FieldInfo) -> bool:
+    """Of an optional field the mark stands on the type inside."""
+    inside = (mark for option in get_args(field.annotation) for mark in getattr(option, "__metadata__", ()))
+    return any(isinstance(mark, IsSource) for mark in (*field.metadata, *inside))

@@ -1,0 +1,1 @@
+"""YAML text: read strictly where readers disagree, and written so that all of them agree."""
