@@ -20,6 +20,7 @@ ConditionType = Literal[
     "CheckpointVerified",
     "PoolsAvailable",
     "GangScheduling",
+    "ObjectsCreated",
 ]
 
 

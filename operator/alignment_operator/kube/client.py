@@ -27,6 +27,8 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+"""Server-side apply; JSON is YAML."""
 TRANSIENT = frozenset({429, 500, 502, 503, 504})
 REQUESTS_PER_SECOND = 300.0
 """A thousand running jobs are looked at every five seconds: 200 a second."""
@@ -110,13 +112,22 @@ class KubeClient:
         """Read an object or a list."""
         return await self._json("GET", path, params=params)
 
-    async def create(self, path: str, body: Manifest) -> Manifest:
-        """Create an object. Raises ApiError 409 AlreadyExists."""
-        return await self._json("POST", path, body=body)
+    async def create(
+        self, path: str, body: Manifest, params: Params | None = None, seconds: float = DEADLINE_SECONDS
+    ) -> Manifest:
+        """Create an object. Raises ApiError 409 AlreadyExists. seconds: for how long it is tried again."""
+        return await self._json("POST", path, params=params, body=body, seconds=seconds)
 
-    async def patch(self, path: str, body: Any, content_type: str = MERGE_PATCH) -> Manifest:
+    async def patch(
+        self,
+        path: str,
+        body: Any,
+        content_type: str = MERGE_PATCH,
+        params: Params | None = None,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> Manifest:
         """Patch an object; the answer is the object afterwards. Raises ApiError 409 where a precondition fails."""
-        return await self._json("PATCH", path, body=body, content_type=content_type)
+        return await self._json("PATCH", path, params=params, body=body, content_type=content_type, seconds=seconds)
 
     async def replace(self, path: str, body: Manifest) -> Manifest:
         """Replace an object; its resourceVersion is the precondition."""
@@ -178,11 +189,12 @@ class KubeClient:
         params: Params | None = None,
         body: Any = None,
         content_type: str = JSON,
+        seconds: float = DEADLINE_SECONDS,
     ) -> Manifest:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Accept": JSON} | ({"Content-Type": content_type} if data is not None else {})
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + DEADLINE_SECONDS
+        deadline = loop.time() + seconds
         attempt = 0
         while True:
             await self._bucket.take()

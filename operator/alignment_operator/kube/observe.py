@@ -59,6 +59,8 @@ class SeenPod:
     """Empty before it is scheduled."""
     address: str
     """Its IP; empty before it has one."""
+    leans_on: frozenset[str] = frozenset()
+    """What it mounts, and its PodGroup, as `Kind name`."""
 
 
 def see_pod(pod: Manifest) -> SeenPod | None:
@@ -72,7 +74,31 @@ def see_pod(pod: Manifest) -> SeenPod | None:
         owner_uid=labels[UID_LABEL],
         node=pod["spec"].get("nodeName", ""),
         address=pod.get("status", {}).get("podIP", ""),
+        leans_on=mounted(pod) | _group(pod),
     )
+
+
+_MOUNTED = (
+    ("ConfigMap", "configMap", "name"),
+    ("Secret", "secret", "secretName"),
+    ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
+)
+"""Kind, source of a volume, and where it names an object of the kind."""
+
+
+def mounted(pod: Manifest) -> frozenset[str]:
+    """What the pod's volumes are made of, as `Kind name`."""
+    return frozenset(
+        f"{kind} {volume[source][key]}"
+        for volume in pod["spec"].get("volumes", ())
+        for kind, source, key in _MOUNTED
+        if key in volume.get(source, {})
+    )
+
+
+def _group(pod: Manifest) -> frozenset[str]:
+    name = pod["spec"].get("schedulingGroup", {}).get("podGroupName")
+    return frozenset() if name is None else frozenset({f"PodGroup {name}"})
 
 
 def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
@@ -85,6 +111,7 @@ def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
         role=labels[ROLE_LABEL],
         index=int(labels[INDEX_LABEL]),
         life=int(labels[LIFE_LABEL]),
+        version=metadata.get("resourceVersion"),
         stage=cast(StageName, labels[STAGE_LABEL]),
         phase=_phase(status),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),

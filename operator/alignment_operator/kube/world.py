@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from alignment_api.platform import Platform
 from alignment_api.status import AlignmentJobStatus
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import JSON_PATCH, ApiError, KubeClient, Manifest
-from alignment_operator.kube.events import EventPoster, Note, transitions
+from alignment_operator.kube.events import EventPoster, transitions
 from alignment_operator.kube.nodes import NodeView, count_nodes, see_node
 from alignment_operator.kube.observe import SeenPod, see_pod
 from alignment_operator.kube.paths import collection, named
@@ -26,8 +26,6 @@ from alignment_operator.places import claims
 from alignment_operator.plan.types import JobKey, Observed, Plan, PodView, VolumeView
 from alignment_operator.reconcile import Conflict
 
-REFUSALS = (403, 404, 422)
-"""Of creates; 404 is a kind that is not served, or a namespace that has gone."""
 Pods = Reflector[SeenPod, JobKey]
 Nodes = Reflector[NodeView, str]
 
@@ -53,7 +51,6 @@ class KubeWorld:
         self._poller = StatusPoller(client)
         self._applier = Applier(client, sight.pods)
         self._written: dict[JobKey, str] = {}
-        self._refusals: dict[JobKey, str] = {}
 
     def clock(self) -> datetime:
         """Now, UTC."""
@@ -80,6 +77,7 @@ class KubeWorld:
             pods=await self._with_statuses(key, pods),
             volumes=await self._volumes(job, platform),
             nodes=count_nodes(platform, self._sight.nodes.all()),
+            refused=self._applier.refused(job),
         )
 
     async def record(self, job: AlignmentJob, status: AlignmentJobStatus) -> None:
@@ -91,20 +89,9 @@ class KubeWorld:
         await self._write_status(key, job.metadata.resource_version, _dump(status))
         await self._events.post(job, transitions(job.status, status), self.clock())
 
-    async def apply(self, job: AlignmentJob, plan: Plan) -> None:
-        """Create, release and delete. What exists already is left alone; what is gone already is fine."""
-        try:
-            await self._applier.apply(job, plan, self._sight.platform())
-        except ApiError as error:
-            await self._tell(job, error)
-            raise
-
-    async def _tell(self, job: AlignmentJob, error: ApiError) -> None:
-        """An object that is refused (a quota, a policy, a podTemplate) is the user's to see; once for each reason."""
-        key = _key_of(job)
-        if error.status in REFUSALS and self._refusals.get(key) != error.message:
-            self._refusals[key] = error.message
-            await self._events.post(job, [Note("Warning", "ObjectRefused", error.message)], self.clock())
+    async def apply(self, job: AlignmentJob, plan: Plan) -> timedelta | None:
+        """Create, release and delete; when to try again what is refused."""
+        return await self._applier.apply(job, plan, self._sight.platform())
 
     async def _read(self, path: str) -> Manifest | None:
         try:
@@ -178,7 +165,6 @@ class KubeWorld:
 
     def _forget(self, key: JobKey) -> None:
         self._written.pop(key, None)
-        self._refusals.pop(key, None)
         self._applier.forget(key)
         self._poller.forget(key)
         self._telemetry.saw_phase(key, None)

@@ -12,7 +12,7 @@ from alignment_api.platform import Platform
 from alignment_api.roles import ROLES
 from alignment_api.status import AlignmentJobStatus, Condition, ConditionType
 from alignment_operator.plan.ledger import Hold
-from alignment_operator.plan.types import PodView
+from alignment_operator.plan.types import PodView, Refusal
 
 LISTED = 5
 """Waiting pods that a message names; hundreds wait for the same reason."""
@@ -54,6 +54,17 @@ def claim_data(status: AlignmentJobStatus, problem: str | None) -> Claim:
     found = f"{status.data.rows} rows to train on, {status.data.evaluation_rows} held out ({status.data.format})"
     dropped = f", {status.data.invalid_rows} invalid rows dropped" if status.data.invalid_rows else ""
     return Claim("DataReady", "True", "DataChecked", found + dropped)
+
+
+def claim_objects(refused: tuple[Refusal, ...] | None) -> tuple[Claim, ...]:
+    """Whether the apiserver takes what the job needs; nothing is said before it was asked."""
+    if refused is None:
+        return ()
+    if not refused:
+        return (Claim("ObjectsCreated", "True", "Created"),)
+    words = [f"{refusal.what}: {refusal.message}" for refusal in refused]
+    more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
+    return (Claim("ObjectsCreated", "False", refused[0].reason, "; ".join([*words[:LISTED], *more])),)
 
 
 def claim_roles(pods: tuple[PodView, ...], desired: int, holds: tuple[Hold, ...]) -> Claim:

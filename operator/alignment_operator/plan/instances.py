@@ -59,7 +59,8 @@ def removals(pods: Iterable[PodView], wanted: Iterable[InstanceRecord], keep_log
         failed = [pod for pod in pods if (fate := fate_of(pod)) is not None and fate.end == "failed"]
         newest = {(pod.role, pod.index): pod.uid for pod in sorted(failed, key=lambda pod: pod.life)}
         keep |= set(newest.values())
-    return tuple(Removal(pod.name, pod.uid) for pod in pods if pod.uid not in keep and pod.gone_by is None)
+    going = (pod for pod in pods if pod.uid not in keep and pod.gone_by is None)
+    return tuple(Removal(pod.name, pod.uid, version=None if pod.ended else pod.version) for pod in going)
 
 
 def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRecord) -> Instance:

@@ -63,7 +63,8 @@ def _plan_pass(observed: Observed, now: datetime) -> Plan:
     current = course.current
     plan = Plan(
         status=derive_status(observed, Findings(course, ledger, verdict, holds, now)),
-        support=_support(job, observed.platform, ledger, current) if verdict is None else None,
+        # A job born suspended has no lines, and makes nothing.
+        support=_support(job, observed.platform, ledger, current) if verdict is None and ledger.lines else None,
         create=missing_instances(observed, current, ledger, wanted) if current is not None else (),
         delete=removals(pods, wanted, keep_logs=verdict is None or verdict.type == "Failed"),
         release=gates_to_open(current, ledger, pods, now) if current is not None else (),

@@ -16,6 +16,7 @@ from alignment_operator.plan.conditions import (
     claim_checkpoint,
     claim_data,
     claim_gang,
+    claim_objects,
     claim_roles,
     claim_suspended,
     claim_training,
@@ -130,6 +131,7 @@ def _claims(
     job, verdict = observed.job, found.verdict
     claims = [Claim("Admitted", "True", "Admitted", "volumes, pools and sizes were checked")]
     problem = verdict.message if verdict is not None and verdict.type == "Failed" else None
+    claims += claim_objects(observed.refused)
     claims += [*_pools(observed), claim_data(job.status, problem), claim_training(pods), *claim_checkpoint(job.status)]
     if verdict is not None:
         claims += [

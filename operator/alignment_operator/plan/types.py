@@ -35,6 +35,8 @@ class PodView:
     stage: StageName
     phase: Literal["Pending", "Running", "Succeeded", "Failed"]
     created_at: datetime
+    version: str | None = None
+    """Of the object that was seen, where the runtime has versions."""
     ready: bool = False
     gated: bool = False
     """Carries our scheduling gate."""
@@ -67,6 +69,18 @@ class VolumeView:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """What the runtime was refused, and has not got since."""
+
+    what: str
+    """The object: `Kind name`."""
+    reason: str
+    """CamelCase word."""
+    message: str
+    """The apiserver's own words."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything a plan depends on."""
 
@@ -77,6 +91,8 @@ class Observed:
     """Claim -> what it is, for the claims of the spec that exist."""
     nodes: Mapping[PoolName, int] = field(default_factory=dict)
     """Schedulable nodes of each pool now; a pool that is absent was not looked at."""
+    refused: tuple[Refusal, ...] | None = None
+    """What stands refused of the job's objects; None where nothing was asked for yet."""
     own_files: bool = False
     """file:// paths are the user's own and outlive the processes (a laptop); there are no claims then."""
 
@@ -120,6 +136,8 @@ class Removal:
     uid: str
     grace: timedelta | None = None
     """None: the pod's own grace period."""
+    version: str | None = None
+    """It must not have changed since: it may have ended. None: whatever it is now, it has been counted."""
 
 
 @dataclass(frozen=True)
