@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from alignment_api.base import Contract
+from alignment_api.pod_template import dotted, template_problems
+from alignment_api.policy import Policy
 from alignment_api.quantity import Quantity
 from alignment_api.roles import PoolName
 from alignment_api.sources import WritableSource
@@ -37,7 +39,14 @@ class Pool(Contract):
     notice_seconds: Annotated[int, Field(ge=5)] = 120
     """Seconds a pod gets between SIGTERM and SIGKILL. Cloud spot gives 30 to 120."""
     pod_template: dict[str, Any] = {}
-    """A patch over every pod sent there."""
+    """A patch over every pod sent there. It has the last word: no job's podTemplate can undo it."""
+
+    @field_validator("pod_template")
+    @classmethod
+    def _check_template(cls, template: dict[str, Any]) -> dict[str, Any]:
+        for path, message in template_problems(template):
+            raise ValueError(f"{dotted(path)}: {message}")
+        return template
 
 
 class Pools(Contract):
@@ -91,5 +100,7 @@ class Platform(Contract):
     """How pods of a gang are scheduled together. `podGroup`: Kubernetes' own (scheduling.k8s.io/v1beta1, from 1.37 with
     the feature gate GenericWorkload on in apiserver, controller-manager and scheduler: a served API does not prove it).
     """
+    policy: Policy = Policy()
+    """What a job may set of its pods."""
     ingress_from: tuple[dict[str, Any], ...] = ()
     """NetworkPolicy peers let in at the HTTP port besides a job's own pods: the operator and the scraper of metrics."""

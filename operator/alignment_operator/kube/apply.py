@@ -9,7 +9,9 @@ from datetime import timedelta
 from functools import partial
 
 from alignment_api.job import AlignmentJob
+from alignment_api.manifest import field_path
 from alignment_api.platform import Platform
+from alignment_api.policy_rules import shape_problems
 from alignment_operator import names
 from alignment_operator.kube.client import STRATEGIC_PATCH, ApiError, KubeClient, Manifest
 from alignment_operator.kube.observe import SeenPod, see_pod
@@ -103,6 +105,8 @@ class Applier:
 
     async def _create_all(self, job: AlignmentJob, plan: Plan, platform: Platform, memory: _Memory) -> None:
         ground = await self._ground(job, plan.support, platform, memory)
+        if plan.create and not await memory.pods.attempt("podTemplates", partial(_check_templates, job)):
+            return
         pods = (build_pod(job, instance, platform) for instance in plan.create)
         await asyncio.gather(
             *(
@@ -163,3 +167,9 @@ class Applier:
                 raise Conflict(f"pod {removal.name} has changed since the plan") from error
             if error.status != 404:
                 raise
+
+
+async def _check_templates(job: AlignmentJob) -> None:
+    """Of a job that was admitted before shapes were checked. Raises ApiError, as if the apiserver had looked."""
+    for path, message in shape_problems(job.spec):
+        raise ApiError(422, "InvalidTemplate", f"{field_path(path)}: {message}", "POST Pod")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from alignment_api.manifest import field_path
+from alignment_api.pod_template import Problem
+from alignment_api.policy_rules import policy_problems, shape_problems
 from alignment_api.reward_stage import spec_of_stage
 from alignment_api.roles import ROLES, Stage, stages_of
 from alignment_api.sizing import replicas_of, shortage, size_of
@@ -16,7 +19,16 @@ from alignment_operator.plan.types import Observed
 
 def refusals(observed: Observed) -> tuple[str, ...]:
     """Why nothing of this job may be created; empty when it may start."""
-    return (*_sources(observed), *_shared_volumes(observed), *_devices(observed), *_ranks(observed))
+    malformed = tuple(_told(shape_problems(observed.job.spec)))
+    if malformed:
+        return malformed  # what it asks for can be read from a sound shape alone
+    return (
+        *_policy(observed),
+        *_sources(observed),
+        *_shared_volumes(observed),
+        *_devices(observed),
+        *_ranks(observed),
+    )
 
 
 def missing_nodes(observed: Observed) -> tuple[str, ...]:
@@ -40,6 +52,16 @@ def _role_misfit(observed: Observed, stage: Stage, role: str, parameters: int) -
     pool = observed.platform.pools.named(pool_of(spec, role))
     ranks = size_of(spec, role, pool, parameters).processes * replicas_of(spec, role)
     return shortage(spec, role, pool, parameters) or _too_many_ranks(observed.job.spec, stage, role, ranks)
+
+
+def _policy(observed: Observed) -> Iterator[str]:
+    """A laptop has neither pods nor a platform team."""
+    if not observed.own_files:
+        yield from _told(policy_problems(observed.job.spec, observed.platform.policy))
+
+
+def _told(problems: Iterable[Problem]) -> Iterator[str]:
+    return (f"{field_path(path)}: {message}" for path, message in problems)
 
 
 def _sources(observed: Observed) -> Iterator[str]:

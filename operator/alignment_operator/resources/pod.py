@@ -31,10 +31,10 @@ SHARED_MEMORY_PART = 4
 
 
 def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Manifest:
-    """The pod of one role instance, under the pool's and the role's podTemplate.
+    """The pod of one role instance, under the role's podTemplate and then the pool's, which has the last word.
 
-    Same input, same pod; nothing is read, nothing is sent. A podTemplate may change anything but who the pod is
-    (see `_seal`).
+    Same input, same pod; nothing is read, nothing is sent. What a role's template may hold is the platform's policy to
+    say (`alignment_api/policy_rules.py`); what no template changes, `_protect` and `_seal`.
     """
     pool = platform.pools.named(instance.pool)
     labels = names.instance_labels(job, instance.role, instance.index, instance.life, instance.stage)
@@ -45,7 +45,7 @@ def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Mani
         "spec": _spec(job, instance, platform, pool),
     }
     role_template = getattr(job.spec.roles, instance.role).pod_template or {}
-    return _seal(merge(merge(pod, pool.pod_template), role_template), pod)
+    return _seal(merge(_protect(merge(pod, role_template), pod), pool.pod_template), pod)
 
 
 def _spec(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool) -> Manifest:
@@ -161,6 +161,31 @@ def _node_tolerations(role: str) -> list[Manifest]:
         }
         for state in ("not-ready", "unreachable")
     ]
+
+
+def _protect(patched: Manifest, built: Manifest) -> Manifest:
+    """`patched` by a role's template, with the mounts that make the process what it is, and our annotations, as built.
+
+    /tmp and /dev/shm may be other volumes than ours: a job may want more room there.
+    """
+    ours = {v["name"]: v for v in built["spec"]["volumes"] if v["name"] not in _REPLACEABLE}
+    volumes = {v["name"]: v for v in patched["spec"]["volumes"]} | ours
+    mounts = {m["mountPath"]: m for m in _trainer(patched)["volumeMounts"]}
+    mounts |= {m["mountPath"]: m for m in _trainer(built)["volumeMounts"] if m["name"] in ours}
+    trainer = _trainer(patched) | {"volumeMounts": list(mounts.values())}
+    containers = [trainer if c["name"] == names.CONTAINER else c for c in patched["spec"]["containers"]]
+    annotations = patched["metadata"]["annotations"] | built["metadata"]["annotations"]
+    return patched | {
+        "metadata": patched["metadata"] | {"annotations": annotations},
+        "spec": patched["spec"] | {"volumes": list(volumes.values()), "containers": containers},
+    }
+
+
+_REPLACEABLE = ("tmp", "shm")
+
+
+def _trainer(pod: Manifest) -> Manifest:
+    return next(container for container in pod["spec"]["containers"] if container["name"] == names.CONTAINER)
 
 
 def _seal(patched: Manifest, built: Manifest) -> Manifest:

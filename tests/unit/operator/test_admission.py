@@ -10,6 +10,7 @@ import pytest
 from tests.unit.operator.small_cluster import MODEL, START, SmallCluster, make_job
 
 from alignment_api.platform import Gpu, Platform, PlatformOutput, PlatformStorage, Pool, Pools
+from alignment_api.policy import Policy
 from alignment_operator.plan.admission import refusals
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Observed, VolumeView
@@ -202,3 +203,91 @@ def test_a_model_that_cannot_fit_fails_before_a_gpu_is_touched() -> None:
     )
     assert plan.create == ()
     assert cluster.status.attempt == 0
+
+
+def with_template(template: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {"roles": {"policy": {"podTemplate": template}}, **spec}
+
+
+def of_trainer(**fields: Any) -> dict[str, Any]:
+    return with_template({"spec": {"containers": [{"name": "trainer", **fields}]}})
+
+
+def of_pod(**fields: Any) -> dict[str, Any]:
+    return with_template({"spec": fields})
+
+
+NOT_LET = "the platform lets no job set this; its policy.podTemplate allows metadata.labels, "
+SNEAKY = {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "words"),
+    [
+        (of_pod(containers=[{"image": "x"}]), "spec.containers[0]", "has no `name`"),
+        (of_pod(containers=None), "spec.containers", "found nothing; write a list"),
+        (of_pod(hostNetwork=True), "spec.hostNetwork", NOT_LET),
+        (of_pod(hostPID=True), "spec.hostPID", NOT_LET),
+        (of_pod(serviceAccountName="admin"), "spec.serviceAccountName", NOT_LET),
+        (of_pod(nodeSelector={"a": "b"}), "spec.nodeSelector", NOT_LET),
+        (of_pod(priorityClassName="system-node-critical"), "spec.priorityClassName", NOT_LET),
+        (of_trainer(securityContext={"privileged": True}), "spec.containers[0].securityContext", NOT_LET),
+        (of_trainer(command=["sh"]), "spec.containers[0].command", NOT_LET),
+        (of_pod(containers=[{"name": "side", "image": "evil/y"}]), "spec.containers[0]", NOT_LET),
+        (of_pod(initContainers=[{"name": "first", "image": "evil/x"}]), "spec.initContainers", NOT_LET),
+        (of_pod(volumes=[{"name": "host", "hostPath": {"path": "/"}}]), "spec.volumes[0].hostPath", NOT_LET),
+        (of_pod(volumes=[{"name": "t", "projected": {"sources": []}}]), "spec.volumes[0].projected", NOT_LET),
+        (of_pod(volumes=[{"name": "s", "secret": {"secretName": "x"}}]), "spec.volumes[0].secret", NOT_LET),
+        (
+            with_template(SNEAKY),
+            "metadata.annotations.container.apparmor.security.beta.kubernetes.io/trainer",
+            "weakens how the pod is confined; remove it",
+        ),
+    ],
+)
+def test_a_pod_template_that_the_platform_does_not_let_is_refused_by_its_field(
+    spec: dict[str, Any], field: str, words: str
+) -> None:
+    (refusal,) = admit(spec)
+    assert refusal.startswith(f"spec.roles.policy.podTemplate.{field}: {words}")
+
+
+def test_what_the_default_policy_lets_is_admitted() -> None:
+    template = {
+        "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+        "spec": {
+            "affinity": {"podAntiAffinity": {}},
+            "tolerations": [{"key": "team", "operator": "Exists"}],
+            "volumes": [{"name": "scratch", "emptyDir": {}}],
+            "containers": [
+                {
+                    "name": "trainer",
+                    "env": [{"name": "A", "value": "1"}],
+                    "resources": {"limits": {"cpu": "4"}},
+                    "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+                }
+            ],
+        },
+    }
+    assert admit(with_template(template)) == ()
+
+
+def test_a_platform_says_which_images_secrets_and_fields_its_jobs_may_name() -> None:
+    policy = Policy(images=("registry.example/*",), secrets=("hf-*",), pod_template=("spec.nodeSelector",))
+    platform = Platform(policy=policy)
+    reads_secret = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}
+    spec = with_template(
+        {"spec": {"nodeSelector": {"zone": "b"}, "containers": [{"name": "trainer", "env": [reads_secret]}]}},
+        image="attacker.example/any:latest",
+        credentials=[{"secretName": "hf-token"}, {"secretName": "other-team-db"}],
+    )
+    env = "spec.roles.policy.podTemplate.spec.containers[0].env"
+    assert admit(spec, platform) == (
+        "spec.image: the platform lets no job name image `attacker.example/any:latest`; "
+        "its policy.images allows `registry.example/*`",
+        "spec.credentials[1].secretName: the platform lets no job name Secret `other-team-db`; "
+        "its policy.secrets allows `hf-*`",
+        f"{env}: the platform lets no job set this; its policy.podTemplate allows spec.nodeSelector",
+        f"{env}[0].valueFrom.secretKeyRef: the platform lets no job name Secret `db`; its policy.secrets allows `hf-*`",
+    )
+    assert admit({"image": "registry.example/trainer:2"}, platform) == ()

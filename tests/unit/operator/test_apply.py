@@ -161,6 +161,17 @@ async def test_a_pod_that_has_changed_since_the_plan_is_not_deleted() -> None:
         assert "pods" in server.made()
 
 
+async def test_a_template_that_cannot_be_built_is_told_and_stops_nothing_else() -> None:
+    broken = make_job({"roles": {"prepare": {"podTemplate": {"spec": {"containers": [{"image": "x"}]}}}}})
+    async with applying() as (applier, server):
+        await applier.apply(broken, a_plan(), Platform())
+        assert {"DELETE pods old", "PATCH pods gated"} <= set(server.asked)
+        assert {"secrets", "configmaps"} <= server.made()
+        (refusal,) = applier.refused(broken) or ()
+    assert refusal.reason == "InvalidTemplate"
+    assert refusal.message.startswith("spec.roles.prepare.podTemplate.spec.containers[0]: has no `name`")
+
+
 async def test_a_refusal_backs_off_and_ends_when_it_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[str] = []
 

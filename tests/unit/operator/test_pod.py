@@ -152,21 +152,68 @@ def test_a_claim_that_is_read_and_written_is_mounted_once() -> None:
     assert [m["readOnly"] for m in mounts if m["mountPath"] == "/volumes/work"] == [False]
 
 
-def test_a_pod_template_merges_over_the_pool_and_then_the_role() -> None:
-    def image(tag: str) -> dict[str, Any]:
-        return {"spec": {"containers": [{"name": "trainer", "image": tag}], "priorityClassName": tag}}
+def with_pool_template(template: dict[str, Any]) -> Platform:
+    spot = PLATFORM.pools.spot.model_copy(update={"pod_template": template})
+    return PLATFORM.model_copy(update={"pools": PLATFORM.pools.model_copy(update={"spot": spot})})
 
-    pools = PLATFORM.pools.model_copy(
-        update={"spot": PLATFORM.pools.spot.model_copy(update={"pod_template": image("pool")})}
-    )
-    platform = PLATFORM.model_copy(update={"pools": pools})
+
+def test_a_roles_pod_template_cannot_undo_its_pools() -> None:
+    def template(tag: str) -> dict[str, Any]:
+        container = {"name": "trainer", "env": [{"name": tag, "value": tag}, {"name": "BOTH", "value": tag}]}
+        return {"spec": {"containers": [container], "runtimeClassName": tag}}
+
+    job = make_job({"roles": {"reference": {"podTemplate": template("role")}}})
     instance = instance_of({}, "reference")
-    pool_only = build_pod(make_job(), instance, platform)["spec"]
-    assert (pool_only["containers"][0]["image"], pool_only["priorityClassName"]) == ("pool", "pool")
-    job = make_job({"roles": {"reference": {"podTemplate": image("role")}}})
-    both = build_pod(job, instance, platform)["spec"]
-    assert (both["containers"][0]["image"], both["priorityClassName"]) == ("role", "role")
+    role_only = build_pod(job, instance, PLATFORM)["spec"]
+    assert role_only["runtimeClassName"] == "role"
+    both = build_pod(job, instance, with_pool_template(template("pool")))["spec"]
+    env = {entry["name"]: entry["value"] for entry in both["containers"][0]["env"]}
+    assert (both["runtimeClassName"], env["role"], env["pool"], env["BOTH"]) == ("pool", "role", "pool", "pool")
     assert both["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/healthz"
+    nulls = {"spec": {"runtimeClassName": None, "securityContext": None}}
+    undoing = make_job({"roles": {"reference": {"podTemplate": nulls}}})
+    assert build_pod(undoing, instance, with_pool_template(template("pool")))["spec"]["runtimeClassName"] == "pool"
+
+
+def test_tolerations_are_added_to_those_of_the_pool_and_of_lost_nodes() -> None:
+    mine = {"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"}
+    template = {"spec": {"tolerations": [mine]}}
+    before = pod_of({}, "policy")["spec"]["tolerations"]
+    after = pod_of({"roles": {"policy": {"podTemplate": template}}}, "policy")["spec"]["tolerations"]
+    assert after == [*before, mine]
+    assert {"key": "gpu", "operator": "Exists"} in after
+
+
+def test_a_pod_template_cannot_replace_what_a_process_is_told_by() -> None:
+    template = {
+        "metadata": {"annotations": {"prometheus.io/port": "22"}},
+        "spec": {
+            "containers": [
+                {
+                    "name": "trainer",
+                    "volumeMounts": [
+                        {"name": "mine", "mountPath": "/etc/alignment-token", "subPath": "x"},
+                        {"name": "mine", "mountPath": "/mine"},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "token", "emptyDir": {}},
+                {"name": "job", "persistentVolumeClaim": {"claimName": "unchecked"}},
+                {"name": "claim-0", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": "1Ti"}},
+                {"name": "mine", "persistentVolumeClaim": {"claimName": "mine"}},
+            ],
+        },
+    }
+    built, patched = pod_of({}, "policy"), pod_of({"roles": {"policy": {"podTemplate": template}}}, "policy")
+    volumes = {volume["name"]: volume for volume in patched["spec"]["volumes"]}
+    own = {volume["name"]: volume for volume in built["spec"]["volumes"]}
+    assert {name: volumes[name] for name in own if name != "tmp"} == {n: v for n, v in own.items() if n != "tmp"}
+    assert volumes["tmp"]["emptyDir"] == {"sizeLimit": "1Ti"}
+    mounts = patched["spec"]["containers"][0]["volumeMounts"]
+    assert [m for m in mounts if m["mountPath"] != "/mine"] == built["spec"]["containers"][0]["volumeMounts"]
+    assert patched["metadata"]["annotations"] == built["metadata"]["annotations"]
 
 
 def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
