@@ -83,8 +83,8 @@ class PlatformOutput(Contract):
     """A folder; each job gets its own below it, named namespace/job."""
 
 
-class Platform(Contract):
-    """Everything that belongs to the platform team."""
+class PinnedPlatform(Contract):
+    """What of the platform a job keeps from its admission to its end: an upgrade changes nothing of a job that runs."""
 
     pools: Pools = Pools()
     """Where roles go."""
@@ -100,7 +100,22 @@ class Platform(Contract):
     """How pods of a gang are scheduled together. `podGroup`: Kubernetes' own (scheduling.k8s.io/v1beta1, from 1.37 with
     the feature gate GenericWorkload on in apiserver, controller-manager and scheduler: a served API does not prove it).
     """
+
+
+class Platform(PinnedPlatform):
+    """Everything that belongs to the platform team."""
+
     policy: Policy = Policy()
     """What a job may set of its pods."""
     ingress_from: tuple[dict[str, Any], ...] = ()
     """NetworkPolicy peers let in at the HTTP port besides a job's own pods: the operator and the scraper of metrics."""
+
+    def pinned(self) -> PinnedPlatform:
+        """What a job that is admitted now keeps."""
+        return PinnedPlatform(**{name: getattr(self, name) for name in PinnedPlatform.model_fields})
+
+    def as_pinned(self, pinned: PinnedPlatform | None) -> Platform:
+        """The platform as a job that keeps `pinned` of it sees it; itself where nothing differs."""
+        if pinned is None or pinned == self.pinned():
+            return self
+        return self.model_copy(update={name: getattr(pinned, name) for name in PinnedPlatform.model_fields})

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from alignment_api.base import Contract
+from alignment_api.platform import PinnedPlatform
 from alignment_api.roles import PoolName, StageName
 
 Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
@@ -257,6 +258,8 @@ class AlignmentJobStatus(Contract):
     """Held-out figures before and after."""
     artifacts: Artifacts = Artifacts()
     """Where results are."""
+    platform: PinnedPlatform | None = None
+    """Image, pools, output and all else that the job keeps of the platform as it was when the job was admitted."""
     started_at: datetime | None = None
     """When the job was admitted."""
     active_seconds: float = 0

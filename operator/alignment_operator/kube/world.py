@@ -70,7 +70,7 @@ class KubeWorld:
         if job is None:
             return None
         pods = await self._pods(key, job)
-        platform = self._sight.platform()
+        platform = self._platform(job)
         return Observed(
             job=job,
             platform=platform,
@@ -91,7 +91,10 @@ class KubeWorld:
 
     async def apply(self, job: AlignmentJob, plan: Plan) -> timedelta | None:
         """Create, release and delete; when to try again what is refused."""
-        return await self._applier.apply(job, plan, self._sight.platform())
+        return await self._applier.apply(job, plan, self._platform(job))
+
+    def _platform(self, job: AlignmentJob) -> Platform:
+        return self._sight.platform().as_pinned(job.status.platform)
 
     async def _read(self, path: str) -> Manifest | None:
         try:

@@ -66,6 +66,7 @@ def derive_status(observed: Observed, found: Findings) -> AlignmentJobStatus:
         "eta": None if over or progress is None else duration_text(progress.eta_seconds),
         "metrics": metrics,
         "artifacts": _artifacts(observed, found.course),
+        "platform": None if observed.own_files else status.platform or observed.platform.pinned(),
         "finished_at": found.now if over else None,
         **_clock(job, found.now, over),
     }

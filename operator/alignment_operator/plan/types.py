@@ -86,6 +86,7 @@ class Observed:
 
     job: AlignmentJob
     platform: Platform
+    """As the job keeps it: with what was pinned at its admission."""
     pods: tuple[PodView, ...] = ()
     volumes: Mapping[str, VolumeView] = field(default_factory=dict)
     """Claim -> what it is, for the claims of the spec that exist."""

@@ -67,7 +67,8 @@ class SmallCluster:
         shared = VolumeView(("ReadWriteMany",))
         volumes = dict.fromkeys(("models", "data", "work", "results", "judged", "bases", "judges", "code"), shared)
         seen = tuple(pod for pod in self.pods.values() if pod.name not in self.unseen)
-        return Observed(self.job, self.platform, seen, volumes, self.nodes, self.refused)
+        platform = self.platform.as_pinned(self.job.status.platform)
+        return Observed(self.job, platform, seen, volumes, self.nodes, self.refused)
 
     def plan(self) -> Plan:
         return make_plan(self.observe(), self.now)
