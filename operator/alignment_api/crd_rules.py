@@ -127,7 +127,7 @@ def _size_rules(place: Place, model: type[BaseModel]) -> dict[Place, list[Schema
     if {"gpus", "processes"} <= set(sizes):
         advice = "gpus and processes exclude each other; processes is for pools without GPUs"
         rules[place].append(make_rule("!(has(self.gpus) && has(self.processes))", advice))
-    for size in ("cpu", "memory", "kvCacheMemory"):
+    for size in ("cpu", "memory", "ephemeralStorage", "kvCacheMemory"):
         if size in sizes:
             rules[*place, size] = [_above_zero(size)]
     return rules

@@ -38,6 +38,9 @@ class Pool(Contract):
     """Its GPUs; absent: none, and ranks are CPU processes."""
     notice_seconds: Annotated[int, Field(ge=5)] = 120
     """Seconds a pod gets between SIGTERM and SIGKILL. Cloud spot gives 30 to 120."""
+    limit_cpu: bool = False
+    """Whether pods are limited to the CPU that they ask for, instead of using what is spare: for namespaces whose quota
+    asks for a limit, or whose LimitRange gives one that is too small."""
     pod_template: dict[str, Any] = {}
     """A patch over every pod sent there. It has the last word: no job's podTemplate can undo it."""
 
@@ -70,8 +73,9 @@ class PlatformStorage(Contract):
 
     storage_class_name: str | None = None
     """Storage class; absent: the cluster's default."""
-    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
-    """A gang on several nodes needs ReadWriteMany."""
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteOnce"
+    """ReadWriteOnce, which every class has: the pods of a stage that share a volume run on one node. A gang on several
+    nodes needs ReadWriteMany."""
     size: Quantity = "100Gi"
     """Size of a job's storage volume and of its output volume."""
 

@@ -49,8 +49,7 @@ class Policy(Contract):
         "spec.containers.resources",
         "spec.containers.volumeMounts",
     )
-    """Fields that a role's podTemplate may have; `containers` is the job's own container alone. Tolerations are added to
-    the pool's."""
+    """Fields that a role's podTemplate may have; `containers` is the job's own container alone."""
     images: tuple[str, ...] = ("*",)
     """Images that a job may name, as patterns: `registry.example/team/*`. Empty: the platform's image alone."""
     secrets: tuple[str, ...] = ("*",)

@@ -254,12 +254,17 @@ class AlignmentJobStatus(Contract):
     """The model as pinned."""
     precision: PrecisionReport | None = None
     """In what the job computes, as `prepare` decided or the spec says."""
+    reward_models: dict[str, ModelReport] | None = None
+    """Reward models that existed before the job, as pinned, by the reward's name."""
     evaluation: EvaluationReport | None = None
     """Held-out figures before and after."""
     artifacts: Artifacts = Artifacts()
     """Where results are."""
     platform: PinnedPlatform | None = None
     """Image, pools, output and all else that the job keeps of the platform as it was when the job was admitted."""
+    single_node_claims: tuple[str, ...] = ()
+    """Claims that one node alone can mount at a time, as found at admission: the pods of a stage that share one run on
+    one node."""
     started_at: datetime | None = None
     """When the job was admitted."""
     active_seconds: float = 0

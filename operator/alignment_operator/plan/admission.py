@@ -12,9 +12,10 @@ from alignment_api.roles import ROLES, Stage, stages_of
 from alignment_api.sizing import replicas_of, shortage, size_of
 from alignment_api.sources import parse_source
 from alignment_api.spec import AlignmentJobSpec
-from alignment_operator.places import makes_output, makes_storage, read_sources
+from alignment_operator.places import read_sources
 from alignment_operator.plan.instances import parameters_in, pool_of, spec_in
 from alignment_operator.plan.types import Observed
+from alignment_operator.plan.volumes import volume_refusals, written_sources
 
 
 def refusals(observed: Observed) -> tuple[str, ...]:
@@ -25,7 +26,7 @@ def refusals(observed: Observed) -> tuple[str, ...]:
     return (
         *_policy(observed),
         *_sources(observed),
-        *_shared_volumes(observed),
+        *volume_refusals(observed),
         *_devices(observed),
         *_ranks(observed),
     )
@@ -65,13 +66,13 @@ def _told(problems: Iterable[Problem]) -> Iterator[str]:
 
 
 def _sources(observed: Observed) -> Iterator[str]:
-    for field, text in _written(observed).items():
+    for field, text in written_sources(observed).items():
         if parse_source(text).scheme == "file" and not observed.own_files:
             yield f"{field}: `{text}` is a folder inside a pod and is lost with it; write pvc://claim/path"
     for field, text in read_sources(observed.job).items():
         if parse_source(text).is_relative:
             yield f"{field}: `{text}` is relative to a manifest, which a cluster does not have; write pvc://claim/path"
-    for field, text in (read_sources(observed.job) | _written(observed)).items():
+    for field, text in (read_sources(observed.job) | written_sources(observed)).items():
         claim = parse_source(text).claim
         if claim is None:
             continue
@@ -82,40 +83,6 @@ def _sources(observed: Observed) -> Iterator[str]:
                 f"{field}: no claim `{claim}` in namespace {observed.job.metadata.namespace}; "
                 "create that PersistentVolumeClaim or name one that exists"
             )
-
-
-def _written(observed: Observed) -> dict[str, str]:
-    spec, platform = observed.job.spec, observed.platform
-    written = {}
-    if spec.storage is not None:
-        written["spec.storage.source"] = spec.storage.source
-    if spec.output is not None:
-        written["spec.output.destination"] = spec.output.destination
-    elif platform.output is not None:
-        written["platform output.destination"] = platform.output.destination
-    return written
-
-
-def _shared_volumes(observed: Observed) -> Iterator[str]:
-    """Pods of a gang land on several nodes, and every one of them mounts every volume of the job."""
-    if observed.own_files:
-        return
-    gangs = [role for role in _roles(observed) if ROLES[role].trainable and replicas_of(observed.job.spec, role) > 1]
-    modes = {}
-    for field, text in (read_sources(observed.job) | _written(observed)).items():
-        claim = parse_source(text).claim
-        if claim is not None and claim in observed.volumes:
-            modes[f"{field}: claim `{claim}`"] = observed.volumes[claim].access_modes
-    if makes_storage(observed.job) or makes_output(observed.job, observed.platform):
-        modes["platform storage.accessMode"] = (observed.platform.storage.access_mode,)
-    for role in gangs:
-        count = replicas_of(observed.job.spec, role)
-        for where, found in modes.items():
-            if not {"ReadWriteMany", "ReadOnlyMany"} & set(found):
-                yield (
-                    f"{where} is {', '.join(found)}, which one node alone can mount, and spec.roles.{role}.replicas "
-                    f"is {count}; name a claim with access mode ReadWriteMany, or write replicas: 1 and more gpus"
-                )
 
 
 def _devices(observed: Observed) -> Iterator[str]:

@@ -22,6 +22,7 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
         "data": _last([status.data, *(_told(pod, "data") for pod in by_life)]),
         "model": _last([status.model, *(_told(pod, "model") for pod in by_life)]),
         "precision": _last([status.precision, *(_told(pod, "precision") for pod in by_life)]),
+        "reward_models": _last([status.reward_models, *(_told(pod, "reward_models") for pod in by_life)]),
         "checkpoint": _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in current)]),
         "evaluation": _last([status.evaluation, _evaluated(by_life, "evaluate")]),
         "stages": tuple(_with_result(stage, by_life) for stage in status.stages),

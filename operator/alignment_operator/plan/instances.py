@@ -12,6 +12,8 @@ from alignment_api.sizing import replicas_of, size_of
 from alignment_api.spec import AlignmentJobSpec
 from alignment_api.status import InstanceRecord
 from alignment_operator.names import instance_name
+from alignment_operator.places import neighbours
+from alignment_operator.plan.disk import disk_of
 from alignment_operator.plan.fates import fate_of
 from alignment_operator.plan.gates import must_wait
 from alignment_operator.plan.ledger import Ledger, pod_of
@@ -66,7 +68,9 @@ def removals(pods: Iterable[PodView], wanted: Iterable[InstanceRecord], keep_log
 def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRecord) -> Instance:
     job, spec = observed.job, spec_in(observed, stage)
     pool = pool_of(spec, line.role)
-    size = size_of(spec, line.role, observed.platform.pools.named(pool), parameters_in(job, stage))
+    nodes = observed.platform.pools.named(pool)
+    size = size_of(spec, line.role, nodes, parameters_in(job, stage))
+    disk = disk_of(job, line.role, nodes)
     gang = gang_size(spec, stage) if ROLES[line.role].trainable else 1
     return Instance(
         name=instance_name(job, line.role, line.index, line.life),
@@ -81,8 +85,11 @@ def _instance(observed: Observed, stage: Stage, ledger: Ledger, line: InstanceRe
         gpus=size.gpus,
         cpu=size.cpu,
         memory=size.memory,
+        ephemeral_storage=disk.request,
+        ephemeral_storage_limit=disk.limit,
         scratch_gib=size.scratch_gib,
         gang=gang,
         peers=stage.calls.get(line.role, ()),
+        beside=neighbours(job, observed.platform, stage, job.status.single_node_claims).get(line.role, ()),
         gated=must_wait(stage, line.role, ledger, observed.pods),
     )

@@ -29,6 +29,7 @@ from alignment_operator.plan.ledger import Hold, Ledger, pod_of
 from alignment_operator.plan.stages import Course
 from alignment_operator.plan.types import Observed, PodView
 from alignment_operator.plan.verdict import Verdict, active_time
+from alignment_operator.plan.volumes import single_node_claims
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def derive_status(observed: Observed, found: Findings) -> AlignmentJobStatus:
         "metrics": metrics,
         "artifacts": _artifacts(observed, found.course),
         "platform": None if observed.own_files else status.platform or observed.platform.pinned(),
+        "single_node_claims": single_node_claims(observed) if status.started_at is None else status.single_node_claims,
         "finished_at": found.now if over else None,
         **_clock(job, found.now, over),
     }

@@ -119,12 +119,19 @@ class Instance:
     """Kubernetes quantity: cores."""
     memory: str
     """Kubernetes quantity: bytes."""
+    ephemeral_storage: str
+    """Kubernetes quantity: bytes of the node's disk."""
+    ephemeral_storage_limit: str | None
+    """None: not limited."""
     scratch_gib: int = 0
     """Part of the memory that holds weights on their way."""
     gang: int = 1
     """Pods that are scheduled and restarted together with it, itself included."""
     peers: tuple[str, ...] = ()
     """Roles whose servers it calls."""
+    beside: tuple[str, ...] = ()
+    """Roles of its stage, its own among them, whose pods run on one node with it, for they share a volume that no other
+    node can mount then. Empty: it runs anywhere."""
     gated: bool = False
     """Must not be scheduled before `Plan.release` names it."""
 

@@ -19,8 +19,12 @@ MERGE_KEYS = {
 }
 """Lists whose entries merge by a key, as in the Kubernetes API's own strategic merge. Other lists are replaced."""
 
-ADDED = {"tolerations"}
-"""Lists to which a patch adds: who tolerates one more taint does not give up the others."""
+ADDED = {
+    "tolerations",
+    "requiredDuringSchedulingIgnoredDuringExecution",
+    "preferredDuringSchedulingIgnoredDuringExecution",
+}
+"""Lists to which a patch adds: who tolerates one more taint, or asks for one more neighbour, gives up none."""
 
 REPLACED_WHOLE = {"volumes", "env"}
 """Lists whose entries are unions (a volume is a claim or a folder, a variable a value or a reference)."""

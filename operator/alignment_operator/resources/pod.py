@@ -11,7 +11,7 @@ from alignment_api.platform import Platform, Pool
 from alignment_api.quantity import quantity_value
 from alignment_api.roles import PORT, ROLES
 from alignment_operator import names
-from alignment_operator.places import claims
+from alignment_operator.places import Mount, mounts
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources.context import build_context
 from alignment_operator.resources.metadata import Manifest, build_metadata
@@ -26,6 +26,8 @@ TRAINABLE_TOLERATION_SECONDS = 60
 """A restart costs the steps since the last checkpoint: a network hiccup of a minute is sat out."""
 SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT), "prometheus.io/path": "/metrics"}
 """What the usual scrape configuration of Prometheus looks for."""
+STAYS = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+"""A trainee is not moved to save a node: its restart costs the whole gang the steps since the last checkpoint."""
 SHARED_MEMORY_PART = 4
 """/dev/shm may take a quarter of the pod's memory, besides weights on their way; it counts against the pod's limit."""
 
@@ -41,11 +43,15 @@ def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Mani
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": build_metadata(job, instance.name, labels) | {"annotations": dict(SCRAPED)},
+        "metadata": build_metadata(job, instance.name, labels) | {"annotations": _annotations(instance)},
         "spec": _spec(job, instance, platform, pool),
     }
     role_template = getattr(job.spec.roles, instance.role).pod_template or {}
     return _seal(merge(_protect(merge(pod, role_template), pod), pool.pod_template), pod)
+
+
+def _annotations(instance: Instance) -> dict[str, str]:
+    return SCRAPED | (STAYS if ROLES[instance.role].trainable else {})
 
 
 def _spec(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool) -> Manifest:
@@ -67,6 +73,8 @@ def _spec(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool)
         "containers": [_container(job, instance, platform, pool)],
         "volumes": _volumes(job, instance, platform),
     }
+    if instance.beside:
+        spec["affinity"] = {"podAffinity": _beside(job, instance)}
     if instance.gated:
         spec["schedulingGates"] = [{"name": names.READY_GATE}]
     if is_grouped(platform, instance.gang):
@@ -100,7 +108,7 @@ def _container(job: AlignmentJob, instance: Instance, platform: Platform, pool: 
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePath": names.OUTCOME_FILE,
-        "volumeMounts": _mounts(job, platform),
+        "volumeMounts": _mounts(job, instance, platform),
     }
     if job.spec.credentials:
         container["envFrom"] = [{"secretRef": {"name": entry.secret_name}} for entry in job.spec.credentials]
@@ -113,24 +121,29 @@ def _context_variable(job: AlignmentJob, instance: Instance, platform: Platform)
 
 
 def _resources(instance: Instance, pool: Pool) -> Manifest:
-    """Memory is asked for as it is limited, so that no node is overcommitted; spare CPU may be used."""
+    """Memory and disk are asked for as they are limited, so that no node is overcommitted. Spare CPU may be used where
+    the pool does not limit it."""
     devices = {pool.gpu.resource: str(instance.gpus)} if pool.gpu is not None and instance.gpus else {}
+    cpu = {"cpu": instance.cpu}
+    disk = {"ephemeral-storage": instance.ephemeral_storage}
     return {
-        "requests": {"cpu": instance.cpu, "memory": instance.memory} | devices,
-        "limits": {"memory": instance.memory} | devices,
+        "requests": cpu | {"memory": instance.memory} | disk | devices,
+        "limits": (cpu if pool.limit_cpu else {}) | {"memory": instance.memory} | _disk_limit(instance) | devices,
     }
 
 
-def _mounts(job: AlignmentJob, platform: Platform) -> list[Manifest]:
+def _disk_limit(instance: Instance) -> Manifest:
+    limit = instance.ephemeral_storage_limit
+    return {} if limit is None else {"ephemeral-storage": limit}
+
+
+def _mounts(job: AlignmentJob, instance: Instance, platform: Platform) -> list[Manifest]:
     return [
         {"name": "job", "mountPath": names.JOB_FOLDER, "readOnly": True},
         {"name": "token", "mountPath": names.TOKEN_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        *(
-            {"name": f"claim-{number}", "mountPath": f"{names.VOLUMES_FOLDER}/{claim}", "readOnly": read_only}
-            for number, (claim, read_only) in enumerate(sorted(claims(job, platform).items()))
-        ),
+        *(_mount(number, mount) for number, mount in enumerate(mounts(job, platform, instance.role, instance.stage))),
     ]
 
 
@@ -138,16 +151,35 @@ def _volumes(job: AlignmentJob, instance: Instance, platform: Platform) -> list[
     memory = quantity_value(instance.memory)
     wanted = memory / SHARED_MEMORY_PART + instance.scratch_gib * 1024**3
     shared = min(wanted, memory) / Decimal(1024**2)
+    tmp = instance.ephemeral_storage_limit
     return [
         {"name": "job", "configMap": {"name": names.config_name(job, instance.attempt)}},
         {"name": "token", "secret": {"secretName": names.token_name(job), "defaultMode": 0o440}},
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {} if tmp is None else {"sizeLimit": tmp}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared.to_integral_value(ROUND_UP)}Mi"}},
         *(
-            {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}
-            for number, (claim, read_only) in enumerate(sorted(claims(job, platform).items()))
+            {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": m.claim, "readOnly": m.read_only}}
+            for number, m in enumerate(mounts(job, platform, instance.role, instance.stage))
         ),
     ]
+
+
+def _mount(number: int, mount: Mount) -> Manifest:
+    where = "/".join(part for part in (names.VOLUMES_FOLDER, mount.claim, mount.path) if part)
+    part = {"subPath": mount.path} if mount.path else {}
+    return {"name": f"claim-{number}", "mountPath": where, "readOnly": mount.read_only, **part}
+
+
+def _beside(job: AlignmentJob, instance: Instance) -> Manifest:
+    """On the node of the stage's other pods that share a volume which one node alone can mount. The first of them goes
+    anywhere: a pod that matches its own term may be scheduled where no other does."""
+    labels = {names.UID_LABEL: job.metadata.uid, names.STAGE_LABEL: instance.stage}
+    among = {"key": names.ROLE_LABEL, "operator": "In", "values": list(instance.beside)}
+    term = {
+        "labelSelector": {"matchLabels": labels, "matchExpressions": [among]},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
 
 
 def _node_tolerations(role: str) -> list[Manifest]:

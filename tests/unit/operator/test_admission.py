@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.unit.operator.small_cluster import MODEL, START, SmallCluster, make_job
+from tests.unit.operator.small_cluster import MODEL, START, SmallCluster, make_job, ppo_spec
 
 from alignment_api.platform import Gpu, Platform, PlatformOutput, PlatformStorage, Pool, Pools
 from alignment_api.policy import Policy
@@ -107,10 +107,56 @@ def test_a_gang_needs_a_shared_volume_of_the_platform_where_it_names_none() -> N
     job = make_job({"roles": {"policy": {"replicas": 2}}})
     job = job.model_copy(update={"spec": job.spec.model_copy(update={"storage": None})})
     volumes = dict.fromkeys(("models", "data", "results"), VolumeView(("ReadWriteMany",)))
-    platform = Platform(storage=PlatformStorage(access_mode="ReadWriteOnce"))
-    (refusal,) = refusals(Observed(job, platform, volumes=volumes))
+    (refusal,) = refusals(Observed(job, Platform(), volumes=volumes))
     assert refusal.startswith("platform storage.accessMode is ReadWriteOnce")
-    assert refusals(Observed(job, Platform(), volumes=volumes)) == ()
+    shared = Platform(storage=PlatformStorage(access_mode="ReadWriteMany"))
+    assert refusals(Observed(job, shared, volumes=volumes)) == ()
+
+
+APART = Platform(pools=Pools(on_demand=Pool(node_selector={"pool": "a"}), spot=Pool(node_selector={"pool": "b"})))
+
+
+def test_a_volume_of_one_node_serves_roles_that_can_share_a_node() -> None:
+    assert admit({}, models=("ReadWriteOnce",), data=("ReadWriteOnce",), work=("ReadWriteOnce",)) == ()
+    assert admit(ppo_spec(), models=("ReadWriteOnce",), work=("ReadWriteOnce",), results=("ReadWriteOnce",)) == ()
+    # across stages a volume moves: its pods never live together
+    assert admit({}, APART, data=("ReadWriteOnce",), work=("ReadWriteOnce",), results=("ReadWriteOnce",)) == ()
+
+
+def test_a_volume_of_one_node_is_refused_for_roles_that_share_none() -> None:
+    (refusal,) = admit({}, APART, models=("ReadWriteOnce",))
+    assert refusal == (
+        "spec.model.source: claim `models` is ReadWriteOnce, which one node alone can mount, and stage prepare needs "
+        "it in role prepare on pool cpu and in role reference on pool spot, which share no node; name a claim with "
+        "access mode ReadOnlyMany or ReadWriteMany, or put both roles on one pool by their placement"
+    )
+    assert admit({"roles": {"reference": {"placement": "onDemand"}}}, APART, models=("ReadWriteOnce",)) == ()
+    assert admit({}, APART, models=("ReadOnlyMany",)) == ()
+    (refusal,) = admit(ppo_spec(), APART, work=("ReadWriteOnce",))
+    assert "stage train needs it in role actor on pool onDemand and in role reward on pool spot" in refusal
+    assert "name a claim with access mode ReadWriteMany, or put" in refusal
+
+
+def test_a_volume_that_may_only_be_read_is_refused_for_what_is_written() -> None:
+    assert admit({}, work=("ReadOnlyMany",)) == (
+        "spec.storage.source: claim `work` is ReadOnlyMany, and role prepare writes there; "
+        "name a claim with ReadWriteOnce or ReadWriteMany",
+    )
+    assert len(admit({}, results=("ReadOnlyMany",))) == 1
+
+
+def test_a_volume_of_one_pod_is_refused_where_two_need_it() -> None:
+    (refusal,) = admit({}, models=("ReadWriteOncePod",))
+    assert "which one pod alone can mount, and 2 pods of stage prepare need it" in refusal
+    assert admit({}, work=("ReadWriteOncePod",), results=("ReadWriteOncePod",)) == ()
+
+
+def test_the_default_platform_needs_no_volume_that_several_nodes_can_mount() -> None:
+    for spec in ({}, ppo_spec()):
+        cluster = SmallCluster(make_job(spec | {"storage": None, "output": None}))
+        plan = cluster.reconcile()
+        assert plan.create
+        assert cluster.status.single_node_claims == ("helpful-output-jje2z", "helpful-storage-jje2z")
 
 
 def test_folders_inside_pods_are_no_place_for_results() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 from tests.unit.operator.small_cluster import SmallCluster, make_job
 
-from alignment_api.platform import Gpu, Platform, PlatformOutput, Pool, Pools
+from alignment_api.platform import Gpu, Platform, PlatformOutput, PlatformStorage, Pool, Pools
 from alignment_api.status import AlignmentJobStatus
 from alignment_operator.resources import build_objects, build_pod
 
-OLD = Platform(image="trainer:1", pools=Pools(spot=Pool(notice_seconds=30)))
+SHARED = PlatformStorage(access_mode="ReadWriteMany")
+OLD = Platform(image="trainer:1", pools=Pools(spot=Pool(notice_seconds=30)), storage=SHARED)
 NEW = Platform(
     image="trainer:2",
     pools=Pools(on_demand=Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80)), spot=Pool(notice_seconds=60)),
@@ -56,7 +57,7 @@ def test_the_model_stays_where_the_job_began_to_put_it() -> None:
     cluster = upgraded("train")
     before = cluster.status.artifacts
     cluster.run_until("evaluate")
-    assert cluster.status.artifacts.model == f"pvc://{'helpful-output-jje2z'}/model"
+    assert cluster.status.artifacts.model == "pvc://helpful-output-jje2z/model"
     assert cluster.status.artifacts.storage == before.storage
 
 

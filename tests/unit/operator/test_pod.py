@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
-from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
+from tests.unit.operator.small_cluster import MODEL, SmallCluster, make_job, ppo_spec
 
-from alignment_api.context import Context
+from alignment_api.context import Context, Pins
 from alignment_api.platform import Gpu, Platform, Pool, Pools
+from alignment_api.roles import stages_of
+from alignment_api.status import AlignmentJobStatus, PrecisionReport
+from alignment_operator.places import neighbours, read_sources, sources_of_role
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources import build_pod
-from alignment_operator.resources.pod import SCRAPED
+from alignment_operator.resources.pod import SCRAPED, STAYS
 
 GOLDEN = Path(__file__).parent / "golden"
 PLATFORM = Platform(
@@ -104,10 +108,130 @@ def test_whatever_rewards_read_is_mounted_and_never_written() -> None:
         {"model": {"source": "pvc://judges/toxicity"}},
         {"function": {"python": {"entrypoint": "mine:score", "path": "pvc://code/rewards"}}},
     ]
-    pod = pod_of({"algorithm": {"grpo": {"rewards": rewards}}}, "rollout")
+    pod = pod_of({"algorithm": {"grpo": {"rewards": rewards}}}, "prepare")
     mounts = {m["mountPath"]: m.get("readOnly") for m in pod["spec"]["containers"][0]["volumeMounts"]}
     assert {mounts[f"/volumes/{claim}"] for claim in ("judged", "bases", "judges", "code")} == {True}
     assert context_of(pod).sources["pvc://code/rewards"] == "/volumes/code/rewards"
+
+
+def mounted(pod: dict[str, Any]) -> dict[str, str]:
+    """Path below /volumes -> what it is mounted for."""
+    mounts = pod["spec"]["containers"][0]["volumeMounts"]
+    ours = [mount for mount in mounts if mount["mountPath"].startswith("/volumes/")]
+    return {m["mountPath"].removeprefix("/volumes/"): "read" if m["readOnly"] else "write" for m in ours}
+
+
+TRAINED = {"train": {"preferences": {"source": "pvc://judged/pairs.jsonl"}, "model": {"source": "pvc://bases/small"}}}
+JUDGE = {"model": {"source": "pvc://judges/toxicity"}}
+CODE = {"function": {"python": {"entrypoint": "mine:score", "path": "pvc://code/rewards"}}}
+PPO = {"algorithm": {"ppo": {"rewards": [TRAINED, JUDGE, CODE]}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "role", "expected"),
+    [
+        ({}, "prepare", {"models": "read", "data": "read", "work": "write", "results": "write"}),
+        ({}, "reference", {"models": "read"}),
+        ({}, "policy", {"models": "read", "work": "write", "results": "write"}),
+        ({}, "evaluator", {"work": "read", "results": "write"}),
+        (PPO, "evaluator", {"models": "read", "code": "read", "work": "read", "results": "write"}),
+        (PPO, "rollout", {"models": "read"}),
+        (PPO, "reference", {"models": "read"}),
+        (PPO, "reward", {"models": "read", "judges": "read", "work/helpful/reward/model": "read"}),
+        (PPO, "actor", {"models": "read", "code": "read", "work": "write", "results": "write"}),
+        (
+            PPO | {"roles": {"critic": {"placement": "withActor"}}},
+            "actor",
+            {"models": "read", "judges": "read", "code": "read", "work": "write", "results": "write"},
+        ),
+        (PPO, "critic", {"models": "read", "judges": "read", "work": "write"}),
+        (PPO, "policy", {"models": "read", "bases": "read", "work": "write"}),  # its reward model stays in storage
+    ],
+)
+def test_a_pod_mounts_what_its_role_reads_or_writes_and_nothing_else(
+    spec: dict[str, Any], role: str, expected: dict[str, str]
+) -> None:
+    pod = pod_of(spec, role)
+    assert mounted(pod) == expected
+    claims = {v["name"]: v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
+    assert {claim["claimName"] for claim in claims.values()} == {path.partition("/")[0] for path in expected}
+
+
+def test_every_source_of_a_manifest_is_read_by_some_role() -> None:
+    everything = {
+        **PPO,
+        "data": {"source": "pvc://data/p.jsonl", "evaluation": {"source": "pvc://data/e.jsonl"}},
+        "checkpoint": {"resumeFrom": "pvc://old/run"},
+    }
+    job = make_job(everything)
+    assert set(context_of(pod_of(PPO, "prepare")).sources) == set(read_sources(make_job(PPO)).values())
+    assert set(sources_of_role(job, "prepare")) == set(read_sources(job).values())
+
+
+def test_a_server_is_told_what_it_cannot_read() -> None:
+    pins = {
+        "model": MODEL,
+        "precision": PrecisionReport(value="fp32", why="the CPU"),
+        "reward_models": {"toxicity": MODEL},
+    }
+    job = make_job(PPO).model_copy(update={"status": AlignmentJobStatus(**pins)})
+    assert context_of(build_pod(job, instance_of(PPO, "reward"), PLATFORM)).pins == Pins(**pins)
+    assert context_of(pod_of({}, "policy")).pins is None  # it reads the manifest in storage
+    assert context_of(pod_of({}, "reference")).pins is None  # it asks prepare, which is at work
+    assert context_of(pod_of({}, "reference")).peers == {"prepare": ("http://helpful-prepare-jje2z:8000",)}
+
+
+def test_pods_that_share_a_volume_of_one_node_run_on_one() -> None:
+    def beside(role: str, single: tuple[str, ...]) -> list[str] | None:
+        job, instance = make_job(PPO), instance_of(PPO, role)
+        stage = next(stage for stage in stages_of(job.spec) if stage.name == instance.stage)
+        near = neighbours(job, PLATFORM, stage, single).get(role, ())
+        affinity = build_pod(job, replace(instance, beside=near), PLATFORM)["spec"].get("affinity")
+        if affinity is None:
+            return None
+        (term,) = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert term["topologyKey"] == "kubernetes.io/hostname"
+        labels = {"alignment.run/uid": "uid-1", "alignment.run/stage": instance.stage}
+        assert term["labelSelector"]["matchLabels"] == labels
+        (among,) = term["labelSelector"]["matchExpressions"]
+        return list(among["values"])
+
+    assert beside("actor", ()) is None
+    assert beside("actor", ("results",)) is None  # nobody else mounts it
+    assert beside("actor", ("work",)) == ["actor", "critic", "reward"]
+    assert beside("rollout", ("work",)) is None
+    assert beside("critic", ("judges",)) == ["critic", "reward"]
+    assert beside("actor", ("judges", "work")) == ["actor", "critic", "reward"]
+    assert beside("rollout", ("work", "models")) == ["actor", "critic", "reference", "reward", "rollout"]
+
+
+def test_disk_is_asked_for_and_limited_where_it_is_known() -> None:
+    def disk(spec: dict[str, Any], role: str, platform: Platform = PLATFORM) -> tuple[str, str | None, str | None]:
+        pod = pod_of(spec, role, platform)["spec"]
+        resources = pod["containers"][0]["resources"]
+        (tmp,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "tmp"]
+        limit = resources["limits"].get("ephemeral-storage")
+        assert tmp.get("sizeLimit") == limit
+        return resources["requests"]["ephemeral-storage"], limit, tmp.get("sizeLimit")
+
+    hub = {"model": {"source": "hf://org/tiny"}}
+    assert disk({}, "reference")[:2] == ("4Gi", "4Gi")
+    assert disk({}, "policy")[:2] == ("10Gi", "10Gi")  # on GPUs
+    assert disk(hub, "prepare")[:2] == ("4Gi", None)  # nobody has counted its parameters yet
+    assert disk(hub, "policy")[:2] == ("11Gi", "11Gi")  # 1,000,000 parameters, 4 bytes: 1 GiB when rounded up
+    own = {"roles": {"policy": {"ephemeralStorage": "50Gi"}}}
+    assert disk(own, "policy")[:2] == ("50Gi", "50Gi")
+
+
+def test_a_trainee_says_that_it_must_not_be_moved_and_a_server_may_be() -> None:
+    stays = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    assert stays.items() <= pod_of({}, "policy")["metadata"]["annotations"].items()
+    assert not stays.keys() & pod_of({}, "reference")["metadata"]["annotations"].keys()
+
+
+def test_a_pool_may_limit_the_cpu_of_its_pods() -> None:
+    limited = Platform(pools=Pools(spot=Pool(limit_cpu=True)))
+    assert pod_of({}, "reference", limited)["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "1"
 
 
 def test_the_same_input_gives_the_same_pod_and_is_not_changed() -> None:
@@ -122,7 +246,6 @@ def test_a_process_learns_where_everything_is() -> None:
     context = context_of(pod_of(GANG, "policy"))
     assert context.sources == {
         "pvc://models/base": "/volumes/models/base",
-        "pvc://data/pairs.jsonl": "/volumes/data/pairs.jsonl",
     }
     assert (context.storage, context.output) == ("/volumes/work/helpful", "/volumes/results/helpful")
     assert (context.replicas, context.processes, context.gpus, context.notice_seconds) == (2, 4, 4, 120)
@@ -133,17 +256,6 @@ def test_a_gangs_rendezvous_is_its_first_pods_own_name() -> None:
     host = f"{pod['spec']['hostname']}.{pod['spec']['subdomain']}:29500"
     assert context_of(pod).rendezvous == host
     assert pod["spec"]["hostname"] == pod["metadata"]["name"]
-
-
-def test_volumes_are_written_only_where_results_go() -> None:
-    mounts = pod_of({}, "policy")["spec"]["containers"][0]["volumeMounts"]
-    claims = {m["mountPath"]: m["readOnly"] for m in mounts if m["mountPath"].startswith("/volumes/")}
-    assert claims == {
-        "/volumes/data": True,
-        "/volumes/models": True,
-        "/volumes/results": False,
-        "/volumes/work": False,
-    }
 
 
 def test_a_claim_that_is_read_and_written_is_mounted_once() -> None:
@@ -248,7 +360,7 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
     for key in ("name", "namespace", "ownerReferences"):
         assert patched["metadata"][key] == built["metadata"][key]
     assert patched["metadata"]["labels"] == built["metadata"]["labels"] | {"team": "a"}
-    assert patched["metadata"]["annotations"] == SCRAPED | {"note": "kept"}
+    assert patched["metadata"]["annotations"] == SCRAPED | STAYS | {"note": "kept"}
     assert "nodeName" not in patched["spec"]
     assert patched["spec"]["nodeSelector"] == {"pool": "on-demand", "zone": "b"}
     assert patched["spec"]["restartPolicy"] == "Never"
@@ -262,4 +374,5 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
 
 def test_a_pod_on_cpus_asks_for_no_gpu() -> None:
     resources = pod_of({}, "reference")["spec"]["containers"][0]["resources"]
-    assert resources == {"requests": {"cpu": "1", "memory": "7Gi"}, "limits": {"memory": "7Gi"}}
+    held = {"memory": "7Gi", "ephemeral-storage": "4Gi"}
+    assert resources == {"requests": {"cpu": "1", **held}, "limits": held}
