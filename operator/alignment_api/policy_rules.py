@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Any
 
 from alignment_api.pod_template import FieldPath, Problem, template_problems
@@ -101,6 +101,11 @@ def _named(template: dict[str, Any], path: FieldPath) -> Iterator[tuple[FieldPat
 
 
 def _name_problem(name: str, patterns: tuple[str, ...], path: FieldPath, what: str) -> Iterator[Problem]:
-    if not any(fnmatchcase(name, pattern) for pattern in patterns):
+    if not any(_matches(name, pattern) for pattern in patterns):
         allowed = ", ".join(f"`{pattern}`" for pattern in patterns) or "none"
         yield path, f"the platform lets no job name {what} `{name}`; its policy.{what.lower()}s allows {allowed}"
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """`*` stands for any characters; the chart's admission policy reads patterns so, too."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None

@@ -151,7 +151,7 @@ def test_what_somebody_changes_is_brought_back(place: Place, tmp_path: Path) -> 
     with operating(place, tmp_path) as operator:
         place.create_job()
         place.pod("reference")
-        (made,) = place.items("services")
+        (made,) = [service for service in place.items("services") if "reference" in service["metadata"]["name"]]
         name = made["metadata"]["name"]
         patch = {"spec": {"selector": {"alignment.run/role": "evaluator"}}, "metadata": {"labels": {"team": "a"}}}
         place.kubectl("patch", "service", name, "--type=merge", "-p", json.dumps(patch))
@@ -196,9 +196,10 @@ def test_what_an_attempt_had_of_its_own_goes_with_it(place: Place, tmp_path: Pat
         for life in (1, 2):
             place.end("policy", FAILED, life)
             place.run("policy", life + 1)
-        for life in (1, 2):
-            name = place.pod("policy", life)["metadata"]["name"]
-            place.kubectl("delete", "pod", name, "--grace-period=0", "--force")
+        # The pod of attempt 2 stays for its logs, and with it what it mounts.
+        eventually(lambda: place.names("configmaps") == {"kube-root", "dpo-spec-2", "dpo-spec-3"}, "the oldest to go")
+        name = place.pod("policy", 2)["metadata"]["name"]
+        place.kubectl("delete", "pod", name, "--grace-period=0", "--force")
         eventually(lambda: place.names("configmaps") == {"kube-root", "dpo-spec-3"}, "the old specs to go")
 
 

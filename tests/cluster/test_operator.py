@@ -48,7 +48,7 @@ def test_a_job_makes_what_its_first_stage_needs(place: Place, tmp_path: Path) ->
         }
         assert gates == {"prepare": None, "reference": [{"name": "alignment.run/roles-ready"}]}
         assert {"dpo-spec-0"} <= place.names("configmaps")
-        assert place.names("services") == {"dpo-reference"}
+        assert place.names("services") == {"dpo-prepare", "dpo-reference"}
         assert place.names("secrets") == {"dpo-token"}
         assert place.names("networkpolicies") == {"dpo-pods"}
         assert place.names("pvc") == {"", "dpo-storage", "dpo-output"}
