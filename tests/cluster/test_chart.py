@@ -29,14 +29,16 @@ def render(cluster: Rig, *settings: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def objects(cluster: Rig) -> list[dict[str, Any]]:
-    """Everything of the chart, in the cluster. The Deployment makes pods, which stay pending here."""
+def objects(cluster: Rig) -> Iterator[list[dict[str, Any]]]:
+    """Everything of the chart, in the cluster. The Deployment makes pods, which stay pending here; the admission policy
+    goes again, for it holds for the jobs of all other tests, too."""
     rendered = render(cluster)
     cluster.kubectl("create", "namespace", NAMESPACE)
     listing = {"apiVersion": "v1", "kind": "List", "items": rendered}
     arguments = ("apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-")
     cluster.kubectl(*arguments, stdin=json.dumps(listing))
-    return rendered
+    yield rendered
+    cluster.kubectl("delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "alignment-jobs")
 
 
 @pytest.fixture
