@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.rig.toolchain import HELM, ensure_built
 
 pytestmark = pytest.mark.cluster
 NAMESPACE = "alignment-system"
+_numbers = count(1)
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:alignment"
 
 
@@ -43,7 +45,7 @@ def objects(cluster: Rig) -> Iterator[list[dict[str, Any]]]:
 
 @pytest.fixture
 def place(cluster: Rig) -> Iterator[Place]:
-    made = Place(cluster, "chart")
+    made = Place(cluster, f"chart-{next(_numbers)}")
     cluster.kubectl("create", "namespace", made.namespace)
     made.create(CLAIM)
     yield made
