@@ -160,6 +160,7 @@ def values_schema() -> Json:
             affinity=free,
             logLevel={"enum": ["DEBUG", "INFO", "WARNING"]},
             crd=_closed(install={"type": "boolean"}),
+            admissionPolicy=_closed(install={"type": "boolean"}),
             dashboard=_closed(enabled={"type": "boolean"}, labels=free),
             platform=platform,
             **{"global": free},  # Helm's own

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_cli.errors import Refused, teaching
-from alignment_cli.reading import check_files, parse_volumes, read_file
+from alignment_cli.reading import check_files, check_templates, parse_volumes, read_file, read_platform
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,13 @@ ManifestFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="The mani
 Volume = Annotated[
     list[str] | None,
     typer.Option("--volume", metavar="CLAIM=FOLDER", help="The folder that stands for pvc://CLAIM here. Repeatable."),
+]
+
+PlatformFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="The platform's pools, defaults and policy as YAML. Default: the built-in ones, without a policy."
+    ),
 ]
 
 
@@ -47,13 +54,16 @@ def run(
 def validate(
     manifests: Annotated[list[Path], typer.Argument(metavar="JOB.YAML...", help="Manifests to check.")],
     volume: Volume = None,
+    platform: PlatformFile = None,
 ) -> None:
     """Explain every mistake in manifests, and in the files they read, at once."""
-    volumes = parse_volumes(volume or [])
+    volumes, rules = parse_volumes(volume or []), read_platform(platform)
     wrong = False
     for file in manifests:
         try:
-            complaints = check_files(read_file(file), volumes)
+            manifest = read_file(file)
+            check_templates(manifest, rules)
+            complaints = check_files(manifest, volumes)
         except (InvalidManifest, Refused) as error:
             complaints = [str(error)]
         for complaint in complaints:
@@ -68,9 +78,7 @@ def validate(
 @teaching
 def render(
     manifest: ManifestFile,
-    platform: Annotated[
-        Path | None, typer.Option(help="The platform's pools and defaults as YAML. Default: the built-in ones.")
-    ] = None,
+    platform: PlatformFile = None,
 ) -> None:
     """Print the objects that the operator would create, stage by stage."""
     from alignment_cli.render import render as render_objects

@@ -9,9 +9,11 @@ from pathlib import Path
 from alignment_api.contract.base import FieldPath, field_path
 from alignment_api.contract.inputs import Data
 from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
 from alignment_api.contract.sources import parse_source
 from alignment_api.derived.source_fields import sources_read
-from alignment_api.yaml.manifest import InvalidManifest, Problem, problem_at, read_manifest
+from alignment_api.rules.policy import policy_problems, shape_problems
+from alignment_api.yaml.manifest import InvalidManifest, Problem, problem_at, read_contract, read_manifest
 from alignment_cli.errors import Refused
 from alignment_operator.local.sources import local_job, missing_volumes
 
@@ -63,6 +65,28 @@ def parse_volumes(options: list[str]) -> dict[str, Path]:
             raise Refused(f"--volume {option}: there is no folder {folder}; make it, or name another")
         volumes[claim] = Path(folder).absolute()
     return volumes
+
+
+def check_templates(manifest: Manifest, platform: Platform | None) -> None:
+    """Raises InvalidManifest where a podTemplate has a wrong shape, or the platform's policy does not let the job have
+    what it asks for. Without a platform no policy is known.
+    """
+    spec = manifest.job.spec
+    found = list(shape_problems(spec))
+    if not found and platform is not None:
+        found = list(policy_problems(spec, platform.policy))
+    if found:
+        raise InvalidManifest([manifest.problem(path, message) for path, message in found])
+
+
+def read_platform(file: Path | None) -> Platform | None:
+    """The platform in `file`. Raises Refused where it cannot be read, InvalidManifest with every mistake in it."""
+    if file is None:
+        return None
+    try:
+        return read_contract(Platform, file.read_text(), str(file))
+    except OSError as error:
+        raise Refused(f"--platform {file}: cannot be read: {error}") from None
 
 
 def check_volumes(manifest: Manifest, volumes: Mapping[str, Path]) -> None:

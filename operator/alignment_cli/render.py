@@ -13,11 +13,10 @@ from alignment_api.contract.platform import Platform
 from alignment_api.contract.roles import STAGES
 from alignment_api.contract.sources import parse_source
 from alignment_api.contract.status import Condition, DataReport, ModelReport
-from alignment_api.yaml.manifest import read_contract
 from alignment_api.yaml.text import dump_yaml
 from alignment_cli.errors import Refused
 from alignment_cli.memory import count_parameters
-from alignment_cli.reading import Manifest
+from alignment_cli.reading import Manifest, check_templates, read_platform
 from alignment_operator.places import claims
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Instance, Observed, Plan, PodView, VolumeView
@@ -35,7 +34,8 @@ def render(manifest: Manifest, platform_file: Path | None) -> str:
     The UID is made up, and so the short hash in names; the token is random on a cluster. Raises Refused where the job
     would not be admitted.
     """
-    platform = _read_platform(platform_file)
+    check_templates(manifest, None)
+    platform = read_platform(platform_file) or Platform()
     job = _as_applied(manifest.job)
     parts: list[str] = []
     attempts: set[int] = set()
@@ -122,15 +122,6 @@ def _parameters(manifest: Manifest) -> int | None:
 def _as_applied(job: AlignmentJob) -> AlignmentJob:
     metadata = job.metadata.model_copy(update={"uid": _UID, "namespace": job.metadata.namespace or "default"})
     return job.model_copy(update={"metadata": metadata})
-
-
-def _read_platform(file: Path | None) -> Platform:
-    if file is None:
-        return Platform()
-    try:
-        return read_contract(Platform, file.read_text(), str(file))
-    except OSError as error:
-        raise Refused(f"--platform {file}: cannot be read: {error}") from None
 
 
 def _document(comment: str, manifest: dict[str, object]) -> str:

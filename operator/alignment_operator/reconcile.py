@@ -23,10 +23,11 @@ class World(Protocol):
     async def record(self, job: AlignmentJob, status: AlignmentJobStatus) -> None:
         """Write the status if it differs. Raises Conflict when the job has changed since it was observed."""
 
-    async def apply(self, job: AlignmentJob, plan: Plan) -> None:
+    async def apply(self, job: AlignmentJob, plan: Plan) -> timedelta | None:
         """Create, release and delete. What exists already is left alone; what is gone already is fine.
 
-        `job` carries the status that was just recorded.
+        `job` carries the status that was just recorded. What is refused stops nothing else: it is observed by the next
+        pass, and the answer says when to look again because of it; None where nothing is refused.
         """
 
 
@@ -41,5 +42,5 @@ async def reconcile(key: JobKey, world: World) -> timedelta | None:
         return None  # deleted: its objects go with it, by owner references
     plan = make_plan(observed, world.clock())
     await world.record(observed.job, plan.status)  # counters first: a crash below must not count an exit twice
-    await world.apply(observed.job.model_copy(update={"status": plan.status}), plan)
-    return plan.next_look
+    retry = await world.apply(observed.job.model_copy(update={"status": plan.status}), plan)
+    return min((look for look in (plan.next_look, retry) if look is not None), default=None)

@@ -26,6 +26,7 @@ PLATFORM = """
 pools:
   onDemand: {nodeSelector: {pool: onDemand}}
   spot: {nodeSelector: {pool: spot}}
+storage: {accessMode: ReadWriteMany}
 image: trainer:test
 """
 JOB = {

@@ -3,12 +3,13 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from tests.cluster.operating import CLAIM, FAILED, PREPARED, SCORED, TRAINED, Place, eventually, operating
+from tests.cluster.operating import CLAIM, FAILED, JOB, PREPARED, SCORED, TRAINED, Place, eventually, operating
 from tests.rig import control_plane as configuration
 from tests.rig.cluster import Rig
 from tests.rig.product import CHART
@@ -16,6 +17,7 @@ from tests.rig.toolchain import HELM, ensure_built
 
 pytestmark = pytest.mark.cluster
 NAMESPACE = "alignment-system"
+_numbers = count(1)
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:alignment"
 
 
@@ -29,19 +31,21 @@ def render(cluster: Rig, *settings: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def objects(cluster: Rig) -> list[dict[str, Any]]:
-    """Everything of the chart, in the cluster. The Deployment makes pods, which stay pending here."""
+def objects(cluster: Rig) -> Iterator[list[dict[str, Any]]]:
+    """Everything of the chart, in the cluster. The Deployment makes pods, which stay pending here; the admission policy
+    goes again, for it holds for the jobs of all other tests, too."""
     rendered = render(cluster)
     cluster.kubectl("create", "namespace", NAMESPACE)
     listing = {"apiVersion": "v1", "kind": "List", "items": rendered}
     arguments = ("apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-")
     cluster.kubectl(*arguments, stdin=json.dumps(listing))
-    return rendered
+    yield rendered
+    cluster.kubectl("delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "alignment-jobs")
 
 
 @pytest.fixture
 def place(cluster: Rig) -> Iterator[Place]:
-    made = Place(cluster, "chart")
+    made = Place(cluster, f"chart-{next(_numbers)}")
     cluster.kubectl("create", "namespace", made.namespace)
     made.create(CLAIM)
     yield made
@@ -82,6 +86,9 @@ def test_the_rights_suffice_for_a_whole_job(place: Place, as_operator: Path, tmp
         ("list", "secrets", False),
         ("watch", "secrets", False),
         ("update", "pods", False),
+        ("patch", "services", True),
+        ("patch", "networkpolicies.networking.k8s.io", True),
+        ("patch", "configmaps", False),
         ("create", "pods/exec", False),
         ("delete", "persistentvolumeclaims", False),
         *((verb, "podgroups.scheduling.k8s.io", verb != "update") for verb in ("list", "create", "delete", "update")),
@@ -106,6 +113,64 @@ def _attributes(verb: str, what: str) -> dict[str, str]:
     resource, _, subresource = what.partition("/")
     resource, _, group = resource.partition(".")
     return {"verb": verb, "resource": resource, "group": group, "subresource": subresource, "namespace": "default"}
+
+
+def template(**spec: Any) -> dict[str, Any]:
+    return {"roles": {"policy": {"podTemplate": {"spec": spec}}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (template(hostNetwork=True), "spec.roles"),
+        (template(serviceAccountName="admin"), "spec.roles"),
+        (template(volumes=[{"name": "host", "hostPath": {"path": "/"}}]), "spec.roles"),
+        (template(containers=[{"name": "side", "image": "x"}]), "spec.roles"),
+        (template(containers=[{"name": "trainer", "securityContext": {"privileged": True}}]), "spec.roles"),
+        (template(containers=[{"name": "trainer", "command": ["sh"]}]), "spec.roles"),
+        ({"image": "attacker.example/any:latest"}, "spec.image"),
+        ({"credentials": [{"secretName": "db"}]}, "spec.credentials"),
+    ],
+)
+def test_what_no_job_may_ask_for_is_refused_where_it_is_made(
+    spec: dict[str, Any], field: str, place: Place, narrow: None
+) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        place.create_job("greedy", **spec)
+    assert field in error.value.stderr
+    assert "the platform lets no job" in error.value.stderr
+
+
+def test_what_the_policy_lets_is_made_and_may_always_be_suspended(place: Place, narrow: None) -> None:
+    modest = template(
+        affinity={"podAntiAffinity": {}},
+        volumes=[{"name": "scratch", "emptyDir": {}}],
+        containers=[{"name": "trainer", "env": [{"name": "A", "value": "1"}]}],
+    )
+    place.create_job(
+        "modest", image="registry.example/team/trainer:1", credentials=[{"secretName": "hf-token"}], **modest
+    )
+    place.kubectl("patch", "aj", "modest", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+
+
+@pytest.fixture(scope="module")
+def narrow(cluster: Rig, objects: list[dict[str, Any]]) -> Iterator[None]:
+    """A policy that names images and Secrets."""
+    settings = ("platform.policy.images={registry.example/team/*}", "platform.policy.secrets={hf-*}")
+    narrowed = [found for found in render(cluster, *settings) if found["kind"] == "ValidatingAdmissionPolicy"]
+    cluster.apply(*narrowed)
+    eventually(lambda: _refuses(cluster, "attacker.example/x"), "the policy to hold")
+    yield
+    cluster.apply(*(found for found in objects if found["kind"] == "ValidatingAdmissionPolicy"))
+
+
+def _refuses(cluster: Rig, image: str) -> bool:
+    job = JOB | {"metadata": {"name": "probe"}, "spec": JOB["spec"] | {"image": image}}  # type: ignore[operator]
+    try:
+        cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(job))
+    except subprocess.CalledProcessError as error:
+        return "the platform lets no job" in error.stderr
+    return False
 
 
 def test_whoever_may_edit_a_namespace_may_edit_its_jobs(cluster: Rig, objects: list[dict[str, Any]]) -> None:

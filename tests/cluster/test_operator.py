@@ -48,7 +48,7 @@ def test_a_job_makes_what_its_first_stage_needs(place: Place, tmp_path: Path) ->
         }
         assert gates == {"prepare": None, "reference": [{"name": "alignment.run/roles-ready"}]}
         assert {"dpo-spec-0"} <= place.names("configmaps")
-        assert place.names("services") == {"dpo-reference"}
+        assert place.names("services") == {"dpo-prepare", "dpo-reference"}
         assert place.names("secrets") == {"dpo-token"}
         assert place.names("networkpolicies") == {"dpo-pods"}
         assert place.names("pvc") == {"", "dpo-storage", "dpo-output"}
@@ -273,21 +273,6 @@ def test_a_pod_that_borrows_our_labels_disturbs_nobody(place: Place, tmp_path: P
         place.create_job()
         place.pod("prepare")
         assert "guest" in place.kubectl("get", "pods")
-
-
-def test_a_refused_pod_is_retried_and_told(place: Place, tmp_path: Path) -> None:
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    place.create(quota)
-    operator = Operator(place, tmp_path)
-    operator.start()
-    place.create_job()
-    eventually(
-        lambda: "exceeded quota" in place.kubectl("get", "events", "--field-selector", "reason=ObjectRefused"),
-        "an Event",
-    )
-    place.kubectl("delete", "resourcequota", "none")
-    place.pod("prepare")
-    operator.kill(signal.SIGTERM)
 
 
 def test_changed_pools_are_used_without_a_restart(place: Place, tmp_path: Path) -> None:

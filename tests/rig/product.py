@@ -59,7 +59,13 @@ def platform_values() -> dict[str, Any]:
     repository, tag = OPERATOR_IMAGE
     return {
         "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
-        "platform": {"image": BASE, "imagePullPolicy": "Never", "gang": "podGroup", "pools": pools},
+        "platform": {
+            "image": BASE,
+            "imagePullPolicy": "Never",
+            "gang": "podGroup",
+            "pools": pools,
+            "storage": {"accessMode": "ReadWriteMany"},  # spot servers read the reward model that onDemand has made
+        },
     }
 
 

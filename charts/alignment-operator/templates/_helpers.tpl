@@ -18,3 +18,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $peers := prepend (.Values.platform.ingressFrom | default list) $own -}}
 {{- merge (dict "ingressFrom" $peers) .Values.platform | toYaml -}}
 {{- end }}
+
+{{/* CEL: whether `value` matches one of `patterns`, in which `*` stands for any characters. */}}
+{{- define "alignment-operator.matches" -}}
+{{- $value := .value -}}
+({{ range .patterns }}{{ $value }}.matches({{ printf "^%s$" (regexQuoteMeta . | replace "\\*" ".*") | toJson }}) || {{ end }}false)
+{{- end }}

@@ -20,6 +20,17 @@ CONTEXT_VARIABLE = "ALIGNMENT_CONTEXT"
 """Environment variable that holds a Context as JSON."""
 
 
+class Pins(Contract):
+    """What `prepare` has pinned for every role of the job."""
+
+    model: ModelReport
+    """The job's model."""
+    precision: PrecisionReport
+    """In what the job computes."""
+    reward_models: dict[str, ModelReport] = {}
+    """Reward models that existed before the job, by the reward's name."""
+
+
 class Context(Contract):
     """Who a role's process is and where things are. Made by a runtime; the spec itself is in `job_file`."""
 
@@ -61,6 +72,9 @@ class Context(Contract):
     """The job's bearer token, demanded on every path but /healthz, /status and /metrics."""
     outcome_file: str
     """Where the Outcome goes: a pod's termination message."""
+    pins: Pins | None = None
+    """What `prepare` has pinned, for roles that have no storage; absent for those that read it there, and while nothing
+    is pinned yet."""
     rendezvous: str
     """host:port of the gang's first process; used where there is more than one rank."""
     notice_seconds: int
@@ -97,6 +111,8 @@ class Outcome(Contract):
     """Of prepare."""
     precision: PrecisionReport | None = None
     """Of prepare."""
+    reward_models: dict[str, ModelReport] | None = None
+    """Of prepare: reward models that exist, by the reward's name."""
     evaluation: EvaluationReport | None = None
     """Of the evaluator, and of the policy in stage `reward`."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from alignment_api.contract.base import Contract
+from alignment_api.contract.pod_template import dotted, template_problems
+from alignment_api.contract.policy import Policy
 from alignment_api.contract.quantity import Quantity
 from alignment_api.contract.roles import PoolName
 from alignment_api.contract.sources import WritableSource
@@ -36,8 +38,18 @@ class Pool(Contract):
     """Its GPUs; absent: none, and ranks are CPU processes."""
     notice_seconds: Annotated[int, Field(ge=5, le=86_400)] = 120
     """Seconds a pod gets between SIGTERM and SIGKILL. Cloud spot gives 30 to 120."""
+    limit_cpu: bool = False
+    """Whether pods are limited to the CPU that they ask for, instead of using what is spare: for namespaces whose quota
+    asks for a limit, or whose LimitRange gives one that is too small."""
     pod_template: dict[str, Any] = {}
-    """A patch over every pod sent there."""
+    """A patch over every pod sent there. It has the last word: no job's podTemplate can undo it."""
+
+    @field_validator("pod_template")
+    @classmethod
+    def _check_template(cls, template: dict[str, Any]) -> dict[str, Any]:
+        for path, message in template_problems(template):
+            raise ValueError(f"{dotted(path)}: {message}")
+        return template
 
 
 class Pools(Contract):
@@ -61,8 +73,9 @@ class PlatformStorage(Contract):
 
     storage_class_name: str | None = None
     """Storage class; absent: the cluster's default."""
-    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
-    """A gang on several nodes needs ReadWriteMany."""
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteOnce"
+    """ReadWriteOnce, which every class has: the pods of a stage that share a volume run on one node. A gang on several
+    nodes needs ReadWriteMany."""
     size: Quantity = "100Gi"
     """Size of a job's storage volume and of its output volume."""
 
@@ -74,8 +87,8 @@ class PlatformOutput(Contract):
     """A folder; each job gets its own below it, named namespace/job."""
 
 
-class Platform(Contract):
-    """Everything that belongs to the platform team."""
+class PinnedPlatform(Contract):
+    """What of the platform a job keeps from its admission to its end: an upgrade changes nothing of a job that runs."""
 
     pools: Pools = Pools()
     """Where roles go."""
@@ -91,5 +104,22 @@ class Platform(Contract):
     """How pods of a gang are scheduled together. `podGroup`: Kubernetes' own (scheduling.k8s.io/v1beta1, from 1.37 with
     the feature gate GenericWorkload on in apiserver, controller-manager and scheduler: a served API does not prove it).
     """
+
+
+class Platform(PinnedPlatform):
+    """Everything that belongs to the platform team."""
+
+    policy: Policy = Policy()
+    """What a job may set of its pods."""
     ingress_from: tuple[dict[str, Any], ...] = ()
     """NetworkPolicy peers let in at the HTTP port besides a job's own pods: the operator and the scraper of metrics."""
+
+    def pinned(self) -> PinnedPlatform:
+        """What a job that is admitted now keeps."""
+        return PinnedPlatform(**{name: getattr(self, name) for name in PinnedPlatform.model_fields})
+
+    def as_pinned(self, pinned: PinnedPlatform | None) -> Platform:
+        """The platform as a job that keeps `pinned` of it sees it; itself where nothing differs."""
+        if pinned is None or pinned == self.pinned():
+            return self
+        return self.model_copy(update={name: getattr(pinned, name) for name in PinnedPlatform.model_fields})

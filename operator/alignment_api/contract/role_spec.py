@@ -16,8 +16,12 @@ class Role(Contract):
     """CPU cores of one pod, for example 4 or 500m."""
     memory: Quantity | None = None
     """Memory of one pod, for example 16Gi."""
+    ephemeral_storage: Quantity | None = None
+    """Disk of one pod for logs and /tmp, where hf:// models are downloaded, for example 20Gi. Default: 4Gi, or 10Gi on
+    pools with GPUs, and four bytes for each parameter of such models."""
     pod_template: dict[str, Any] | None = None
-    """A patch over the built pod, after the pool's own; named lists (containers, volumes, env) merge by name."""
+    """A patch over the built pod, under the pool's own; named lists (containers, volumes, env) merge by name,
+    tolerations are added. What it may hold is the platform's policy to say."""
 
 
 class AcceleratedRole(Role):

@@ -96,7 +96,7 @@ _WITH_REFERENCE = (
         lead="prepare",
         helpers=("reference",),
         waits={"reference": ("prepare",)},
-        calls={"prepare": ("reference",)},
+        calls={"prepare": ("reference",), "reference": ("prepare",)},
     ),
     *_FROM_PAIRS[1:],
 )

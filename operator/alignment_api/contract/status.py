@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from alignment_api.contract.base import Contract
+from alignment_api.contract.platform import PinnedPlatform
 from alignment_api.contract.roles import PoolName, StageName
 
 Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
@@ -22,6 +23,7 @@ ConditionType = Literal[
     "CheckpointVerified",
     "PoolsAvailable",
     "GangScheduling",
+    "ObjectsCreated",
 ]
 """Those that we set; others may add theirs."""
 _CONDITION_TYPE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
@@ -297,10 +299,17 @@ class AlignmentJobStatus(Contract):
     """The model as pinned."""
     precision: PrecisionReport | None = None
     """In what the job computes, as `prepare` decided or the spec says."""
+    reward_models: dict[str, ModelReport] | None = None
+    """Reward models that existed before the job, as pinned, by the reward's name."""
     evaluation: EvaluationReport | None = None
     """Held-out figures before and after."""
     artifacts: Artifacts = Artifacts()
     """Where results are."""
+    platform: PinnedPlatform | None = None
+    """Image, pools, output and all else that the job keeps of the platform as it was when the job was admitted."""
+    single_node_claims: tuple[str, ...] = ()
+    """Claims that one node alone can mount at a time, as found at admission: the pods of a stage that share one run on
+    one node."""
     started_at: datetime | None = None
     """When the job was admitted."""
     active_seconds: float = 0

@@ -12,16 +12,8 @@ from pydantic_core import ErrorDetails
 
 from alignment_api.contract.base import Contract, FieldPath
 from alignment_api.contract.fields import all_fields, field_at, fields_of, model_at
+from alignment_api.contract.found import shown
 
-_KINDS: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    dict: "fields below it",
-    list: "a list",
-    type(None): "nothing",
-}
 _WANTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -83,16 +75,6 @@ def unknown_field(model: type[Contract], path: FieldPath) -> str:
     if elsewhere:
         return f"unknown field here. Did you mean `{min(elsewhere, key=lambda place: place.count('.'))}`?"
     return f"unknown field. Known here: {', '.join(f'`{known}`' for known in siblings) or 'none'}"
-
-
-def shown(value: object) -> str:
-    """The value as the user wrote it, shortened, with its kind."""
-    kind = _KINDS.get(type(value), "a value")
-    if isinstance(value, dict | list) or value is None:
-        return kind
-    text = json.dumps(value, ensure_ascii=False)
-    text = text if len(text) <= 80 else f"{text[:77]}..."
-    return f"`{text}`" if isinstance(value, bool) else f"`{text}` ({kind})"
 
 
 def first_sentence(text: str) -> str:

@@ -27,6 +27,8 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+"""Server-side apply; JSON is YAML."""
 TRANSIENT = frozenset({429, 500, 502, 503, 504})
 CONNECT_SECONDS = 15.0
 PROBE_BYTES = 64 * 1024
@@ -120,13 +122,22 @@ class KubeClient:
         """Read an object or a list."""
         return await self._json("GET", path, params=params, accept=accept)
 
-    async def create(self, path: str, body: Manifest) -> Manifest:
-        """Create an object. Raises ApiError 409 AlreadyExists."""
-        return await self._json("POST", path, body=body)
+    async def create(
+        self, path: str, body: Manifest, params: Params | None = None, seconds: float | None = None
+    ) -> Manifest:
+        """Create an object. Raises ApiError 409 AlreadyExists. seconds: for how long it is tried again."""
+        return await self._json("POST", path, params=params, body=body, seconds=seconds)
 
-    async def patch(self, path: str, body: Any, content_type: str = MERGE_PATCH) -> Manifest:
+    async def patch(
+        self,
+        path: str,
+        body: Any,
+        content_type: str = MERGE_PATCH,
+        params: Params | None = None,
+        seconds: float | None = None,
+    ) -> Manifest:
         """Patch an object; the answer is the object afterwards. Raises ApiError 409 where a precondition fails."""
-        return await self._json("PATCH", path, body=body, content_type=content_type)
+        return await self._json("PATCH", path, params=params, body=body, content_type=content_type, seconds=seconds)
 
     async def replace(self, path: str, body: Manifest) -> Manifest:
         """Replace an object; its resourceVersion is the precondition."""
@@ -193,12 +204,13 @@ class KubeClient:
         body: Any = None,
         content_type: str = JSON,
         accept: str = JSON,
+        seconds: float | None = None,
     ) -> Manifest:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Accept": accept} | ({"Content-Type": content_type} if data is not None else {})
         timeout = aiohttp.ClientTimeout(total=self._lane.try_seconds)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._lane.retry_seconds
+        deadline = loop.time() + (self._lane.retry_seconds if seconds is None else seconds)
         failures = 0
         while True:
             await self._bucket.take(owner=path.partition("/namespaces/")[2].partition("/")[0])

@@ -54,6 +54,8 @@ class SeenPod:
     """Empty before it is scheduled."""
     address: str
     """Its IP; empty before it has one."""
+    leans_on: frozenset[str] = frozenset()
+    """What it mounts, and its PodGroup, as `Kind name`."""
 
 
 class Unreadable(ValueError):
@@ -70,6 +72,7 @@ def see_pod(pod: Manifest) -> SeenPod:
         owner_uid=_label(labels, UID_LABEL),
         node=pod["spec"].get("nodeName", ""),
         address=pod.get("status", {}).get("podIP", ""),
+        leans_on=mounted(pod) | _group(pod),
     )
 
 
@@ -94,6 +97,29 @@ def _one_of(labels: Mapping[str, str], name: str, known: tuple[str, ...]) -> str
     return value
 
 
+_MOUNTED = (
+    ("ConfigMap", "configMap", "name"),
+    ("Secret", "secret", "secretName"),
+    ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
+)
+"""Kind, source of a volume, and where it names an object of the kind."""
+
+
+def mounted(pod: Manifest) -> frozenset[str]:
+    """What the pod's volumes are made of, as `Kind name`."""
+    return frozenset(
+        f"{kind} {volume[source][key]}"
+        for volume in pod["spec"].get("volumes", ())
+        for kind, source, key in _MOUNTED
+        if key in volume.get(source, {})
+    )
+
+
+def _group(pod: Manifest) -> frozenset[str]:
+    name = pod["spec"].get("schedulingGroup", {}).get("podGroupName")
+    return frozenset() if name is None else frozenset({f"PodGroup {name}"})
+
+
 def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     ended = _terminated(status)
@@ -107,6 +133,7 @@ def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
         life=_number(labels, LIFE_LABEL),
         stage=cast(StageName, _one_of(labels, STAGE_LABEL, get_args(StageName))),
         phase=_phase(status, ended),
+        version=metadata.get("resourceVersion"),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         node=spec.get("nodeName", ""),
         ready=_condition(status, "Ready").get("status") == "True",

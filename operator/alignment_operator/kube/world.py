@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from alignment_api.contract.context import InstanceStatus
 from alignment_api.contract.job import JOB_LABEL, KIND, AlignmentJob
@@ -14,7 +14,7 @@ from alignment_api.contract.stored import Unreadable, read_stored_job
 from alignment_api.rules.check import why_not_stored
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import ApiError, KubeClient, Manifest
-from alignment_operator.kube.events import EventPoster, Note, transitions
+from alignment_operator.kube.events import EventPoster, transitions
 from alignment_operator.kube.nodes import NodeCounts, NodeView
 from alignment_operator.kube.observe import SeenPod
 from alignment_operator.kube.paths import collection, named
@@ -24,8 +24,6 @@ from alignment_operator.places import claims
 from alignment_operator.plan.types import JobKey, Observed, Plan, VolumeView
 from alignment_operator.reconcile import Conflict
 
-REFUSALS = (403, 404, 422)
-"""Of creates; 404 is a kind that is not served, or a namespace that has gone."""
 MESSAGE_CHARACTERS = 32768
 Pods = Reflector[SeenPod, JobKey]
 Nodes = Reflector[NodeView, str]
@@ -54,7 +52,6 @@ class KubeWorld:
         self._node_counts = NodeCounts(sight.nodes)
         self._applier = Applier(client, sight.pods)
         self._written: dict[JobKey, str] = {}
-        self._refusals: dict[JobKey, str] = {}
 
     def clock(self) -> datetime:
         """Now, UTC."""
@@ -74,13 +71,14 @@ class KubeWorld:
         if job is None:
             return None
         pods = await self._pods(key, job)
-        platform = self._sight.platform()
+        platform = self._platform(job)
         return Observed(
             job=job,
             platform=platform,
             pods=tuple(replace(pod.view, status=self._sight.status(pod)) for pod in pods),
             volumes=await self._volumes(job, platform),
             nodes=self._node_counts.of(platform),
+            refused=self._applier.refused(job),
         )
 
     async def record(self, job: AlignmentJob, status: AlignmentJobStatus) -> None:
@@ -93,20 +91,12 @@ class KubeWorld:
         await self._write_status(key, job.metadata.resource_version, merge_patch(before, _as_stored(status)))
         self._events.post(job, transitions(job.status, status), self.clock())
 
-    async def apply(self, job: AlignmentJob, plan: Plan) -> None:
-        """Create, release and delete. What exists already is left alone; what is gone already is fine."""
-        try:
-            await self._applier.apply(job, plan, self._sight.platform())
-        except ApiError as error:
-            await self._tell(job, error)
-            raise
+    async def apply(self, job: AlignmentJob, plan: Plan) -> timedelta | None:
+        """Create, release and delete; when to try again what is refused."""
+        return await self._applier.apply(job, plan, self._platform(job))
 
-    async def _tell(self, job: AlignmentJob, error: ApiError) -> None:
-        """An object that is refused (a quota, a policy, a podTemplate) is the user's to see; once for each reason."""
-        key = _key_of(job)
-        if error.status in REFUSALS and self._refusals.get(key) != error.message:
-            self._refusals[key] = error.message
-            self._events.post(job, [Note("Warning", "ObjectRefused", error.message)], self.clock())
+    def _platform(self, job: AlignmentJob) -> Platform:
+        return self._sight.platform().as_pinned(job.status.platform)
 
     async def _read(self, path: str) -> Manifest | None:
         try:
@@ -171,7 +161,6 @@ class KubeWorld:
 
     def _forget(self, key: JobKey) -> None:
         self._written.pop(key, None)
-        self._refusals.pop(key, None)
         self._applier.forget(key)
         self._telemetry.saw_phase(key, None)
 

@@ -5,8 +5,10 @@ Asked once, when it asks to start. A refusal names the field, what was found and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from alignment_api.contract.base import field_path
+from alignment_api.contract.pod_template import Problem
 from alignment_api.contract.roles import ROLES, Stage
 from alignment_api.contract.sources import parse_source
 from alignment_api.contract.spec import AlignmentJobSpec
@@ -14,17 +16,25 @@ from alignment_api.derived.reward_stage import spec_of_stage
 from alignment_api.derived.sizing import replicas_of, shortage, size_of
 from alignment_api.derived.stages import stages_of
 from alignment_api.rules.check import why_not
-from alignment_operator.places import makes_output, makes_storage, read_sources
+from alignment_api.rules.policy import policy_problems, shape_problems
+from alignment_operator.places import read_sources
 from alignment_operator.plan.layout import parameters_in, pool_of, spec_in
 from alignment_operator.plan.types import Observed
+from alignment_operator.plan.volumes import volume_refusals, written_sources
 
 
 def refusals(observed: Observed) -> tuple[str, ...]:
     """Why nothing of this job may be created; empty when it may start."""
-    wrong = why_not(observed.job)
+    wrong = why_not(observed.job) + tuple(_told(shape_problems(observed.job.spec)))
     if wrong:
         return wrong  # what else there is to say would speak of values that must change
-    return (*_sources(observed), *_shared_volumes(observed), *_devices(observed), *_ranks(observed))
+    return (
+        *_policy(observed),
+        *_sources(observed),
+        *volume_refusals(observed),
+        *_devices(observed),
+        *_ranks(observed),
+    )
 
 
 def missing_nodes(observed: Observed) -> tuple[str, ...]:
@@ -50,14 +60,24 @@ def _role_misfit(observed: Observed, stage: Stage, role: str, parameters: int) -
     return shortage(spec, role, pool, parameters) or _too_many_ranks(observed.job.spec, stage, role, ranks)
 
 
+def _policy(observed: Observed) -> Iterator[str]:
+    """A laptop has neither pods nor a platform team."""
+    if not observed.own_files:
+        yield from _told(policy_problems(observed.job.spec, observed.platform.policy))
+
+
+def _told(problems: Iterable[Problem]) -> Iterator[str]:
+    return (f"{field_path(path)}: {message}" for path, message in problems)
+
+
 def _sources(observed: Observed) -> Iterator[str]:
-    for field, text in _written(observed).items():
+    for field, text in written_sources(observed).items():
         if parse_source(text).scheme == "file" and not observed.own_files:
             yield f"{field}: `{text}` is a folder inside a pod and is lost with it; write pvc://claim/path"
     for field, text in read_sources(observed.job).items():
         if parse_source(text).is_relative:
             yield f"{field}: `{text}` is relative to a manifest, which a cluster does not have; write pvc://claim/path"
-    for field, text in (read_sources(observed.job) | _written(observed)).items():
+    for field, text in (read_sources(observed.job) | written_sources(observed)).items():
         claim = parse_source(text).claim
         if claim is None:
             continue
@@ -68,40 +88,6 @@ def _sources(observed: Observed) -> Iterator[str]:
                 f"{field}: no claim `{claim}` in namespace {observed.job.metadata.namespace}; "
                 "create that PersistentVolumeClaim or name one that exists"
             )
-
-
-def _written(observed: Observed) -> dict[str, str]:
-    spec, platform = observed.job.spec, observed.platform
-    written = {}
-    if spec.storage is not None:
-        written["spec.storage.source"] = spec.storage.source
-    if spec.output is not None:
-        written["spec.output.destination"] = spec.output.destination
-    elif platform.output is not None:
-        written["platform output.destination"] = platform.output.destination
-    return written
-
-
-def _shared_volumes(observed: Observed) -> Iterator[str]:
-    """Pods of a gang land on several nodes, and every one of them mounts every volume of the job."""
-    if observed.own_files:
-        return
-    gangs = [role for role in _roles(observed) if ROLES[role].trainable and replicas_of(observed.job.spec, role) > 1]
-    modes = {}
-    for field, text in (read_sources(observed.job) | _written(observed)).items():
-        claim = parse_source(text).claim
-        if claim is not None and claim in observed.volumes:
-            modes[f"{field}: claim `{claim}`"] = observed.volumes[claim].access_modes
-    if makes_storage(observed.job) or makes_output(observed.job, observed.platform):
-        modes["platform storage.accessMode"] = (observed.platform.storage.access_mode,)
-    for role in gangs:
-        count = replicas_of(observed.job.spec, role)
-        for where, found in modes.items():
-            if not {"ReadWriteMany", "ReadOnlyMany"} & set(found):
-                yield (
-                    f"{where} is {', '.join(found)}, which one node alone can mount, and spec.roles.{role}.replicas "
-                    f"is {count}; name a claim with access mode ReadWriteMany, or write replicas: 1 and more gpus"
-                )
 
 
 def _devices(observed: Observed) -> Iterator[str]:

@@ -13,7 +13,7 @@ from alignment_api.contract.roles import ROLES
 from alignment_api.contract.status import AlignmentJobStatus, AvoidedNode, Condition, ConditionType
 from alignment_operator.plan.lives import Blocked
 from alignment_operator.plan.pods import waits_for
-from alignment_operator.plan.types import PodView
+from alignment_operator.plan.types import PodView, Refusal
 
 LISTED = 5
 """Waiting pods that a message names; hundreds wait for the same reason."""
@@ -55,6 +55,17 @@ def data_ready(status: AlignmentJobStatus, problem: str | None) -> Statement:
     found = f"{status.data.rows} rows to train on, {status.data.evaluation_rows} held out ({status.data.format})"
     dropped = f", {status.data.invalid_rows} invalid rows dropped" if status.data.invalid_rows else ""
     return Statement("DataReady", "True", "DataChecked", found + dropped)
+
+
+def objects_created(refused: tuple[Refusal, ...] | None) -> tuple[Statement, ...]:
+    """Whether the apiserver takes what the job needs; nothing is said before it was asked."""
+    if refused is None:
+        return ()
+    if not refused:
+        return (Statement("ObjectsCreated", "True", "Created"),)
+    words = [f"{refusal.what}: {refusal.message}" for refusal in refused]
+    more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
+    return (Statement("ObjectsCreated", "False", refused[0].reason, "; ".join([*words[:LISTED], *more])),)
 
 
 def roles_ready(

@@ -71,7 +71,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         lambda pod: pod.disrupted and DISK in (pod.message or ""),
         "pressure",
-        "{message}; ask for more: resources.requests.ephemeral-storage in spec.roles.{role}.podTemplate",
+        "{message}; raise spec.roles.{role}.ephemeralStorage",
     ),
     Cause(lambda pod: pod.disrupted or pod.node_lost or pod.gone_by is not None, "disruption"),
     Cause(lambda pod: pod.outcome is not None and pod.outcome.result == "interrupted", "disruption"),

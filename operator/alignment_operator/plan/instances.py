@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.status import InstanceRecord
 from alignment_operator.names import instance_name
+from alignment_operator.places import neighbours
 from alignment_operator.plan.dependencies import Readiness
+from alignment_operator.plan.disk import disk_of
 from alignment_operator.plan.layout import StageLayout
 from alignment_operator.plan.pods import Pods
 from alignment_operator.plan.records import Records
@@ -21,7 +22,7 @@ def missing_instances(snapshot: Snapshot, stage: StageLayout, records: Records) 
     readiness, attempt = Readiness(snapshot, stage, records), records.attempt
     avoid = tuple(node.name for node in records.avoided)
     return tuple(
-        replace(_instance(snapshot.job, stage, record, attempt), gated=readiness.must_wait(record.role), avoid=avoid)
+        replace(_instance(snapshot, stage, record, attempt), gated=readiness.must_wait(record.role), avoid=avoid)
         for record in records.open()
         if (record.role, record.index) in stage.slots and snapshot.pods.of(record) is None
     )
@@ -40,11 +41,14 @@ def removals(pods: Pods, stage: StageLayout | None, records: Records, keep_logs:
         ended = ((pod, termination_of(pod)) for pod in pods)
         failed = [pod for pod, end in ended if end is not None and end.policy.end == "failed" and not pod.lingers]
         keep |= set({(pod.role, pod.index): pod.uid for pod in sorted(failed, key=lambda pod: pod.life)}.values())
-    return tuple(Removal(pod.name, pod.uid) for pod in pods if pod.uid not in keep and pod.gone_by is None)
+    going = (pod for pod in pods if pod.uid not in keep and pod.gone_by is None)
+    return tuple(Removal(pod.name, pod.uid, version=None if pod.ended else pod.version) for pod in going)
 
 
-def _instance(job: AlignmentJob, stage: StageLayout, record: InstanceRecord, attempt: int) -> Instance:
-    role = stage.roles[record.role]
+def _instance(snapshot: Snapshot, stage: StageLayout, record: InstanceRecord, attempt: int) -> Instance:
+    job, platform, role = snapshot.job, snapshot.observed.platform, stage.roles[record.role]
+    disk = disk_of(job, record.role, platform.pools.named(role.pool))
+    beside = neighbours(job, platform, stage.stage, job.status.single_node_claims)
     return Instance(
         name=instance_name(job, record.role, record.index, record.life),
         role=record.role,
@@ -58,7 +62,10 @@ def _instance(job: AlignmentJob, stage: StageLayout, record: InstanceRecord, att
         gpus=role.size.gpus,
         cpu=role.size.cpu,
         memory=role.size.memory,
+        ephemeral_storage=disk.request,
+        ephemeral_storage_limit=disk.limit,
         scratch_gib=role.size.scratch_gib,
         gang=len(stage.gang) if role.nature.trainable else 1,
         peers=stage.stage.calls.get(record.role, ()),
+        beside=beside.get(record.role, ()),
     )

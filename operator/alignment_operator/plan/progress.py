@@ -27,6 +27,7 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
         "data": _last([status.data, *(_told(pod, "data") for pod in by_life)]),
         "model": _last([status.model, *(_told(pod, "model") for pod in by_life)]),
         "precision": _last([status.precision, *(_told(pod, "precision") for pod in by_life)]),
+        "reward_models": _last([status.reward_models, *(_told(pod, "reward_models") for pod in by_life)]),
         "checkpoint": checkpoint,
         "furthest_step": max(status.furthest_step, checkpoint.step if checkpoint is not None else 0),
         "evaluation": _last([status.evaluation, _evaluated(by_life, "evaluate")]),

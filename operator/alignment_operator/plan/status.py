@@ -17,6 +17,7 @@ from alignment_operator.plan.conditions import (
     data_ready,
     date_conditions,
     gang_scheduling,
+    objects_created,
     roles_ready,
     suspended,
     training,
@@ -31,6 +32,7 @@ from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.stages import StageProgress
 from alignment_operator.plan.terminations import is_alive
 from alignment_operator.plan.types import Observed, PodView
+from alignment_operator.plan.volumes import single_node_claims
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
         "stepped_at": None if over else standing.stepped_at,
         "metrics": standing.metrics,
         "artifacts": _artifacts(snapshot.observed, stages),
+        "platform": None if snapshot.observed.own_files else status.platform or snapshot.observed.platform.pinned(),
+        "single_node_claims": (
+            single_node_claims(snapshot.observed) if status.started_at is None else status.single_node_claims
+        ),
         "finished_at": now if over else None,
         **_clock(job, now, over),
     }
@@ -130,6 +136,7 @@ def _statements(
     problem = ending.message if ending is not None and ending.type == "Failed" else None
     statements = [
         Statement("Admitted", "True", "Admitted", "volumes, pools and sizes were checked"),
+        *objects_created(observed.refused),
         *_pools(observed),
         data_ready(status, problem),
         training(pods),

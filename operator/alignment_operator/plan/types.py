@@ -38,6 +38,8 @@ class PodView:
     created_at: datetime
     node: str = ""
     """Empty before it is scheduled."""
+    version: str | None = None
+    """Of the object that was seen, where the runtime has versions."""
     ready: bool = False
     gated: bool = False
     """Carries our scheduling gate."""
@@ -74,16 +76,31 @@ class VolumeView:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """What the runtime was refused, and has not got since."""
+
+    what: str
+    """The object: `Kind name`."""
+    reason: str
+    """CamelCase word."""
+    message: str
+    """The apiserver's own words."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything a plan depends on."""
 
     job: AlignmentJob
     platform: Platform
+    """As the job keeps it: with what was pinned at its admission."""
     pods: tuple[PodView, ...] = ()
     volumes: Mapping[str, VolumeView] = field(default_factory=dict)
     """Claim -> what it is, for the claims of the spec that exist."""
     nodes: Mapping[PoolName, int] = field(default_factory=dict)
     """Schedulable nodes of each pool now; a pool that is absent was not looked at."""
+    refused: tuple[Refusal, ...] | None = None
+    """What stands refused of the job's objects; None where nothing was asked for yet."""
     own_files: bool = False
     """file:// paths are the user's own and outlive the processes (a laptop); there are no claims then."""
 
@@ -109,12 +126,19 @@ class Instance:
     """Kubernetes quantity: cores."""
     memory: str
     """Kubernetes quantity: bytes."""
+    ephemeral_storage: str
+    """Kubernetes quantity: bytes of the node's disk."""
+    ephemeral_storage_limit: str | None
+    """None: not limited."""
     scratch_gib: int = 0
     """Part of the memory that holds weights on their way."""
     gang: int = 1
     """Pods that are scheduled and restarted together with it, itself included."""
     peers: tuple[str, ...] = ()
     """Roles whose servers it calls."""
+    beside: tuple[str, ...] = ()
+    """Roles of its stage, its own among them, whose pods run on one node with it, for they share a volume that no other
+    node can mount then. Empty: it runs anywhere."""
     gated: bool = False
     """Must not be scheduled before `Plan.release` names it."""
     avoid: tuple[str, ...] = ()
@@ -129,6 +153,8 @@ class Removal:
     uid: str
     grace: timedelta | None = None
     """None: the pod's own grace period."""
+    version: str | None = None
+    """It must not have changed since: it may have ended. None: whatever it is now, it has been counted."""
 
 
 @dataclass(frozen=True)

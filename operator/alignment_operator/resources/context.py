@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from alignment_api.contract.context import Context
+from alignment_api.contract.context import Context, Pins
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
 from alignment_api.contract.roles import PORT
-from alignment_api.contract.sources import parse_source
 from alignment_api.derived.precision import training_gpu
 from alignment_operator import names
-from alignment_operator.places import output_source, path_in_pod, read_sources, storage_source
+from alignment_operator.places import NEEDS, output_source, path_in_pod, sources_of_role, storage_source
 from alignment_operator.plan.types import Instance
 
 RENDEZVOUS_PORT = 29500
@@ -17,7 +16,7 @@ RENDEZVOUS_PORT = 29500
 
 
 def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> Context:
-    """Paths are those of the mounts in `pod.py`, hosts the Services of `services.py`."""
+    """Paths are those of the mounts in `pod.py`, hosts the Services of `objects.py`."""
     return Context(
         job=job.metadata.name,
         uid=job.metadata.uid,
@@ -32,7 +31,8 @@ def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> 
         job_file=f"{names.JOB_FOLDER}/{names.JOB_FILE}",
         storage=path_in_pod(storage_source(job)),
         output=path_in_pod(output_source(job, platform)),
-        sources=_sources(job),
+        sources=_sources(job, instance.role),
+        pins=_pins(job, instance.role),
         peers={role: (f"http://{names.server_name(job, role)}:{PORT}",) for role in instance.peers},
         host="0.0.0.0",
         port=PORT,
@@ -44,9 +44,17 @@ def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> 
     )
 
 
-def _sources(job: AlignmentJob) -> dict[str, str]:
-    parsed = {text: parse_source(text) for text in read_sources(job).values()}
-    return {text: path_in_pod(source) for text, source in parsed.items() if source.scheme != "hf"}
+def _sources(job: AlignmentJob, role: str) -> dict[str, str]:
+    read = sources_of_role(job, role)
+    return {text: path_in_pod(source) for text, source in read.items() if source.scheme != "hf"}
+
+
+def _pins(job: AlignmentJob, role: str) -> Pins | None:
+    """For roles that have no storage to read them in."""
+    status = job.status
+    if NEEDS[role].storage is not None or status.model is None or status.precision is None:
+        return None
+    return Pins(model=status.model, precision=status.precision, reward_models=status.reward_models or {})
 
 
 def _rendezvous(job: AlignmentJob, instance: Instance) -> str:

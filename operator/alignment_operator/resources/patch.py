@@ -19,6 +19,13 @@ MERGE_KEYS = {
 }
 """Lists whose entries merge by a key, as in the Kubernetes API's own strategic merge. Other lists are replaced."""
 
+ADDED = {
+    "tolerations",
+    "requiredDuringSchedulingIgnoredDuringExecution",
+    "preferredDuringSchedulingIgnoredDuringExecution",
+}
+"""Lists to which a patch adds: who tolerates one more taint, or asks for one more neighbour, gives up none."""
+
 REPLACED_WHOLE = {"volumes", "env"}
 """Lists whose entries are unions (a volume is a claim or a folder, a variable a value or a reference)."""
 
@@ -39,6 +46,8 @@ def _merge_value(key: str, base: Any, patch: Any) -> Any:
         return merge(base if isinstance(base, dict) else {}, patch)
     if isinstance(patch, list | tuple) and key in MERGE_KEYS:
         return _merge_named(key, base or [], patch)
+    if isinstance(patch, list | tuple) and key in ADDED:
+        return [*(base or []), *(entry for entry in patch if entry not in (base or []))]
     return list(patch) if isinstance(patch, tuple) else patch
 
 

@@ -11,7 +11,7 @@ from alignment_api.contract.platform import Platform, Pool
 from alignment_api.contract.quantity import quantity_value
 from alignment_api.contract.roles import PORT, ROLES
 from alignment_operator import names
-from alignment_operator.places import claims
+from alignment_operator.places import Mount, mounts
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources.context import build_context
 from alignment_operator.resources.metadata import Manifest, build_metadata
@@ -27,26 +27,33 @@ TRAINABLE_TOLERATION_SECONDS = 30
 itself takes 40 to 50 s to call a node unreachable. Then the next attempt starts: within 100 s of a node's death."""
 SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT), "prometheus.io/path": "/metrics"}
 """What the usual scrape configuration of Prometheus looks for."""
+STAYS = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+"""A trainee is not moved to save a node: its restart costs the whole gang the steps since the last checkpoint."""
 SHARED_MEMORY_PART = 4
 """/dev/shm may take a quarter of the pod's memory, besides weights on their way; it counts against the pod's limit."""
 
 
 def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Manifest:
-    """The pod of one role instance, under the pool's and the role's podTemplate.
+    """The pod of one role instance, under the role's podTemplate and then the pool's, which has the last word.
 
-    Same input, same pod; nothing is read, nothing is sent. A podTemplate may change anything but who the pod is
-    (see `_seal`).
+    Same input, same pod; nothing is read, nothing is sent. What a role's template may hold is the platform's policy to
+    say (`alignment_api/policy_rules.py`); what no template changes, `_protect` and `_seal`.
     """
     pool = platform.pools.named(instance.pool)
     labels = names.instance_labels(job, instance.role, instance.index, instance.life, instance.stage)
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": build_metadata(job, instance.name, labels) | {"annotations": dict(SCRAPED)},
+        "metadata": build_metadata(job, instance.name, labels) | {"annotations": _annotations(instance)},
         "spec": _spec(job, instance, platform, pool),
     }
     role_template = getattr(job.spec.roles, instance.role).pod_template or {}
-    return _keep_away(_seal(merge(merge(pod, pool.pod_template), role_template), pod), instance.avoid)
+    patched = merge(_protect(merge(pod, role_template), pod), pool.pod_template)
+    return _keep_away(_seal(patched, pod), instance.avoid)
+
+
+def _annotations(instance: Instance) -> dict[str, str]:
+    return SCRAPED | (STAYS if ROLES[instance.role].trainable else {})
 
 
 def _spec(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool) -> Manifest:
@@ -68,6 +75,8 @@ def _spec(job: AlignmentJob, instance: Instance, platform: Platform, pool: Pool)
         "containers": [_container(job, instance, platform, pool)],
         "volumes": _volumes(job, instance, platform),
     }
+    if instance.beside:
+        spec["affinity"] = {"podAffinity": _beside(job, instance)}
     if instance.gated:
         spec["schedulingGates"] = [{"name": names.READY_GATE}]
     if is_grouped(platform, instance.gang):
@@ -101,7 +110,7 @@ def _container(job: AlignmentJob, instance: Instance, platform: Platform, pool: 
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePath": names.OUTCOME_FILE,
-        "volumeMounts": _mounts(job, platform),
+        "volumeMounts": _mounts(job, instance, platform),
     }
     if job.spec.credentials:
         container["envFrom"] = [{"secretRef": {"name": entry.secret_name}} for entry in job.spec.credentials]
@@ -114,24 +123,29 @@ def _context_variable(job: AlignmentJob, instance: Instance, platform: Platform)
 
 
 def _resources(instance: Instance, pool: Pool) -> Manifest:
-    """Memory is asked for as it is limited, so that no node is overcommitted; spare CPU may be used."""
+    """Memory and disk are asked for as they are limited, so that no node is overcommitted. Spare CPU may be used where
+    the pool does not limit it."""
     devices = {pool.gpu.resource: str(instance.gpus)} if pool.gpu is not None and instance.gpus else {}
+    cpu = {"cpu": instance.cpu}
+    disk = {"ephemeral-storage": instance.ephemeral_storage}
     return {
-        "requests": {"cpu": instance.cpu, "memory": instance.memory} | devices,
-        "limits": {"memory": instance.memory} | devices,
+        "requests": cpu | {"memory": instance.memory} | disk | devices,
+        "limits": (cpu if pool.limit_cpu else {}) | {"memory": instance.memory} | _disk_limit(instance) | devices,
     }
 
 
-def _mounts(job: AlignmentJob, platform: Platform) -> list[Manifest]:
+def _disk_limit(instance: Instance) -> Manifest:
+    limit = instance.ephemeral_storage_limit
+    return {} if limit is None else {"ephemeral-storage": limit}
+
+
+def _mounts(job: AlignmentJob, instance: Instance, platform: Platform) -> list[Manifest]:
     return [
         {"name": "job", "mountPath": names.JOB_FOLDER, "readOnly": True},
         {"name": "token", "mountPath": names.TOKEN_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        *(
-            {"name": f"claim-{number}", "mountPath": f"{names.VOLUMES_FOLDER}/{claim}", "readOnly": read_only}
-            for number, (claim, read_only) in enumerate(sorted(claims(job, platform).items()))
-        ),
+        *(_mount(number, mount) for number, mount in enumerate(mounts(job, platform, instance.role, instance.stage))),
     ]
 
 
@@ -139,16 +153,35 @@ def _volumes(job: AlignmentJob, instance: Instance, platform: Platform) -> list[
     memory = quantity_value(instance.memory)
     wanted = memory / SHARED_MEMORY_PART + instance.scratch_gib * 1024**3
     shared = min(wanted, memory) / Decimal(1024**2)
+    tmp = instance.ephemeral_storage_limit
     return [
         {"name": "job", "configMap": {"name": names.config_name(job, instance.attempt)}},
         {"name": "token", "secret": {"secretName": names.token_name(job), "defaultMode": 0o440}},
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {} if tmp is None else {"sizeLimit": tmp}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared.to_integral_value(ROUND_UP)}Mi"}},
         *(
-            {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}
-            for number, (claim, read_only) in enumerate(sorted(claims(job, platform).items()))
+            {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": m.claim, "readOnly": m.read_only}}
+            for number, m in enumerate(mounts(job, platform, instance.role, instance.stage))
         ),
     ]
+
+
+def _mount(number: int, mount: Mount) -> Manifest:
+    where = "/".join(part for part in (names.VOLUMES_FOLDER, mount.claim, mount.path) if part)
+    part = {"subPath": mount.path} if mount.path else {}
+    return {"name": f"claim-{number}", "mountPath": where, "readOnly": mount.read_only, **part}
+
+
+def _beside(job: AlignmentJob, instance: Instance) -> Manifest:
+    """On the node of the stage's other pods that share a volume which one node alone can mount. The first of them goes
+    anywhere: a pod that matches its own term may be scheduled where no other does."""
+    labels = {names.UID_LABEL: job.metadata.uid, names.STAGE_LABEL: instance.stage}
+    among = {"key": names.ROLE_LABEL, "operator": "In", "values": list(instance.beside)}
+    term = {
+        "labelSelector": {"matchLabels": labels, "matchExpressions": [among]},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
 
 
 def _node_tolerations(role: str) -> list[Manifest]:
@@ -177,6 +210,31 @@ def _keep_away(pod: Manifest, nodes: tuple[str, ...]) -> Manifest:
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     affinity = affinity | {"nodeAffinity": node_affinity | required}
     return pod | {"spec": pod["spec"] | {"affinity": affinity}}
+
+
+def _protect(patched: Manifest, built: Manifest) -> Manifest:
+    """`patched` by a role's template, with the mounts that make the process what it is, and our annotations, as built.
+
+    /tmp and /dev/shm may be other volumes than ours: a job may want more room there.
+    """
+    ours = {v["name"]: v for v in built["spec"]["volumes"] if v["name"] not in _REPLACEABLE}
+    volumes = {v["name"]: v for v in patched["spec"]["volumes"]} | ours
+    mounts = {m["mountPath"]: m for m in _trainer(patched)["volumeMounts"]}
+    mounts |= {m["mountPath"]: m for m in _trainer(built)["volumeMounts"] if m["name"] in ours}
+    trainer = _trainer(patched) | {"volumeMounts": list(mounts.values())}
+    containers = [trainer if c["name"] == names.CONTAINER else c for c in patched["spec"]["containers"]]
+    annotations = patched["metadata"]["annotations"] | built["metadata"]["annotations"]
+    return patched | {
+        "metadata": patched["metadata"] | {"annotations": annotations},
+        "spec": patched["spec"] | {"volumes": list(volumes.values()), "containers": containers},
+    }
+
+
+_REPLACEABLE = ("tmp", "shm")
+
+
+def _trainer(pod: Manifest) -> Manifest:
+    return next(container for container in pod["spec"]["containers"] if container["name"] == names.CONTAINER)
 
 
 def _seal(patched: Manifest, built: Manifest) -> Manifest:

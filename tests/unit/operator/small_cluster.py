@@ -16,7 +16,7 @@ from alignment_api.contract.platform import Platform
 from alignment_api.contract.status import AlignmentJobStatus, Condition, DataReport, ModelReport
 from alignment_api.derived.stages import stages_of
 from alignment_operator.plan.make_plan import make_plan
-from alignment_operator.plan.types import Observed, Plan, PodView, VolumeView
+from alignment_operator.plan.types import Observed, Plan, PodView, Refusal, VolumeView
 
 START = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 GRACE = timedelta(seconds=30)
@@ -62,13 +62,15 @@ class SmallCluster:
     """Pods that exist and that the operator's mirror does not show yet."""
     undying: set[str] = field(default_factory=set)
     """Pods that nothing kills, on nodes that live."""
+    refused: tuple[Refusal, ...] | None = None
     created: int = 0
 
     def observe(self) -> Observed:
         shared = VolumeView(("ReadWriteMany",))
         volumes = dict.fromkeys(("models", "data", "work", "results", "judged", "bases", "judges", "code"), shared)
         seen = tuple(pod for pod in self.pods.values() if pod.name not in self.unseen)
-        return Observed(self.job, self.platform, seen, volumes, self.nodes)
+        platform = self.platform.as_pinned(self.job.status.platform)
+        return Observed(self.job, platform, seen, volumes, self.nodes, self.refused)
 
     def plan(self) -> Plan:
         return make_plan(self.observe(), self.now)

@@ -7,9 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.unit.operator.small_cluster import MODEL, START, SmallCluster, make_job
+from tests.unit.operator.small_cluster import MODEL, START, SmallCluster, make_job, ppo_spec
 
 from alignment_api.contract.platform import Gpu, Platform, PlatformOutput, PlatformStorage, Pool, Pools
+from alignment_api.contract.policy import Policy
 from alignment_operator.plan.admission import refusals
 from alignment_operator.plan.make_plan import make_plan
 from alignment_operator.plan.types import Observed, VolumeView
@@ -114,10 +115,56 @@ def test_a_gang_needs_a_shared_volume_of_the_platform_where_it_names_none() -> N
     job = make_job({"roles": {"policy": {"replicas": 2}}})
     job = job.model_copy(update={"spec": job.spec.model_copy(update={"storage": None})})
     volumes = dict.fromkeys(("models", "data", "results"), VolumeView(("ReadWriteMany",)))
-    platform = Platform(storage=PlatformStorage(access_mode="ReadWriteOnce"))
-    (refusal,) = refusals(Observed(job, platform, volumes=volumes))
+    (refusal,) = refusals(Observed(job, Platform(), volumes=volumes))
     assert refusal.startswith("platform storage.accessMode is ReadWriteOnce")
-    assert refusals(Observed(job, Platform(), volumes=volumes)) == ()
+    shared = Platform(storage=PlatformStorage(access_mode="ReadWriteMany"))
+    assert refusals(Observed(job, shared, volumes=volumes)) == ()
+
+
+APART = Platform(pools=Pools(on_demand=Pool(node_selector={"pool": "a"}), spot=Pool(node_selector={"pool": "b"})))
+
+
+def test_a_volume_of_one_node_serves_roles_that_can_share_a_node() -> None:
+    assert admit({}, models=("ReadWriteOnce",), data=("ReadWriteOnce",), work=("ReadWriteOnce",)) == ()
+    assert admit(ppo_spec(), models=("ReadWriteOnce",), work=("ReadWriteOnce",), results=("ReadWriteOnce",)) == ()
+    # across stages a volume moves: its pods never live together
+    assert admit({}, APART, data=("ReadWriteOnce",), work=("ReadWriteOnce",), results=("ReadWriteOnce",)) == ()
+
+
+def test_a_volume_of_one_node_is_refused_for_roles_that_share_none() -> None:
+    (refusal,) = admit({}, APART, models=("ReadWriteOnce",))
+    assert refusal == (
+        "spec.model.source: claim `models` is ReadWriteOnce, which one node alone can mount, and stage prepare needs "
+        "it in role prepare on pool cpu and in role reference on pool spot, which share no node; name a claim with "
+        "access mode ReadOnlyMany or ReadWriteMany, or put both roles on one pool by their placement"
+    )
+    assert admit({"roles": {"reference": {"placement": "onDemand"}}}, APART, models=("ReadWriteOnce",)) == ()
+    assert admit({}, APART, models=("ReadOnlyMany",)) == ()
+    (refusal,) = admit(ppo_spec(), APART, work=("ReadWriteOnce",))
+    assert "stage train needs it in role actor on pool onDemand and in role reward on pool spot" in refusal
+    assert "name a claim with access mode ReadWriteMany, or put" in refusal
+
+
+def test_a_volume_that_may_only_be_read_is_refused_for_what_is_written() -> None:
+    assert admit({}, work=("ReadOnlyMany",)) == (
+        "spec.storage.source: claim `work` is ReadOnlyMany, and role prepare writes there; "
+        "name a claim with ReadWriteOnce or ReadWriteMany",
+    )
+    assert len(admit({}, results=("ReadOnlyMany",))) == 1
+
+
+def test_a_volume_of_one_pod_is_refused_where_two_need_it() -> None:
+    (refusal,) = admit({}, models=("ReadWriteOncePod",))
+    assert "which one pod alone can mount, and 2 pods of stage prepare need it" in refusal
+    assert admit({}, work=("ReadWriteOncePod",), results=("ReadWriteOncePod",)) == ()
+
+
+def test_the_default_platform_needs_no_volume_that_several_nodes_can_mount() -> None:
+    for spec in ({}, ppo_spec()):
+        cluster = SmallCluster(make_job(spec | {"storage": None, "output": None}))
+        plan = cluster.reconcile()
+        assert plan.create
+        assert cluster.status.single_node_claims == ("helpful-output-jje2z", "helpful-storage-jje2z")
 
 
 def test_folders_inside_pods_are_no_place_for_results() -> None:
@@ -210,3 +257,91 @@ def test_a_model_that_cannot_fit_fails_before_a_gpu_is_touched() -> None:
     )
     assert plan.create == ()
     assert cluster.status.attempt == 0
+
+
+def with_template(template: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {"roles": {"policy": {"podTemplate": template}}, **spec}
+
+
+def of_trainer(**fields: Any) -> dict[str, Any]:
+    return with_template({"spec": {"containers": [{"name": "trainer", **fields}]}})
+
+
+def of_pod(**fields: Any) -> dict[str, Any]:
+    return with_template({"spec": fields})
+
+
+NOT_LET = "the platform lets no job set this; its policy.podTemplate allows metadata.labels, "
+SNEAKY = {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "words"),
+    [
+        (of_pod(containers=[{"image": "x"}]), "spec.containers[0]", "has no `name`"),
+        (of_pod(containers=None), "spec.containers", "found nothing; write a list"),
+        (of_pod(hostNetwork=True), "spec.hostNetwork", NOT_LET),
+        (of_pod(hostPID=True), "spec.hostPID", NOT_LET),
+        (of_pod(serviceAccountName="admin"), "spec.serviceAccountName", NOT_LET),
+        (of_pod(nodeSelector={"a": "b"}), "spec.nodeSelector", NOT_LET),
+        (of_pod(priorityClassName="system-node-critical"), "spec.priorityClassName", NOT_LET),
+        (of_trainer(securityContext={"privileged": True}), "spec.containers[0].securityContext", NOT_LET),
+        (of_trainer(command=["sh"]), "spec.containers[0].command", NOT_LET),
+        (of_pod(containers=[{"name": "side", "image": "evil/y"}]), "spec.containers[0]", NOT_LET),
+        (of_pod(initContainers=[{"name": "first", "image": "evil/x"}]), "spec.initContainers", NOT_LET),
+        (of_pod(volumes=[{"name": "host", "hostPath": {"path": "/"}}]), "spec.volumes[0].hostPath", NOT_LET),
+        (of_pod(volumes=[{"name": "t", "projected": {"sources": []}}]), "spec.volumes[0].projected", NOT_LET),
+        (of_pod(volumes=[{"name": "s", "secret": {"secretName": "x"}}]), "spec.volumes[0].secret", NOT_LET),
+        (
+            with_template(SNEAKY),
+            "metadata.annotations.container.apparmor.security.beta.kubernetes.io/trainer",
+            "weakens how the pod is confined; remove it",
+        ),
+    ],
+)
+def test_a_pod_template_that_the_platform_does_not_let_is_refused_by_its_field(
+    spec: dict[str, Any], field: str, words: str
+) -> None:
+    (refusal,) = admit(spec)
+    assert refusal.startswith(f"spec.roles.policy.podTemplate.{field}: {words}")
+
+
+def test_what_the_default_policy_lets_is_admitted() -> None:
+    template = {
+        "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+        "spec": {
+            "affinity": {"podAntiAffinity": {}},
+            "tolerations": [{"key": "team", "operator": "Exists"}],
+            "volumes": [{"name": "scratch", "emptyDir": {}}],
+            "containers": [
+                {
+                    "name": "trainer",
+                    "env": [{"name": "A", "value": "1"}],
+                    "resources": {"limits": {"cpu": "4"}},
+                    "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+                }
+            ],
+        },
+    }
+    assert admit(with_template(template)) == ()
+
+
+def test_a_platform_says_which_images_secrets_and_fields_its_jobs_may_name() -> None:
+    policy = Policy(images=("registry.example/*",), secrets=("hf-*",), pod_template=("spec.nodeSelector",))
+    platform = Platform(policy=policy)
+    reads_secret = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}
+    spec = with_template(
+        {"spec": {"nodeSelector": {"zone": "b"}, "containers": [{"name": "trainer", "env": [reads_secret]}]}},
+        image="attacker.example/any:latest",
+        credentials=[{"secretName": "hf-token"}, {"secretName": "other-team-db"}],
+    )
+    env = "spec.roles.policy.podTemplate.spec.containers[0].env"
+    assert admit(spec, platform) == (
+        "spec.image: the platform lets no job name image `attacker.example/any:latest`; "
+        "its policy.images allows `registry.example/*`",
+        "spec.credentials[1].secretName: the platform lets no job name Secret `other-team-db`; "
+        "its policy.secrets allows `hf-*`",
+        f"{env}: the platform lets no job set this; its policy.podTemplate allows spec.nodeSelector",
+        f"{env}[0].valueFrom.secretKeyRef: the platform lets no job name Secret `db`; its policy.secrets allows `hf-*`",
+    )
+    assert admit({"image": "registry.example/trainer:2"}, platform) == ()

@@ -1,48 +1,223 @@
-"""What an apiserver refuses, in words that help."""
+"""What an apiserver refuses stops nothing else, and is told in words that help."""
 
-from collections.abc import AsyncIterator
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
-from tests.unit.operator.small_cluster import make_job
+from tests.unit.operator.small_cluster import SmallCluster, make_job
 
+from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
 from alignment_api.contract.status import AlignmentJobStatus
+from alignment_operator.kube import refusals as module
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import ApiError, KubeClient
 from alignment_operator.kube.observe import see_pod
 from alignment_operator.kube.reflector import Collection, Reflector
-from alignment_operator.plan.types import Plan, Support
+from alignment_operator.kube.refusals import Refusals
+from alignment_operator.plan.types import Instance, Plan, Refusal, Removal, Support
+from alignment_operator.reconcile import Conflict
 
-PLAN = Plan(AlignmentJobStatus(), support=Support(1, False, False, (), (), gang=2))
+QUOTA = 'persistentvolumeclaims "c" is forbidden: exceeded quota: q, requested: 1, used: 2, limited: 2'
+SUPPORT = Support(1, True, True, ("reference",), (), gang=2)
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[KubeClient]:
-    """Of an apiserver without scheduling.k8s.io/v1beta1: it takes everything else."""
+@dataclass
+class Faulty:
+    """An apiserver that has nothing, takes everything, and answers as `faults` says."""
 
-    async def create(request: web.Request) -> web.Response:
-        if "scheduling.k8s.io" in request.path:
-            return web.Response(status=404, text="404 page not found\n")
-        return web.json_response(await request.json(), status=201)
+    faults: dict[str, tuple[int, str, str]]
+    """`VERB plural` -> code, reason, message."""
+    asked: list[str] = field(default_factory=list)
+    """What it was asked for, as `VERB plural name`."""
 
+    async def answer(self, request: web.Request) -> web.Response:
+        body = await request.json() if request.can_read_body else {}
+        plural, _, name = request.path.partition("/namespaces/team/")[2].partition("/")
+        name = name or body.get("metadata", {}).get("name", "")
+        self.asked.append(f"{request.method} {plural} {name}".strip())
+        fault = self.faults.get(f"{request.method} {plural}")
+        if fault is None and request.method == "DELETE" and body.get("dryRun"):
+            fault = (404, "NotFound", "not found")
+        if fault is None and request.method == "GET" and name:
+            fault = (404, "NotFound", "not found")
+        if fault is not None:
+            status = {"kind": "Status", "code": fault[0], "reason": fault[1], "message": fault[2]}
+            return web.json_response(status, status=fault[0])
+        return web.json_response({"items": []} if request.method == "GET" else body)
+
+    def made(self) -> set[str]:
+        """Plurals of what it was asked to make."""
+        return {asked.split()[1] for asked in self.asked if asked.startswith("POST ")}
+
+
+@asynccontextmanager
+async def applying(**faults: tuple[int, str, str]) -> AsyncIterator[tuple[Applier, Faulty]]:
+    """faults: VERB_plural=(code, reason, message)."""
+    server = Faulty({what.replace("_", " "): fault for what, fault in faults.items()})
     app = web.Application()
-    app.add_routes([web.post("/{path:.*}", create)])
+    app.router.add_route("*", "/{path:.*}", server.answer)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    made = KubeClient(Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}"), in_cluster=False)
-    yield made
-    await made.close()
-    await runner.cleanup()
+    client = KubeClient(Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}"), in_cluster=False)
+    try:
+        mirror = Reflector(client, Collection("/pods", see_pod, lambda pod: pod.key), lambda key: None)
+        yield Applier(client, mirror), server
+    finally:
+        await client.close()
+        await runner.cleanup()
 
 
-async def test_a_platform_that_asks_for_pod_groups_which_are_not_served_is_told_so(client: KubeClient) -> None:
-    applier = Applier(client, Reflector(client, Collection("/pods", see_pod, lambda pod: pod.key), lambda key: None))
-    with pytest.raises(ApiError) as refused:
-        await applier.apply(make_job(), PLAN, Platform(gang="podGroup"))
-    assert "the platform's `gang: podGroup` asks for; turn it on (Kubernetes 1.37" in refused.value.message
-    assert refused.value.message.endswith("or write `gang: none`")
-    await applier.apply(make_job(), PLAN, Platform())
+def bare_job() -> AlignmentJob:
+    """A job that names neither storage nor output."""
+    return make_job({"storage": None, "output": None})
+
+
+def instances() -> tuple[Instance, ...]:
+    """prepare and a reference server."""
+    return SmallCluster(bare_job()).plan().create
+
+
+def a_plan(**fields: Any) -> Plan:
+    removals = (Removal("old", "uid-old"),)
+    rest = {"create": instances(), "delete": removals, "release": ("gated",)} | fields
+    return Plan(AlignmentJobStatus(), support=SUPPORT, **rest)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ((403, "Forbidden", QUOTA), "QuotaExceeded"),
+        ((400, "BadRequest", 'admission webhook "w" denied the request: no'), "WebhookDenied"),
+        ((422, "Invalid", "Service is invalid: spec.x"), "Invalid"),
+        ((404, "NotFound", "namespace not found"), "NotFound"),
+        ((500, "InternalError", "failed calling webhook"), "InternalError"),
+    ],
+)
+async def test_a_refused_object_stops_no_delete_no_release_and_no_other_create(
+    fault: tuple[int, str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignment_operator.kube.support.REQUEST_SECONDS", 0.0)
+    async with applying(POST_services=fault) as (applier, server):
+        delay = await applier.apply(bare_job(), a_plan(), Platform())
+    assert server.made() >= {"pods", "secrets", "configmaps", "persistentvolumeclaims", "networkpolicies"}
+    assert sum(asked.startswith("POST pods") for asked in server.asked) == 2
+    assert {"DELETE pods old", "PATCH pods gated"} <= set(server.asked)
+    (refusal,) = applier.refused(bare_job()) or ()
+    assert (refusal.reason, refusal.message) == (reason, fault[2])
+    assert refusal.what.startswith("Service helpful-reference-")
+    assert delay == timedelta(milliseconds=200)  # the next pass writes it into the status
+
+
+async def test_a_pod_waits_for_what_it_mounts_and_no_other_does() -> None:
+    async with applying(POST_persistentvolumeclaims=(403, "Forbidden", QUOTA)) as (applier, server):
+        await applier.apply(bare_job(), a_plan(), Platform())
+        made = [asked.split()[2] for asked in server.asked if asked.startswith("POST pods")]
+        assert [name.rpartition("-")[0] for name in made] == ["helpful-reference-0-1"]  # prepare mounts the storage
+        assert {"DELETE pods old", "PATCH pods gated"} <= set(server.asked)
+        refused = applier.refused(bare_job()) or ()
+        assert [refusal.reason for refusal in refused] == ["QuotaExceeded", "QuotaExceeded"]
+
+
+async def test_a_refused_pod_is_tried_again_later_and_is_forgotten_when_nobody_wants_it() -> None:
+    async with applying(POST_pods=(403, "Forbidden", "exceeded quota: gpus")) as (applier, server):
+        await applier.apply(bare_job(), a_plan(), Platform())
+        refused = applier.refused(bare_job()) or ()
+        assert [refusal.what for refusal in refused] == sorted(f"Pod {instance.name}" for instance in instances())
+        delay = await applier.apply(bare_job(), a_plan(delete=(), release=()), Platform())
+        assert delay is not None
+        assert timedelta(seconds=1) < delay <= timedelta(seconds=2)
+        assert sum(asked.startswith("POST pods") for asked in server.asked) == 2  # not again so soon
+        assert applier.refused(bare_job()) == refused
+        assert await applier.apply(bare_job(), a_plan(create=()), Platform()) == timedelta(milliseconds=200)
+        assert applier.refused(bare_job()) == ()
+        assert await applier.apply(bare_job(), a_plan(create=()), Platform()) is None
+
+
+async def test_a_platform_that_asks_for_pod_groups_which_are_not_served_is_told_so() -> None:
+    async with applying(GET_podgroups=(404, "", "404 page not found")) as (applier, server):
+        await applier.apply(bare_job(), a_plan(), Platform(gang="podGroup"))
+        (refusal,) = applier.refused(bare_job()) or ()
+        assert refusal.reason == "NotServed"
+        assert "the platform's `gang: podGroup` asks for; turn it on (Kubernetes 1.37" in refusal.message
+        assert refusal.message.endswith("or write `gang: none`")
+        assert "pods" in server.made()
+        await applier.apply(bare_job(), a_plan(), Platform())
+        assert applier.refused(bare_job()) == ()
+
+
+async def test_a_pod_that_has_changed_since_the_plan_is_not_deleted() -> None:
+    async with applying(DELETE_pods=(409, "Conflict", "Precondition failed: ResourceVersion")) as (applier, server):
+        with pytest.raises(Conflict, match="pod old has changed since the plan"):
+            await applier.apply(bare_job(), a_plan(), Platform())
+        assert "pods" in server.made()
+
+
+async def test_a_template_that_cannot_be_built_is_told_and_stops_nothing_else() -> None:
+    broken = make_job({"roles": {"prepare": {"podTemplate": {"spec": {"containers": [{"image": "x"}]}}}}})
+    async with applying() as (applier, server):
+        await applier.apply(broken, a_plan(), Platform())
+        assert {"DELETE pods old", "PATCH pods gated"} <= set(server.asked)
+        assert {"secrets", "configmaps"} <= server.made()
+        (refusal,) = applier.refused(broken) or ()
+    assert refusal.reason == "InvalidTemplate"
+    assert refusal.message.startswith("spec.roles.prepare.podTemplate.spec.containers[0]: has no `name`")
+
+
+async def test_a_refusal_backs_off_and_ends_when_it_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def refused_until(times: int) -> Callable[[], Awaitable[None]]:
+        async def request() -> None:
+            tries.append("")
+            if len(tries) <= times:
+                raise ApiError(403, "Forbidden", "no", "POST x")
+
+        return request
+
+    monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 0.0)
+    refusals = Refusals()
+    assert refusals.tell() is None
+    for expected in (False, False, True):
+        assert await refusals.attempt("Pod x", refused_until(2)) is expected
+        refusals.settle()
+    assert (refusals.tell(), refusals.pause()) == ((), None)
+    monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 60.0)
+    tries.clear()
+    for _ in range(3):
+        assert not await refusals.attempt("Pod x", refused_until(99))
+    assert len(tries) == 1
+    assert refusals.tell() == (Refusal("Pod x", "Forbidden", "no"),)
+
+
+def test_a_refusal_stands_in_a_condition_until_it_is_over() -> None:
+    cluster = SmallCluster()
+    cluster.reconcile()
+    assert cluster.condition("ObjectsCreated") is None  # nobody has asked yet
+    for refused, expected in (
+        ((Refusal("Pod a", "QuotaExceeded", "exceeded quota"),), ("False", "QuotaExceeded", "Pod a: exceeded quota")),
+        ((), ("True", "Created", "")),
+    ):
+        cluster.refused = refused
+        cluster.reconcile()
+        condition = cluster.condition("ObjectsCreated")
+        assert condition is not None
+        assert (condition.status, condition.reason, condition.message) == expected
+
+
+def test_a_job_born_suspended_makes_nothing() -> None:
+    cluster = SmallCluster(make_job({"suspend": True, "storage": None, "output": None}))
+    for _ in range(3):
+        plan = cluster.reconcile()
+        assert (plan.support, plan.create) == (None, ())
+    cluster.respec(suspend=False)
+    assert cluster.reconcile().support is not None

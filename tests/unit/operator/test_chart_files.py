@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from ruamel.yaml import YAML
 
-from alignment_api.contract.platform import Platform
+from alignment_api.contract.platform import Platform, PlatformStorage
+from alignment_api.contract.policy import Policy
 from alignment_api.yaml.manifest import read_contract
 from alignment_trainer.process.metrics import Metrics
 
@@ -79,6 +80,8 @@ def test_the_values_hold_a_platform() -> None:
     values = YAML(typ="safe").load(CHART / "values.yaml")
     platform = read_contract(Platform, json.dumps(values["platform"]), "values.yaml")
     assert platform.pools.spot.notice_seconds == 30
+    assert platform.policy == Policy()
+    assert platform.storage == PlatformStorage()
 
 
 def test_the_operator_needs_neither_torch_nor_the_trainer() -> None:

@@ -94,7 +94,7 @@ def test_an_eviction_for_want_of_disk_backs_off_and_says_what_to_raise(training:
     waiting = training.condition("RolesReady")
     assert waiting is not None
     assert waiting.message.startswith("policy tries again at ")
-    assert "resources.requests.ephemeral-storage in spec.roles.policy.podTemplate" in waiting.message
+    assert "raise spec.roles.policy.ephemeralStorage" in waiting.message
     assert training.tally("policy") == (0, 1)
     training.wait(10)
     assert len(training.reconcile().create) == 1

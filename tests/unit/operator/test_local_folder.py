@@ -59,6 +59,8 @@ def instance(role: str, index: int = 0, peers: tuple[str, ...] = ()) -> Instance
         gpus=0,
         cpu="1",
         memory="1Gi",
+        ephemeral_storage="1Gi",
+        ephemeral_storage_limit=None,
         peers=peers,
     )
 

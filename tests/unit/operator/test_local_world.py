@@ -62,6 +62,8 @@ def instance(index: int = 0) -> Instance:
         gpus=0,
         cpu="1",
         memory="1Gi",
+        ephemeral_storage="1Gi",
+        ephemeral_storage_limit=None,
         peers=("actor",),
     )
 

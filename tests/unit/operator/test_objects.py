@@ -19,7 +19,7 @@ from alignment_operator.resources import build_objects, build_pod, build_token
 
 GOLDEN = Path(__file__).parent / "golden"
 PLATFORM = Platform(
-    storage=PlatformStorage(storage_class_name="shared", size="50Gi"),
+    storage=PlatformStorage(storage_class_name="shared", access_mode="ReadWriteMany", size="50Gi"),
     ingress_from=({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "alignment"}}},),
 )
 SUPPORT = Support(

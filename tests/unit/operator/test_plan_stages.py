@@ -95,9 +95,9 @@ def test_nobody_waits_for_a_role_that_waits_for_it() -> None:
             assert set(stage.roles) <= ROLES.keys()
 
 
-def test_only_the_lead_calls_the_servers_of_its_stage(cluster: SmallCluster) -> None:
+def test_the_lead_calls_the_servers_of_its_stage_and_they_ask_it_what_it_has_pinned(cluster: SmallCluster) -> None:
     peers = {instance.role: instance.peers for instance in cluster.reconcile().create}
-    assert peers == {"prepare": ("reference",), "reference": ()}
+    assert peers == {"prepare": ("reference",), "reference": ("prepare",)}
 
 
 def test_a_reference_in_the_policys_process_has_no_pods_and_no_service() -> None:

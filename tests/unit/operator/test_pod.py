@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
-from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
+from tests.unit.operator.small_cluster import MODEL, SmallCluster, make_job, ppo_spec
 
-from alignment_api.contract.context import Context
+from alignment_api.contract.context import Context, Pins
 from alignment_api.contract.platform import Gpu, Platform, Pool, Pools
+from alignment_api.contract.status import AlignmentJobStatus, PrecisionReport
+from alignment_api.derived.stages import stages_of
+from alignment_operator.places import neighbours, read_sources, sources_of_role
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources import build_pod
-from alignment_operator.resources.pod import SCRAPED
+from alignment_operator.resources.pod import SCRAPED, STAYS
 
 GOLDEN = Path(__file__).parent / "golden"
 PLATFORM = Platform(
@@ -104,10 +108,130 @@ def test_whatever_rewards_read_is_mounted_and_never_written() -> None:
         {"model": {"source": "pvc://judges/toxicity"}},
         {"function": {"python": {"entrypoint": "mine:score", "path": "pvc://code/rewards"}}},
     ]
-    pod = pod_of({"algorithm": {"grpo": {"rewards": rewards}}}, "rollout")
+    pod = pod_of({"algorithm": {"grpo": {"rewards": rewards}}}, "prepare")
     mounts = {m["mountPath"]: m.get("readOnly") for m in pod["spec"]["containers"][0]["volumeMounts"]}
     assert {mounts[f"/volumes/{claim}"] for claim in ("judged", "bases", "judges", "code")} == {True}
     assert context_of(pod).sources["pvc://code/rewards"] == "/volumes/code/rewards"
+
+
+def mounted(pod: dict[str, Any]) -> dict[str, str]:
+    """Path below /volumes -> what it is mounted for."""
+    mounts = pod["spec"]["containers"][0]["volumeMounts"]
+    ours = [mount for mount in mounts if mount["mountPath"].startswith("/volumes/")]
+    return {m["mountPath"].removeprefix("/volumes/"): "read" if m["readOnly"] else "write" for m in ours}
+
+
+TRAINED = {"train": {"preferences": {"source": "pvc://judged/pairs.jsonl"}, "model": {"source": "pvc://bases/small"}}}
+JUDGE = {"model": {"source": "pvc://judges/toxicity"}}
+CODE = {"function": {"python": {"entrypoint": "mine:score", "path": "pvc://code/rewards"}}}
+PPO = {"algorithm": {"ppo": {"rewards": [TRAINED, JUDGE, CODE]}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "role", "expected"),
+    [
+        ({}, "prepare", {"models": "read", "data": "read", "work": "write", "results": "write"}),
+        ({}, "reference", {"models": "read"}),
+        ({}, "policy", {"models": "read", "work": "write", "results": "write"}),
+        ({}, "evaluator", {"work": "read", "results": "write"}),
+        (PPO, "evaluator", {"models": "read", "code": "read", "work": "read", "results": "write"}),
+        (PPO, "rollout", {"models": "read"}),
+        (PPO, "reference", {"models": "read"}),
+        (PPO, "reward", {"models": "read", "judges": "read", "work/helpful/reward/model": "read"}),
+        (PPO, "actor", {"models": "read", "code": "read", "work": "write", "results": "write"}),
+        (
+            PPO | {"roles": {"critic": {"placement": "withActor"}}},
+            "actor",
+            {"models": "read", "judges": "read", "code": "read", "work": "write", "results": "write"},
+        ),
+        (PPO, "critic", {"models": "read", "judges": "read", "work": "write"}),
+        (PPO, "policy", {"models": "read", "bases": "read", "work": "write"}),  # its reward model stays in storage
+    ],
+)
+def test_a_pod_mounts_what_its_role_reads_or_writes_and_nothing_else(
+    spec: dict[str, Any], role: str, expected: dict[str, str]
+) -> None:
+    pod = pod_of(spec, role)
+    assert mounted(pod) == expected
+    claims = {v["name"]: v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
+    assert {claim["claimName"] for claim in claims.values()} == {path.partition("/")[0] for path in expected}
+
+
+def test_every_source_of_a_manifest_is_read_by_some_role() -> None:
+    everything = {
+        **PPO,
+        "data": {"source": "pvc://data/p.jsonl", "evaluation": {"source": "pvc://data/e.jsonl"}},
+        "checkpoint": {"resumeFrom": "pvc://old/run"},
+    }
+    job = make_job(everything)
+    assert set(context_of(pod_of(PPO, "prepare")).sources) == set(read_sources(make_job(PPO)).values())
+    assert set(sources_of_role(job, "prepare")) == set(read_sources(job).values())
+
+
+def test_a_server_is_told_what_it_cannot_read() -> None:
+    pins = {
+        "model": MODEL,
+        "precision": PrecisionReport(value="fp32", why="the CPU"),
+        "reward_models": {"toxicity": MODEL},
+    }
+    job = make_job(PPO).model_copy(update={"status": AlignmentJobStatus(**pins)})
+    assert context_of(build_pod(job, instance_of(PPO, "reward"), PLATFORM)).pins == Pins(**pins)
+    assert context_of(pod_of({}, "policy")).pins is None  # it reads the manifest in storage
+    assert context_of(pod_of({}, "reference")).pins is None  # it asks prepare, which is at work
+    assert context_of(pod_of({}, "reference")).peers == {"prepare": ("http://helpful-prepare-jje2z:8000",)}
+
+
+def test_pods_that_share_a_volume_of_one_node_run_on_one() -> None:
+    def beside(role: str, single: tuple[str, ...]) -> list[str] | None:
+        job, instance = make_job(PPO), instance_of(PPO, role)
+        stage = next(stage for stage in stages_of(job.spec) if stage.name == instance.stage)
+        near = neighbours(job, PLATFORM, stage, single).get(role, ())
+        affinity = build_pod(job, replace(instance, beside=near), PLATFORM)["spec"].get("affinity")
+        if affinity is None:
+            return None
+        (term,) = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert term["topologyKey"] == "kubernetes.io/hostname"
+        labels = {"alignment.run/uid": "uid-1", "alignment.run/stage": instance.stage}
+        assert term["labelSelector"]["matchLabels"] == labels
+        (among,) = term["labelSelector"]["matchExpressions"]
+        return list(among["values"])
+
+    assert beside("actor", ()) is None
+    assert beside("actor", ("results",)) is None  # nobody else mounts it
+    assert beside("actor", ("work",)) == ["actor", "critic", "reward"]
+    assert beside("rollout", ("work",)) is None
+    assert beside("critic", ("judges",)) == ["critic", "reward"]
+    assert beside("actor", ("judges", "work")) == ["actor", "critic", "reward"]
+    assert beside("rollout", ("work", "models")) == ["actor", "critic", "reference", "reward", "rollout"]
+
+
+def test_disk_is_asked_for_and_limited_where_it_is_known() -> None:
+    def disk(spec: dict[str, Any], role: str, platform: Platform = PLATFORM) -> tuple[str, str | None, str | None]:
+        pod = pod_of(spec, role, platform)["spec"]
+        resources = pod["containers"][0]["resources"]
+        (tmp,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "tmp"]
+        limit = resources["limits"].get("ephemeral-storage")
+        assert tmp.get("sizeLimit") == limit
+        return resources["requests"]["ephemeral-storage"], limit, tmp.get("sizeLimit")
+
+    hub = {"model": {"source": "hf://org/tiny"}}
+    assert disk({}, "reference")[:2] == ("4Gi", "4Gi")
+    assert disk({}, "policy")[:2] == ("10Gi", "10Gi")  # on GPUs
+    assert disk(hub, "prepare")[:2] == ("4Gi", None)  # nobody has counted its parameters yet
+    assert disk(hub, "policy")[:2] == ("11Gi", "11Gi")  # 1,000,000 parameters, 4 bytes: 1 GiB when rounded up
+    own = {"roles": {"policy": {"ephemeralStorage": "50Gi"}}}
+    assert disk(own, "policy")[:2] == ("50Gi", "50Gi")
+
+
+def test_a_trainee_says_that_it_must_not_be_moved_and_a_server_may_be() -> None:
+    stays = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    assert stays.items() <= pod_of({}, "policy")["metadata"]["annotations"].items()
+    assert not stays.keys() & pod_of({}, "reference")["metadata"]["annotations"].keys()
+
+
+def test_a_pool_may_limit_the_cpu_of_its_pods() -> None:
+    limited = Platform(pools=Pools(spot=Pool(limit_cpu=True)))
+    assert pod_of({}, "reference", limited)["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "1"
 
 
 def test_the_same_input_gives_the_same_pod_and_is_not_changed() -> None:
@@ -122,7 +246,6 @@ def test_a_process_learns_where_everything_is() -> None:
     context = context_of(pod_of(GANG, "policy"))
     assert context.sources == {
         "pvc://models/base": "/volumes/models/base",
-        "pvc://data/pairs.jsonl": "/volumes/data/pairs.jsonl",
     }
     assert (context.storage, context.output) == ("/volumes/work/helpful", "/volumes/results/helpful")
     assert (context.replicas, context.processes, context.gpus, context.notice_seconds) == (2, 4, 4, 120)
@@ -135,38 +258,74 @@ def test_a_gangs_rendezvous_is_its_first_pods_own_name() -> None:
     assert pod["spec"]["hostname"] == pod["metadata"]["name"]
 
 
-def test_volumes_are_written_only_where_results_go() -> None:
-    mounts = pod_of({}, "policy")["spec"]["containers"][0]["volumeMounts"]
-    claims = {m["mountPath"]: m["readOnly"] for m in mounts if m["mountPath"].startswith("/volumes/")}
-    assert claims == {
-        "/volumes/data": True,
-        "/volumes/models": True,
-        "/volumes/results": False,
-        "/volumes/work": False,
-    }
-
-
 def test_a_claim_that_is_read_and_written_is_mounted_once() -> None:
     spec = {"model": {"source": "pvc://work/base"}, "output": {"destination": "pvc://work/out"}}
     mounts = pod_of(spec, "policy")["spec"]["containers"][0]["volumeMounts"]
     assert [m["readOnly"] for m in mounts if m["mountPath"] == "/volumes/work"] == [False]
 
 
-def test_a_pod_template_merges_over_the_pool_and_then_the_role() -> None:
-    def image(tag: str) -> dict[str, Any]:
-        return {"spec": {"containers": [{"name": "trainer", "image": tag}], "priorityClassName": tag}}
+def with_pool_template(template: dict[str, Any]) -> Platform:
+    spot = PLATFORM.pools.spot.model_copy(update={"pod_template": template})
+    return PLATFORM.model_copy(update={"pools": PLATFORM.pools.model_copy(update={"spot": spot})})
 
-    pools = PLATFORM.pools.model_copy(
-        update={"spot": PLATFORM.pools.spot.model_copy(update={"pod_template": image("pool")})}
-    )
-    platform = PLATFORM.model_copy(update={"pools": pools})
+
+def test_a_roles_pod_template_cannot_undo_its_pools() -> None:
+    def template(tag: str) -> dict[str, Any]:
+        container = {"name": "trainer", "env": [{"name": tag, "value": tag}, {"name": "BOTH", "value": tag}]}
+        return {"spec": {"containers": [container], "runtimeClassName": tag}}
+
+    job = make_job({"roles": {"reference": {"podTemplate": template("role")}}})
     instance = instance_of({}, "reference")
-    pool_only = build_pod(make_job(), instance, platform)["spec"]
-    assert (pool_only["containers"][0]["image"], pool_only["priorityClassName"]) == ("pool", "pool")
-    job = make_job({"roles": {"reference": {"podTemplate": image("role")}}})
-    both = build_pod(job, instance, platform)["spec"]
-    assert (both["containers"][0]["image"], both["priorityClassName"]) == ("role", "role")
+    role_only = build_pod(job, instance, PLATFORM)["spec"]
+    assert role_only["runtimeClassName"] == "role"
+    both = build_pod(job, instance, with_pool_template(template("pool")))["spec"]
+    env = {entry["name"]: entry["value"] for entry in both["containers"][0]["env"]}
+    assert (both["runtimeClassName"], env["role"], env["pool"], env["BOTH"]) == ("pool", "role", "pool", "pool")
     assert both["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/healthz"
+    nulls = {"spec": {"runtimeClassName": None, "securityContext": None}}
+    undoing = make_job({"roles": {"reference": {"podTemplate": nulls}}})
+    assert build_pod(undoing, instance, with_pool_template(template("pool")))["spec"]["runtimeClassName"] == "pool"
+
+
+def test_tolerations_are_added_to_those_of_the_pool_and_of_lost_nodes() -> None:
+    mine = {"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"}
+    template = {"spec": {"tolerations": [mine]}}
+    before = pod_of({}, "policy")["spec"]["tolerations"]
+    after = pod_of({"roles": {"policy": {"podTemplate": template}}}, "policy")["spec"]["tolerations"]
+    assert after == [*before, mine]
+    assert {"key": "gpu", "operator": "Exists"} in after
+
+
+def test_a_pod_template_cannot_replace_what_a_process_is_told_by() -> None:
+    template = {
+        "metadata": {"annotations": {"prometheus.io/port": "22"}},
+        "spec": {
+            "containers": [
+                {
+                    "name": "trainer",
+                    "volumeMounts": [
+                        {"name": "mine", "mountPath": "/etc/alignment-token", "subPath": "x"},
+                        {"name": "mine", "mountPath": "/mine"},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "token", "emptyDir": {}},
+                {"name": "job", "persistentVolumeClaim": {"claimName": "unchecked"}},
+                {"name": "claim-0", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": "1Ti"}},
+                {"name": "mine", "persistentVolumeClaim": {"claimName": "mine"}},
+            ],
+        },
+    }
+    built, patched = pod_of({}, "policy"), pod_of({"roles": {"policy": {"podTemplate": template}}}, "policy")
+    volumes = {volume["name"]: volume for volume in patched["spec"]["volumes"]}
+    own = {volume["name"]: volume for volume in built["spec"]["volumes"]}
+    assert {name: volumes[name] for name in own if name != "tmp"} == {n: v for n, v in own.items() if n != "tmp"}
+    assert volumes["tmp"]["emptyDir"] == {"sizeLimit": "1Ti"}
+    mounts = patched["spec"]["containers"][0]["volumeMounts"]
+    assert [m for m in mounts if m["mountPath"] != "/mine"] == built["spec"]["containers"][0]["volumeMounts"]
+    assert patched["metadata"]["annotations"] == built["metadata"]["annotations"]
 
 
 def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
@@ -201,7 +360,7 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
     for key in ("name", "namespace", "ownerReferences"):
         assert patched["metadata"][key] == built["metadata"][key]
     assert patched["metadata"]["labels"] == built["metadata"]["labels"] | {"team": "a"}
-    assert patched["metadata"]["annotations"] == SCRAPED | {"note": "kept"}
+    assert patched["metadata"]["annotations"] == SCRAPED | STAYS | {"note": "kept"}
     assert "nodeName" not in patched["spec"]
     assert patched["spec"]["nodeSelector"] == {"pool": "on-demand", "zone": "b"}
     assert patched["spec"]["restartPolicy"] == "Never"
@@ -215,7 +374,8 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
 
 def test_a_pod_on_cpus_asks_for_no_gpu() -> None:
     resources = pod_of({}, "reference")["spec"]["containers"][0]["resources"]
-    assert resources == {"requests": {"cpu": "1", "memory": "7Gi"}, "limits": {"memory": "7Gi"}}
+    held = {"memory": "7Gi", "ephemeral-storage": "4Gi"}
+    assert resources == {"requests": {"cpu": "1", **held}, "limits": held}
 
 
 NOT_GPU_1 = {"key": "metadata.name", "operator": "NotIn", "values": ["gpu-1"]}

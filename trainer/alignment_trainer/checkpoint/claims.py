@@ -239,23 +239,22 @@ def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -
     return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * parameters
 
 
-def check_writable(storage: Path) -> None:
-    """Raises UserError where nothing can be written."""
-    probe = storage / f".writable-{uuid.uuid4().hex}"
+def check_writable(folder: Path, field: str) -> None:
+    """Raises UserError, by the field that names the folder, where nothing can be written."""
+    probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
-        storage.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise UserError(
-            "StorageNotWritable", f"spec.storage.source: {storage}: {error.strerror}; give a volume that pods may write"
+            "StorageNotWritable", f"{field}: {folder}: {error.strerror}; give a volume that pods may write"
         ) from error
 
 
 def check_room(storage: Path, output: Path, needed: tuple[int, int]) -> None:
     """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free."""
     checkpoints, export = needed
-    output.mkdir(parents=True, exist_ok=True)
     written = (checkpoints_folder(storage), storage / REWARD_FOLDER)
     free = shutil.disk_usage(storage).free + sum(map(_size, written))
     if storage.stat().st_dev == output.stat().st_dev:

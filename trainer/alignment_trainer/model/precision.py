@@ -12,6 +12,7 @@ from alignment_api.contract.platform import Gpu
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.status import PrecisionReport
 from alignment_api.derived.precision import with_precision
+from alignment_trainer.data.pins import pins_of
 from alignment_trainer.data.prepared import read_manifest
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
@@ -81,9 +82,11 @@ def settled(instance: Instance) -> Instance:
 
     Raises PrecisionUndecided; UserError where GPUs that were said to have bf16 lack it.
     """
-    written, report = instance.spec.training.precision, recorded(instance)
+    written = instance.spec.training.precision
     if written != "auto":
-        report = PrecisionReport.model_validate({"value": written, "why": "the spec says so"})
+        report: PrecisionReport | None = PrecisionReport.model_validate({"value": written, "why": "the spec says so"})
+    else:
+        report = recorded(instance) or _told(instance)
     if report is None:
         raise PrecisionUndecided("spec.training.precision is `auto`, and stage `prepare` has not decided what that is")
     if report.value == "bf16" and ROLES[instance.context.role].accelerated:
@@ -95,6 +98,12 @@ def recorded(instance: Instance) -> PrecisionReport | None:
     """What an earlier life decided, if any. Stage `reward` has a manifest of its own; it is the first that is left."""
     own = (read_manifest(instance.at_stage(stage).storage) for stage in ("prepare", "reward"))
     return next((manifest.precision for manifest in own if manifest is not None), None)
+
+
+def _told(instance: Instance) -> PrecisionReport | None:
+    """For a role that has no storage."""
+    pins = pins_of(instance)
+    return pins.precision if pins is not None else None
 
 
 def _check_device(instance: Instance) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment_trainer.data.prepared import read_manifest
+from alignment_trainer.data.pins import pins_of
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.model.inspect import model_fingerprint
 from alignment_trainer.process.errors import UserError
@@ -16,11 +16,10 @@ def find_served_model(instance: Instance) -> tuple[Path, str]:
 
     Raises UserError where it is another model than the one that was pinned.
     """
-    manifest = read_manifest(instance.storage)
-    pinned = manifest.model.revision if manifest else None
-    folder = resolve_model(instance.spec.model, instance.context.sources, pinned).path
+    pins = pins_of(instance)
+    folder = resolve_model(instance.spec.model, instance.context.sources, pins.model.revision if pins else None).path
     fingerprint = model_fingerprint(folder)
-    if manifest and manifest.model.fingerprint != fingerprint:
+    if pins and pins.model.fingerprint != fingerprint:
         raise UserError(
             "ModelChanged", f"spec.model.source: {folder} is not the model that `prepare` pinned; restore it"
         )

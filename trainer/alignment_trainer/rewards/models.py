@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment_api.contract.context import Pins
 from alignment_api.contract.inputs import Model
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.reward_stage import training_field
-from alignment_trainer.data.prepared import Manifest, digest, read_manifest
+from alignment_trainer.data.pins import pins_of
+from alignment_trainer.data.prepared import digest
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.model.inspect import Named, model_fingerprint
 from alignment_trainer.process.errors import UserError
@@ -38,15 +40,15 @@ def find_reward_models(instance: Instance) -> list[RewardModel]:
 
     Raises UserError where one is not what was pinned, FileNotFoundError where stage `reward` has not made its own.
     """
-    manifest, given = read_manifest(instance.storage), dict(named_models(instance.spec))
-    if manifest is None:
+    pins, given = pins_of(instance), dict(named_models(instance.spec))
+    if pins is None:
         raise FileNotFoundError(f"{instance.storage}: stage `prepare` has not finished here")
     found = []
     for reward in instance.spec.algorithm.rewards:
         if reward.train is not None:
             found.append(_trained(instance, reward.component))
         elif reward.model is not None:
-            found.append(_pinned(instance, manifest, reward.component, given[reward.component]))
+            found.append(_pinned(instance, pins, reward.component, given[reward.component]))
     return found
 
 
@@ -63,8 +65,8 @@ def _trained(instance: Instance, component: str) -> RewardModel:
     return RewardModel(component, named, folder, model_fingerprint(folder))
 
 
-def _pinned(instance: Instance, manifest: Manifest, component: str, named: Named) -> RewardModel:
-    pinned = manifest.reward_models[component]
+def _pinned(instance: Instance, pins: Pins, component: str, named: Named) -> RewardModel:
+    pinned = pins.reward_models[component]
     folder = resolve_model(named.model, instance.context.sources, pinned.revision, named.field).path
     fingerprint = model_fingerprint(folder)
     if fingerprint != pinned.fingerprint:

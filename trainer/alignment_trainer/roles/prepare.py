@@ -60,7 +60,8 @@ def run(instance: Instance) -> Outcome:
     """Ready once data and models are good; ends once the reference's log-probs are complete, where any are needed."""
     board = instance.board
     board.update(state="checking storage")
-    check_writable(instance.storage)
+    check_writable(instance.storage, "spec.storage.source")
+    check_writable(instance.output, "spec.output.destination")
     instance, precision = decided(instance)
     spec = instance.spec
     board.update(precision=precision)
@@ -80,7 +81,7 @@ def run(instance: Instance) -> Outcome:
     board.update(data=data, ready=True, state="data ready")
     if _asks_reference(instance) and not fill_reference(instance, open_prepared(instance.storage)):
         return Outcome(result="interrupted", data=data, model=model, precision=precision)
-    return Outcome(result="succeeded", data=data, model=model, precision=precision)
+    return Outcome(result="succeeded", data=data, model=model, precision=precision, reward_models=reward_models or None)
 
 
 def _asks_reference(instance: Instance) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignment_api.contract.context import Outcome
-from alignment_trainer.data.prepared import read_manifest
+from alignment_trainer.data.pins import pins_of
 from alignment_trainer.data.sources import Resolved, resolve_model
 from alignment_trainer.model.frozen_model import LocalScorer
 from alignment_trainer.model.inspect import check_model, check_same_tokenizer, load_tokenizer, reward_model
@@ -51,8 +51,8 @@ def _load(instance: Instance) -> RewardModels:
 
 def _check(instance: Instance, models: Sequence[RewardModel]) -> None:
     """`prepare` has looked already, but not at what stage `reward` made. Raises UserError."""
-    manifest = read_manifest(instance.storage)
-    pinned = manifest.model.revision if manifest else None
+    pins = pins_of(instance)
+    pinned = pins.model.revision if pins else None
     policy = resolve_model(instance.spec.model, instance.context.sources, pinned).path
     ours = load_tokenizer(instance.spec.model.source, policy)
     for model in models:

@@ -1,0 +1,59 @@
+"""How much of its node's disk a pod asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from alignment_api.contract.base import FieldPath
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Pool
+from alignment_api.contract.sources import parse_source
+from alignment_api.derived.sizing import GIB
+from alignment_api.derived.source_fields import sources_read
+from alignment_operator.places import kind_of, needs_of
+
+TEMPORARY_GIB = {"gpu": 10, "cpu": 4}
+"""Logs, compiled kernels and other caches below /tmp; kernels for GPUs are the larger ones."""
+HUB_BYTES = 4
+"""Bytes per parameter of a model's files on a hub, at most: fp32. They are downloaded below /tmp."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Kubernetes quantities: bytes of ephemeral storage."""
+
+    request: str
+    limit: str | None
+    """None where nobody knows how much will be downloaded: a limit that is a guess would evict a sound pod."""
+
+
+def disk_of(job: AlignmentJob, role: str, pool: Pool) -> Disk:
+    """What the spec says, else what a process of the role leaves on disk, and what it downloads."""
+    wanted = getattr(job.spec.roles, role).ephemeral_storage
+    if wanted is not None:
+        return Disk(wanted, wanted)
+    downloads = list(_downloads(job, role))
+    known = sum(count for count in downloads if count is not None)
+    size = f"{TEMPORARY_GIB['gpu' if pool.gpu else 'cpu'] + math.ceil(known * HUB_BYTES / GIB)}Gi"
+    return Disk(size, None if None in downloads else size)
+
+
+def _downloads(job: AlignmentJob, role: str) -> Iterator[int | None]:
+    """Parameters of every model that the role has from a hub; None for what has not been counted, and for data."""
+    needs = needs_of(job, role)
+    for path, text in sources_read(job.spec).items():
+        if kind_of(path) in needs.reads and parse_source(text).scheme == "hf":
+            yield _parameters(job, path)
+
+
+def _parameters(job: AlignmentJob, path: FieldPath) -> int | None:
+    kind, status = kind_of(path), job.status
+    if kind == "model":
+        return status.model.parameters if status.model is not None else None
+    place = next((part for part in path if isinstance(part, int)), None)
+    if kind != "reward model" or place is None:
+        return None
+    report = (status.reward_models or {}).get(job.spec.algorithm.rewards[place].component)
+    return report.parameters if report is not None else None
