@@ -260,7 +260,8 @@ def _positions(config: Any) -> int | None:
     scaling = getattr(config, "rope_parameters", None) or {}
     if not named:
         return None
-    return max(named, int(scaling.get("original_max_position_embeddings", named) * scaling.get("factor", 1.0)))
+    scaled = scaling.get("original_max_position_embeddings", named) * scaling.get("factor", 1.0)
+    return max(int(named), int(scaled))
 
 
 def _check_files(built: Built, stored: Stored) -> frozenset[str]:
