@@ -25,7 +25,7 @@ def fetch_model(folder: Path = FOLDER) -> Path:
     """
     if not folder.exists():
         weights = _packaged_weights()
-        print(f"making {folder.name} of {weights.name} (half a minute)", file=sys.stderr)
+        print(f"making {folder.name} of {weights.name}", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             made = Path(scratch) / folder.name

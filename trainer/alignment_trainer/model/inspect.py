@@ -258,8 +258,10 @@ def _positions(config: Any) -> int | None:
     """None where they have no end (ALiBi). A scaled rotary embedding reaches factor times as far."""
     named = getattr(config, "max_position_embeddings", None)
     scaling = getattr(config, "rope_parameters", None) or {}
-    factor = scaling.get("factor", 1.0)
-    return int(named * max(1.0, factor)) if named else None
+    if not named:
+        return None
+    scaled = scaling.get("original_max_position_embeddings", named) * scaling.get("factor", 1.0)
+    return max(int(named), int(scaled))
 
 
 def _check_files(built: Built, stored: Stored) -> frozenset[str]:
