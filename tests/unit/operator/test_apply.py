@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
-from tests.unit.operator.small_cluster import SmallCluster, make_job
+from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
@@ -162,6 +162,18 @@ async def test_a_pod_that_has_changed_since_the_plan_is_not_deleted() -> None:
         assert "pods" in server.made()
 
 
+def test_a_pod_that_runs_goes_at_the_version_that_was_seen_and_one_that_has_ended_at_any() -> None:
+    """Its outcome has been read: what a kubelet still adds to it is no reason to look again."""
+    cluster = SmallCluster(make_job(ppo_spec()))
+    cluster.run_until("train")
+    runs, ended = cluster.pod("actor").name, cluster.pod("reference").name
+    cluster.change(runs, version="7")
+    cluster.change(ended, version="8", phase="Failed", disrupted=True)
+    cluster.respec(suspend=True)
+    versions = {removal.name: removal.version for removal in cluster.plan().delete}
+    assert (versions[runs], versions[ended]) == ("7", None)
+
+
 async def test_a_template_that_cannot_be_built_is_told_and_stops_nothing_else() -> None:
     broken = make_job({"roles": {"prepare": {"podTemplate": {"spec": {"containers": [{"image": "x"}]}}}}})
     async with applying() as (applier, server):
@@ -214,8 +226,11 @@ def test_a_refusal_stands_in_a_condition_until_it_is_over() -> None:
         assert (condition.status, condition.reason, condition.message) == expected
 
 
-def test_a_job_born_suspended_makes_nothing() -> None:
+async def test_a_job_born_suspended_makes_nothing_and_asks_for_nothing() -> None:
     cluster = SmallCluster(make_job({"suspend": True, "storage": None, "output": None}))
+    async with applying() as (applier, server):
+        assert await applier.apply(cluster.job, cluster.reconcile(), Platform()) is None
+        assert server.asked == []
     for _ in range(3):
         plan = cluster.reconcile()
         assert (plan.support, plan.create) == (None, ())
