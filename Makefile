@@ -30,7 +30,7 @@ cluster: setup ## A real Kubernetes of three nodes on this machine, with the ope
 	@$(PYTHON) -m tests.rig up
 
 ##@ Develop
-.PHONY: setup test unit lint format crd benchmark
+.PHONY: setup test unit soak lint format crd benchmark
 setup: .venv/.dev ## Create or refresh .venv with everything that development needs
 
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
@@ -40,6 +40,10 @@ test: lint ## Lint, then every test: unit, control plane, real pods (root; see d
 
 unit: setup ## The tests that need neither root nor Go
 	@$(PYTHON) -m pytest tests/unit -m "not gpu and not hub"
+
+soak: setup ## 100,000 histories of a job, other ones each time (HISTORIES=n for fewer; hours)
+	@ALIGNMENT_SOAK_HISTORIES=$(or $(HISTORIES),100000) $(PYTHON) -m pytest tests/unit/operator/test_plan_histories.py \
+		--timeout 0
 
 lint: setup ## Style, format, types, layers, and whether generated files are up to date
 	@$(BIN)/ruff check --quiet

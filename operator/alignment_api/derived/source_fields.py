@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
@@ -25,18 +26,23 @@ def sources_read(spec: AlignmentJobSpec) -> dict[FieldPath, str]:
     return {path: source for path, source in sources_of(spec).items() if path not in WRITTEN}
 
 
-def _sources_in(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
+def _sources_in(value: Contract | tuple[Any, ...], path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
+    parts: Iterable[tuple[str | int, Any, bool]]
     if isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _sources_in(item, (*path, index))
-    if not isinstance(value, Contract):
-        return
-    for name, field in type(value).model_fields.items():
-        child, here = getattr(value, name), (*path, str(field.alias))
-        if not _is_source(field):
-            yield from _sources_in(child, here)
-        elif child is not None:
-            yield here, child
+        parts = ((index, item, False) for index, item in enumerate(value))
+    else:
+        parts = ((alias, getattr(value, name), source) for name, alias, source in _fields(type(value)))
+    for key, child, source in parts:
+        if source and child is not None:
+            yield (*path, key), child
+        elif isinstance(child, Contract | tuple):
+            yield from _sources_in(child, (*path, key))
+
+
+@cache
+def _fields(kind: type[Contract]) -> tuple[tuple[str, str, bool], ...]:
+    """Name, alias and whether it is a source, of each field; every pass asks several times."""
+    return tuple((name, str(field.alias), _is_source(field)) for name, field in kind.model_fields.items())
 
 
 def _is_source(field: FieldInfo) -> bool:
