@@ -144,8 +144,10 @@ def test_a_node_that_turns_a_pod_away_is_kept_away_from(place: Place, tmp_path: 
 
 def test_a_trainer_that_has_ended_has_ended_whatever_runs_on_beside_it(place: Place, tmp_path: Path) -> None:
     template = {"spec": {"containers": [{"name": "istio-proxy", "image": "proxy"}]}}
+    pools = {"onDemand": {"nodeSelector": {"pool": "onDemand"}, "podTemplate": template}}
+    (tmp_path / "platform.yaml").write_text(json.dumps({"pools": pools, "storage": {"accessMode": "ReadWriteMany"}}))
     with operating(place, tmp_path):
-        place.create_job(roles={"policy": {"podTemplate": template}})
+        place.create_job()
         place.play_to_training()
         place.end_beside("policy", FAILED)
         place.run("policy", life=2)
