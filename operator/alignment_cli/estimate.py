@@ -20,17 +20,16 @@ _LETTERS_PER_TOKEN = 4.0
 """Of English; what a tokenizer makes of other texts is part of the range."""
 _FORWARD, _BACKWARD = 2, 4
 """FLOPs a parameter and token (Kaplan et al. 2020, section 2.1)."""
-_SHARE = 0.5
-"""Of the measured rate that a model's passes reach: the rest of a layer is elementwise, and rows are padded
-(docs/benchmarks.md)."""
+_SHARE = 0.6
+"""Of the measured rate that a model's passes reach: the rest of a layer is elementwise (docs/benchmarks.md)."""
 _BF16_GAIN = 1.5
 """A pass in bf16 against fp32 on a CPU that multiplies bf16: only the products gain, twice (docs/benchmarks.md)."""
-_SAMPLING_SHARE = 0.15
+_SAMPLING_SHARE = 0.3
 """Of the rate: decoding a batch of short sequences waits for memory."""
 _SECONDS_PER_ROLE = 12.0
 """To load a model, save it, and look whether peers are there."""
 _SECONDS_PER_SAMPLER = 45.0
-"""More, for a role that is a vLLM server: it imports vLLM, and tries what it will sample."""
+"""More, for a role that is a vLLM server."""
 _RANGE = (0.7, 1.7)
 """Around the figure: other things that run here, and texts that are longer or shorter than the first rows."""
 
