@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).resolve().parent / "ppo"
 PAIRS = {"training": ("preferences.jsonl", 200), "heldout": ("preferences_heldout.jsonl", 200)}
-PROMPTS = {"training": ("prompts.jsonl", 200), "heldout": ("prompts_heldout.jsonl", 120)}
+PROMPTS = {"training": ("prompts.jsonl", 200), "heldout": ("prompts_heldout.jsonl", 60)}
 
 
 def remarks(phrases: dict[str, Any], side: str) -> list[str]:

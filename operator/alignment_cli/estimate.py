@@ -20,7 +20,7 @@ _LETTERS_PER_TOKEN = 4.0
 """Of English; what a tokenizer makes of other texts is part of the range."""
 _FORWARD, _BACKWARD = 2, 4
 """FLOPs a parameter and token (Kaplan et al. 2020, section 2.1)."""
-_SHARE = 0.8
+_SHARE = 0.6
 """Of the measured rate that a model's passes reach: the rest of a layer is elementwise (docs/benchmarks.md)."""
 _BF16_GAIN = 1.5
 """A pass in bf16 against fp32 on a CPU that multiplies bf16: only the products gain, twice (docs/benchmarks.md)."""
@@ -28,18 +28,21 @@ _SAMPLING_SHARE = 0.3
 """Of the rate: decoding a batch of short sequences waits for memory."""
 _SECONDS_PER_ROLE = 12.0
 """To load a model, save it, and look whether peers are there."""
+_SECONDS_PER_SAMPLER = 45.0
+"""More, for a role that is a vLLM server."""
 _RANGE = (0.7, 1.7)
 """Around the figure: other things that run here, and texts that are longer or shorter than the first rows."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job computes, in tokens through a model of its size, and how many roles start."""
+    """What a job computes, in tokens through a model of its size, how many roles start, how many with vLLM."""
 
     forward: float = 0.0
     trained: float = 0.0
     sampled: float = 0.0
     roles: int = 0
+    samplers: int = 0
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -47,13 +50,14 @@ class Work:
             self.trained + other.trained,
             self.sampled + other.sampled,
             self.roles + other.roles,
+            self.samplers + other.samplers,
         )
 
     def seconds(self, parameters: int, rate: float) -> float:
         """rate: FLOPs a second of this machine."""
         passes = _FORWARD * self.forward + (_FORWARD + _BACKWARD) * self.trained
         computed = passes / _SHARE + _FORWARD * self.sampled / _SAMPLING_SHARE
-        return parameters * computed / rate + self.roles * _SECONDS_PER_ROLE
+        return parameters * computed / rate + self.roles * _SECONDS_PER_ROLE + self.samplers * _SECONDS_PER_SAMPLER
 
 
 def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple[float, float] | None:
@@ -70,8 +74,9 @@ def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple
 
 def work_of(spec: AlignmentJobSpec) -> Work | None:
     """Over all stages; None where the data is not on this machine."""
-    roles = Work(roles=sum(len(stage.roles) for stage in stages_of(spec)))
-    parts = [roles, _online(spec, spec.algorithm.online) if spec.algorithm.online else _offline(spec)]
+    roles = [role for stage in stages_of(spec) for role in stage.roles]
+    starts = Work(roles=len(roles), samplers=roles.count("rollout"))
+    parts = [starts, _online(spec, spec.algorithm.online) if spec.algorithm.online else _offline(spec)]
     if any(stage.name == "reward" for stage in stages_of(spec)):
         parts.append(_offline(spec_of_stage(spec, "reward")))
     return None if None in parts else sum((part for part in parts if part), Work())

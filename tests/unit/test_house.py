@@ -139,7 +139,7 @@ def test_asking_back_decides_every_preference_of_the_ppo_example_and_length_none
 def test_no_prompt_of_the_ppo_example_stands_in_two_files_and_no_reply_on_both_sides() -> None:
     files = {path.stem: _example("ppo", path.stem) for path in (EXAMPLES / "ppo").glob("*.jsonl")}
     prompts = [row["prompt"] for rows in files.values() for row in rows]
-    assert len(prompts) == len(set(prompts)) == 200 + 200 + 200 + 120
+    assert len(prompts) == len(set(prompts)) == 200 + 200 + 200 + 60
     train, heldout = (
         {sentence for row in files[name] for sentence in _sentences(row)}
         for name in ("preferences", "preferences_heldout")

@@ -49,12 +49,15 @@ def test_work_of_grpo_counts_what_is_sampled(tmp_path: Path) -> None:
     work = work_of(spec(tmp_path, {"grpo": options}, batchSize=8, maxSteps=3, maxLength=128))
     assert work is not None
     assert work.sampled == 3 * 4 * 2 * 10
+    assert work.samplers == 2  # of stage `train` and of `evaluate`
     assert work.trained == 2 * (3 * 4 * 2 * 10 + 3 * 4 * 50)
 
 
 def test_seconds_are_flops_over_the_rate_and_a_share_for_each_role() -> None:
-    """2 FLOPs a parameter forward, 6 in training (Kaplan et al. 2020), at 0.8 of the rate of a product."""
-    assert Work(forward=100, trained=100).seconds(parameters=10, rate=80.0) == pytest.approx(10 * 800 / 64)
+    """2 FLOPs a parameter forward, 6 in training (Kaplan et al. 2020), at 0.6 of the rate of a product."""
+    assert Work(forward=100, trained=100).seconds(parameters=10, rate=80.0) == pytest.approx(10 * 800 / 48)
+    assert Work(sampled=30).seconds(parameters=10, rate=80.0) == pytest.approx(10 * 60 / 24)
+    assert Work(roles=1, samplers=1).seconds(10, 80.0) > 2 * Work(roles=1).seconds(10, 80.0)
     assert Work(roles=2).seconds(10, 80.0) == 2 * Work(roles=1).seconds(10, 80.0) > 0
 
 
