@@ -99,11 +99,15 @@ def _run_role(context: Context, serves: bool) -> Outcome:
     token = Path(context.token_file).read_text().strip()
     server = StatusServer((context.host, context.port), token, board, metrics.registry) if serves else None
     with stop.on_signals(), server or nullcontext():
-        job = _read_job(Path(context.job_file))
-        check_paths(context, job.spec)
-        quiet_libraries()
-        role = cast(RoleFunction, importlib.import_module(ROLES[context.role]).run)
-        return role(_settled(Instance(context, job, board, metrics, stop, server)))
+        try:
+            job = _read_job(Path(context.job_file))
+            check_paths(context, job.spec)
+            quiet_libraries()
+            role = cast(RoleFunction, importlib.import_module(ROLES[context.role]).run)
+            return role(_settled(Instance(context, job, board, metrics, stop, server)))
+        except Exception as error:
+            log.exception("%s failed", context.role)
+            return outcome_of_error(error, board.read().checkpoint)
 
 
 def _settled(instance: Instance) -> Instance:

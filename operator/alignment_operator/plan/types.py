@@ -60,7 +60,7 @@ class PodView:
     message: str | None = None
     """The same for people."""
     status: InstanceStatus | None = None
-    """Polled from the process; for progress only."""
+    """Polled from the process: its word, until its outcome."""
 
     @property
     def ended(self) -> bool:

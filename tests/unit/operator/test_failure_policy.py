@@ -169,6 +169,21 @@ def test_a_checkpoint_that_got_further_refills_the_budgets(training: SmallCluste
     assert training.status.phase == "Failed"
 
 
+def test_a_checkpoint_that_only_an_outcome_tells_refills_the_budgets_too(training: SmallCluster) -> None:
+    """No poll reaches the pods."""
+    for step in (100, 200, 300, 400, 500, 600):
+        saved = CheckpointStatus(step=step, verified_at=training.now)
+        failure = Failure(reason="EngineDead", message="", retryable=True)
+        outcome = Outcome(result="failed", failure=failure, checkpoint=saved)
+        training.change(training.pod("policy").name, phase="Failed", ready=False, exit_code=1, outcome=outcome)
+        for _ in range(40):
+            training.reconcile()
+            training.wait(10)
+        training.do_well(holding="train")
+    assert training.status.phase == "Running"
+    assert training.status.furthest_step == 600
+
+
 def test_a_checkpoint_of_the_trainee_refills_the_budgets_of_its_servers() -> None:
     cluster = grpo(1)
     for step in (10, 20, 30):
