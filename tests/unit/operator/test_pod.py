@@ -403,3 +403,13 @@ def test_it_keeps_away_in_every_alternative_of_a_pod_templates_affinity() -> Non
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": zones}}
     terms = node_terms({"affinity": {"nodeAffinity": required, "podAffinity": {}}}, ("gpu-1",))
     assert terms == [zone | {"matchFields": [NOT_GPU_1]} for zone in zones]
+
+
+def test_it_keeps_away_and_stays_beside_those_with_whom_it_shares_a_volume() -> None:
+    job, instance = make_job(PPO), instance_of(PPO, "critic")
+    near = replace(instance, beside=("actor", "critic"))
+    beside = build_pod(job, near, PLATFORM)["spec"]["affinity"]
+    affinity = build_pod(job, replace(near, avoid=("gpu-1",)), PLATFORM)["spec"]["affinity"]
+    assert affinity["podAffinity"] == beside["podAffinity"]
+    (required,) = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert required == {"matchFields": [NOT_GPU_1]}
