@@ -38,6 +38,8 @@ class PodView:
     created_at: datetime
     node: str = ""
     """Empty before it is scheduled."""
+    avoids: tuple[str, ...] = ()
+    """Nodes that it was made to keep away from; nothing changes that."""
     version: str | None = None
     """Of the object that was seen, where the runtime has versions."""
     ready: bool = False
