@@ -18,6 +18,8 @@ LIFE_LABEL = f"{GROUP}/life"
 STAGE_LABEL = f"{GROUP}/stage"
 READY_GATE = f"{GROUP}/roles-ready"
 """The scheduling gate of a pod that waits for other roles."""
+AVOIDED_NODES = f"{GROUP}/avoided-nodes"
+"""The annotation of a pod with the nodes that it keeps away from, apart from those of its templates."""
 
 CONTAINER = "trainer"
 JOB_FOLDER = "/etc/alignment"

@@ -166,3 +166,11 @@ def test_every_example_is_admitted(cluster: Rig) -> None:
     assert examples
     for example in examples:
         cluster.kubectl("create", "--validate=strict", "--dry-run=server", "-f", str(example))
+
+
+@pytest.mark.parametrize("role", ["rollout", "reward"])
+def test_a_job_never_gets_servers_of_a_role_that_it_does_not_have(role: str, job: Rig) -> None:
+    scaled = changed(("roles", role, "replicas"), 3)
+    words = refusal(job, "replace", "--dry-run=server", "-f", "-", stdin=json.dumps(scaled))
+    assert f"dpo has no role {role}" in words
+    assert f"spec.roles.{role}" in words

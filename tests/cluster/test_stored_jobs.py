@@ -117,6 +117,22 @@ def test_a_started_job_of_a_looser_release_is_managed_suspended_and_ended(other_
         assert place.condition("Admitted", "7b-looser")["status"] == "True"
 
 
+def test_servers_that_no_rule_lets_in_may_still_be_scaled_and_what_was_mended_stays(other_release: Place) -> None:
+    place = other_release
+
+    def scale(replicas: int) -> str:
+        change = {"spec": {"suspend": True, "roles": {"rollout": {"replicas": replicas}}}}
+        return place.kubectl("patch", "aj", "odd", "--type=merge", "-p", json.dumps(change))
+
+    place.create_job("odd", roles={"rollout": {"replicas": 2}})
+    _ours_again(place)
+    scale(3)
+    scale(1)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        scale(2)
+    assert "dpo has no role rollout" in refused.value.stderr
+
+
 def _fails_once(place: Place, job: str) -> None:
     """The next try of `prepare` is made, so that every part of the status has been written by us."""
     place.run("prepare")

@@ -22,6 +22,7 @@ from alignment_trainer.process.interruption import Interruption
 from alignment_trainer.process.logs import configure_logs, quiet_libraries
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.process.outcome import EXIT_CODES, clear_outcome, end_process, outcome_of_error, write_outcome
+from alignment_trainer.process.paths import check_paths
 from alignment_trainer.process.status_board import StatusBoard
 from alignment_trainer.process.status_server import StatusServer
 
@@ -98,10 +99,15 @@ def _run_role(context: Context, serves: bool) -> Outcome:
     token = Path(context.token_file).read_text().strip()
     server = StatusServer((context.host, context.port), token, board, metrics.registry) if serves else None
     with stop.on_signals(), server or nullcontext():
-        job = _read_job(Path(context.job_file))
-        quiet_libraries()
-        role = cast(RoleFunction, importlib.import_module(ROLES[context.role]).run)
-        return role(_settled(Instance(context, job, board, metrics, stop, server)))
+        try:
+            job = _read_job(Path(context.job_file))
+            check_paths(context, job.spec)
+            quiet_libraries()
+            role = cast(RoleFunction, importlib.import_module(ROLES[context.role]).run)
+            return role(_settled(Instance(context, job, board, metrics, stop, server)))
+        except Exception as error:
+            log.exception("%s failed", context.role)
+            return outcome_of_error(error, board.read().checkpoint)
 
 
 def _settled(instance: Instance) -> Instance:

@@ -62,6 +62,8 @@ class Context(Contract):
     """The output's folder as a path here."""
     sources: dict[str, str]
     """The spec's pvc:// and file:// sources, each as a path here. hf:// ones are not listed."""
+    volumes: str | None = None
+    """The folder in which every claim is mounted by its name; absent where there are none."""
     peers: dict[str, tuple[str, ...]]
     """Role -> base URLs of its servers. A host may resolve to several addresses, each a server; they come and go."""
     host: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,14 +45,25 @@ def make_rule(rule: str, message: str) -> Schema:
 def _admitting(rule: Rule, place: Place) -> Schema:
     """Asked when the job is created; later only where a list has no identity by which to find its item again.
 
-    A job that was let in once may be suspended, scaled and ended under a stricter release, whatever it says.
+    A job that was let in once may be suspended, scaled and ended under a stricter release, whatever it says. But no
+    update may break what holds: that is asked where a field may change.
     """
     made = make_rule(str(rule.cel), rule.message)
     if rule.field:
         made["fieldPath"] = "." + ".".join(rule.field)
-    if ITEM not in place:
-        made |= {"rule": f"oldSelf.hasValue() || ({rule.cel})", "optionalOldSelf": True}
-    return made
+    if ITEM in place:
+        return made
+    goes_on = "oldSelf.hasValue()"
+    if _may_change((*place, *rule.field)):
+        held = re.sub(r"\bself\b", "oldSelf.value()", str(rule.cel))
+        goes_on += f" && !({held})"
+    return made | {"rule": f"{goes_on} || ({rule.cel})", "optionalOldSelf": True}
+
+
+def _may_change(place: Place) -> bool:
+    """Whether a field there, or in what stands there, may change while the job runs."""
+    fields = [("spec", *path) for path in MUTABLE]
+    return any(field[: len(place)] == place or place[: len(field)] == field for field in fields)
 
 
 def _of_metadata(rule: Rule) -> Schema:

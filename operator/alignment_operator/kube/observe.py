@@ -15,6 +15,7 @@ from alignment_api.contract.job import JOB_LABEL
 from alignment_api.contract.roles import ROLES, StageName
 from alignment_operator.kube.client import Manifest
 from alignment_operator.names import (
+    AVOIDED_NODES,
     CONTAINER,
     INDEX_LABEL,
     LIFE_LABEL,
@@ -136,6 +137,7 @@ def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
         version=metadata.get("resourceVersion"),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         node=spec.get("nodeName", ""),
+        avoids=tuple(filter(None, (metadata.get("annotations") or {}).get(AVOIDED_NODES, "").split(","))),
         ready=_condition(status, "Ready").get("status") == "True",
         gated=any(gate["name"] == READY_GATE for gate in spec.get("schedulingGates", ())),
         gone_by=_time(metadata.get("deletionTimestamp")),  # the apiserver has added the grace period

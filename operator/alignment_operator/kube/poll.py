@@ -1,7 +1,7 @@
 """Progress, asked of the processes themselves: GET /status of each stage's leading pod.
 
 Asked beside the passes, which read the last answer and never wait for one; a new answer that tells something asks for a
-pass. For people's eyes only: how a pod ended stands in its termination message.
+pass. What an answer may decide, and what only an outcome does, says docs/adr/0024.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def never_ready(snapshot: Snapshot, current: StageLayout, records: Records) -> s
 
 
 def given_up(snapshot: Snapshot, current: StageLayout, records: Records) -> Mapping[Slot, Termination]:
-    """Lives that do not end by themselves: on a lost node, without an answer, without a step."""
+    """Lives that do not end by themselves: on a lost node, without an answer, without a step, or kept from a node that
+    may take them again."""
     limit, now = stall_deadline(snapshot), snapshot.now
     since, silent_since, lost_since = now - limit, now - silence_deadline(snapshot), now - LOST_AFTER
     found = {}
@@ -84,7 +85,17 @@ def given_up(snapshot: Snapshot, current: StageLayout, records: Records) -> Mapp
             found[slot] = _stall(pod, f"its process has not answered for {_minutes(snapshot.now - silent)}")
         elif slot in current.gang[:1] and _has_not_stepped(snapshot, pod, since):
             found[slot] = _stall(pod, f"no step for {_minutes(limit)} (see spec.stallDeadlineSeconds)")
+        elif (free := _needlessly_avoided(pod, records)) and waits_for(pod) == "Unschedulable":
+            message = f"no other node takes it than {', '.join(free)}, which may again"
+            found[slot] = Termination("rejection", "AvoidanceOver", message)
     return found
+
+
+def _needlessly_avoided(pod: PodView, records: Records) -> tuple[str, ...]:
+    """Nodes that the pod keeps away from for good, and that new ones do not any more: its volume may be there, or the
+    pods beside which it must run."""
+    avoided = {node.name for node in records.avoided}
+    return tuple(node for node in pod.avoids if node not in avoided)
 
 
 def stall_deadline(snapshot: Snapshot) -> timedelta:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from alignment_api.contract.job import AlignmentJob
-from alignment_api.contract.roles import StageName
+from alignment_api.contract.roles import ROLES, StageName
 from alignment_api.contract.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
 from alignment_operator.plan.types import PodView
 
@@ -18,22 +18,34 @@ PROGRESS_EVERY = timedelta(seconds=15)
 
 
 def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
-    """The job with what its pods have told in its status. What no pod tells any more stays as it was recorded."""
+    """The job with what its pods have told in its status. What no pod tells any more stays as it was recorded.
+
+    Who may tell what: `prepare` its facts, until it has ended; a trainee its checkpoints, until a newer attempt may
+    have claimed the storage. An outcome stands before what the same pod said in a poll (docs/adr/0024).
+    """
     by_life = sorted(pods, key=lambda pod: pod.life)
     status = job.status
-    current = [pod for pod in by_life if pod.stage == status.stage]  # steps of another stage are other steps
-    checkpoint = _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in current)])
+    trainees = [
+        pod for pod in by_life if ROLES[pod.role].trainable and pod.stage == status.stage and pod.life >= status.attempt
+    ]
+    checkpoint = _newest([status.checkpoint, *(_told(pod, "checkpoint") for pod in trainees)])
     facts = {
-        "data": _last([status.data, *(_told(pod, "data") for pod in by_life)]),
-        "model": _last([status.model, *(_told(pod, "model") for pod in by_life)]),
-        "precision": _last([status.precision, *(_told(pod, "precision") for pod in by_life)]),
-        "reward_models": _last([status.reward_models, *(_told(pod, "reward_models") for pod in by_life)]),
+        **_prepared(status, by_life),
         "checkpoint": checkpoint,
         "furthest_step": max(status.furthest_step, checkpoint.step if checkpoint is not None else 0),
         "evaluation": _last([status.evaluation, _evaluated(by_life, "evaluate")]),
         "stages": tuple(_with_result(stage, by_life) for stage in status.stages),
     }
     return job.model_copy(update={"status": status.model_copy(update=facts)})
+
+
+def _prepared(status: AlignmentJobStatus, by_life: list[PodView]) -> dict[str, object]:
+    """The facts of `prepare`. They are final with the outcome that ended its stage."""
+    if any(stage.name == "prepare" and stage.finished_at is not None for stage in status.stages):
+        return {}
+    telling = [pod for pod in by_life if pod.role == "prepare"]
+    facts = ("data", "model", "precision", "reward_models")
+    return {fact: _last([getattr(status, fact), *(_told(pod, fact) for pod in telling)]) for fact in facts}
 
 
 def of_a_new_stage(status: AlignmentJobStatus) -> AlignmentJobStatus:

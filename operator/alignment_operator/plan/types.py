@@ -38,6 +38,8 @@ class PodView:
     created_at: datetime
     node: str = ""
     """Empty before it is scheduled."""
+    avoids: tuple[str, ...] = ()
+    """Nodes that it was made to keep away from; nothing changes that."""
     version: str | None = None
     """Of the object that was seen, where the runtime has versions."""
     ready: bool = False
@@ -60,7 +62,7 @@ class PodView:
     message: str | None = None
     """The same for people."""
     status: InstanceStatus | None = None
-    """Polled from the process; for progress only."""
+    """Polled from the process: its word, until its outcome."""
 
     @property
     def ended(self) -> bool:

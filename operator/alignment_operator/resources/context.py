@@ -32,6 +32,7 @@ def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> 
         storage=path_in_pod(storage_source(job)),
         output=path_in_pod(output_source(job, platform)),
         sources=_sources(job, instance.role),
+        volumes=names.VOLUMES_FOLDER,
         pins=_pins(job, instance.role),
         peers={role: (f"http://{names.server_name(job, role)}:{PORT}",) for role in instance.peers},
         host="0.0.0.0",

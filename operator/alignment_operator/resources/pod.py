@@ -209,7 +209,9 @@ def _keep_away(pod: Manifest, nodes: tuple[str, ...]) -> Manifest:
     terms = [{**term, "matchFields": [*term.get("matchFields", ()), *others]} for term in required["nodeSelectorTerms"]]
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     affinity = affinity | {"nodeAffinity": node_affinity | required}
-    return pod | {"spec": pod["spec"] | {"affinity": affinity}}
+    annotations = pod["metadata"]["annotations"] | {names.AVOIDED_NODES: ",".join(nodes)}
+    metadata = pod["metadata"] | {"annotations": annotations}
+    return pod | {"metadata": metadata, "spec": pod["spec"] | {"affinity": affinity}}
 
 
 def _protect(patched: Manifest, built: Manifest) -> Manifest:

@@ -10,6 +10,7 @@ from tests.rule_examples import JOB, broken_job, broken_text, examples
 
 from alignment_api.crd.rules import cel_rules
 from alignment_api.rules.check import why_not_stored
+from alignment_api.rules.mutability import SCALABLE
 from alignment_api.rules.table import RULES
 from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest, read_manifest
 
@@ -72,8 +73,13 @@ def test_mistakes_of_shape_and_of_rules_are_told_at_once() -> None:
     ], "and no word on critic: whether dpo has one is asked once its spec is right below that"
 
 
-def test_a_job_is_not_asked_again_when_it_is_suspended_or_scaled() -> None:
+def test_a_job_is_asked_again_only_for_what_may_change_and_only_where_it_kept_the_rule() -> None:
     rules = [rule for place, rules in cel_rules().items() if "[]" not in place for rule in rules]
     admitting = [rule for rule in rules if "immutable" not in rule["message"]]
     assert len(admitting) > 30
-    assert all(rule["optionalOldSelf"] and rule["rule"].startswith("oldSelf.hasValue() || ") for rule in admitting)
+    assert all(rule["optionalOldSelf"] for rule in admitting)
+    again = [rule for rule in admitting if not rule["rule"].startswith("oldSelf.hasValue() || ")]
+    assert all(rule["rule"].startswith("oldSelf.hasValue() && !(") for rule in again)
+    assert {rule.get("fieldPath") for rule in again} == {None, *(f".roles.{role}" for role in SCALABLE)}
+    about_roles = {rule.message for rule in RULES for role in SCALABLE if rule.field == ("roles", role)}
+    assert about_roles <= {rule["message"] for rule in again}

@@ -88,6 +88,37 @@ def test_render_shows_the_stages_of_ppo_with_a_reward_model_to_train(tmp_path: P
     assert waiting == ["actor", "critic", "evaluator"]
 
 
+POLICED = JOB.replace("replicas: 2}", "replicas: 2, podTemplate: {spec: {priorityClassName: high}}}")
+
+
+def test_validate_asks_the_platforms_policy_where_it_is_given(manifest: Path, tmp_path: Path) -> None:
+    manifest.write_text(POLICED + "  image: elsewhere/trainer:1\n")
+    platform = tmp_path / "platform.yaml"
+    platform.write_text("policy: {images: [ours/*]}\n")
+    assert alignctl("validate", str(manifest)).exit_code == 0, "without a platform no policy is known"
+    result = alignctl("validate", str(manifest), "--platform", str(platform))
+    assert result.exit_code == 1
+    assert (
+        f"{manifest}:9: spec.image: the platform lets no job name image `elsewhere/trainer:1`; its policy.images "
+        "allows `ours/*`" in result.stderr
+    )
+    assert "spec.roles.reference.podTemplate.spec.priorityClassName: the platform lets no job set this" in result.stderr
+    platform.write_text("policy: {podTemplate: [spec.priorityClassName]}\n")
+    allowed = alignctl("validate", str(manifest), "--platform", str(platform))
+    assert (allowed.exit_code, allowed.stdout) == (0, f"{manifest}: valid\n")
+
+
+def test_validate_says_what_is_wrong_with_the_platform_itself(manifest: Path, tmp_path: Path) -> None:
+    platform = tmp_path / "platform.yaml"
+    missing = alignctl("validate", str(manifest), "--platform", str(platform))
+    assert missing.exit_code == 1
+    assert f"--platform {platform}: cannot be read" in missing.stderr
+    platform.write_text("policy: {image: [ours/*]}\n")
+    odd = alignctl("validate", str(manifest), "--platform", str(platform))
+    assert odd.exit_code == 1
+    assert "policy.image" in odd.stderr
+
+
 def test_render_takes_pools_from_a_platform_file(manifest: Path, tmp_path: Path) -> None:
     platform = tmp_path / "platform.yaml"
     platform.write_text('pools: {onDemand: {nodeSelector: {pool: "on"}}}\nimage: trainer:1\n')

@@ -106,6 +106,7 @@ class SmallCluster:
             phase="Pending",
             created_at=self.now,
             gated=instance.gated,
+            avoids=instance.avoid,
         )
 
     def delete(self, name: str) -> None:

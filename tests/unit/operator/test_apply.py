@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,8 @@ from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
 
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
-from alignment_api.contract.status import AlignmentJobStatus
+from alignment_api.contract.status import AlignmentJobStatus, InstanceRecord
+from alignment_operator import names
 from alignment_operator.kube import refusals as module
 from alignment_operator.kube.apply import Applier
 from alignment_operator.kube.client import ApiError, KubeClient
@@ -31,10 +32,12 @@ SUPPORT = Support(1, True, True, ("reference",), (), gang=2)
 
 @dataclass
 class Faulty:
-    """An apiserver that has nothing, takes everything, and answers as `faults` says."""
+    """An apiserver that has next to nothing, takes everything, and answers as `faults` says."""
 
     faults: dict[str, tuple[int, str, str]]
     """`VERB plural` -> code, reason, message."""
+    there: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What it has all the same, by plural."""
     asked: list[str] = field(default_factory=list)
     """What it was asked for, as `VERB plural name`."""
 
@@ -46,12 +49,14 @@ class Faulty:
         fault = self.faults.get(f"{request.method} {plural}")
         if fault is None and request.method == "DELETE" and body.get("dryRun"):
             fault = (404, "NotFound", "not found")
-        if fault is None and request.method == "GET" and name:
+        one = next((found for found in self.there.get(plural, ()) if found["metadata"]["name"] == name), None)
+        if fault is None and request.method == "GET" and name and one is None:
             fault = (404, "NotFound", "not found")
         if fault is not None:
             status = {"kind": "Status", "code": fault[0], "reason": fault[1], "message": fault[2]}
             return web.json_response(status, status=fault[0])
-        return web.json_response({"items": []} if request.method == "GET" else body)
+        listed = one or {"items": self.there.get(plural, [])}
+        return web.json_response(listed if request.method == "GET" else body)
 
     def made(self) -> set[str]:
         """Plurals of what it was asked to make."""
@@ -89,8 +94,8 @@ def instances() -> tuple[Instance, ...]:
 
 def a_plan(**fields: Any) -> Plan:
     removals = (Removal("old", "uid-old"),)
-    rest = {"create": instances(), "delete": removals, "release": ("gated",)} | fields
-    return Plan(AlignmentJobStatus(), support=SUPPORT, **rest)
+    rest = {"support": SUPPORT, "create": instances(), "delete": removals, "release": ("gated",)} | fields
+    return Plan(AlignmentJobStatus(), **rest)
 
 
 @pytest.mark.parametrize(
@@ -236,3 +241,48 @@ async def test_a_job_born_suspended_makes_nothing_and_asks_for_nothing() -> None
         assert (plan.support, plan.create) == (None, ())
     cluster.respec(suspend=False)
     assert cluster.reconcile().support is not None
+
+
+def of_attempt(kind: str, name: str, uid: str = "uid-1") -> dict[str, Any]:
+    return {"kind": kind, "metadata": {"name": name, "ownerReferences": [{"uid": uid}]}}
+
+
+async def test_specs_and_pod_groups_of_attempts_that_are_over_go_and_no_others() -> None:
+    job, support = bare_job(), replace(SUPPORT, attempt=3)
+    spec, group = names.config_name(job, 3), names.pod_group_name(job, 3)
+    async with applying() as (applier, server):
+        server.there["configmaps"] = [of_attempt("ConfigMap", name) for name in ("spec-1", "spec-2", spec)]
+        server.there["configmaps"].append(of_attempt("ConfigMap", "labelled-by-somebody", uid="another"))
+        server.there["podgroups"] = [of_attempt("PodGroup", name) for name in ("gang-1", "gang-2", group)]
+        await applier.apply(job, a_plan(create=(), delete=(), support=support), Platform(gang="podGroup"))
+    deleted = {asked for asked in server.asked if asked.startswith("DELETE") and "secrets" not in asked}
+    assert deleted == {
+        "DELETE configmaps spec-1",
+        "DELETE configmaps spec-2",
+        "DELETE podgroups gang-1",
+        "DELETE podgroups gang-2",
+    }
+
+
+async def test_what_a_server_may_mount_that_has_not_shown_itself_stays() -> None:
+    unseen = InstanceRecord(role="reference", index=0, life=1)
+    job = bare_job()
+    job = job.model_copy(update={"status": job.status.model_copy(update={"instances": (unseen,)})})
+    async with applying() as (applier, server):
+        server.there["configmaps"] = [of_attempt("ConfigMap", "spec-1")]
+        await applier.apply(job, a_plan(create=(), delete=()), Platform())
+    assert not any(asked.startswith("DELETE configmaps") for asked in server.asked)
+
+
+async def test_a_pod_of_our_name_that_cannot_be_read_is_not_the_jobs_and_is_told() -> None:
+    """Its name is taken, and its labels are not such as we give."""
+    name = instances()[0].name
+    odd = {"metadata": {"name": name, "namespace": "team", "uid": "u", "labels": {"alignment.run/life": "once"}}}
+    odd |= {"spec": {}}
+    async with applying(POST_pods=(409, "AlreadyExists", f'pods "{name}" already exists')) as (applier, server):
+        server.there["pods"] = [odd]
+        await applier.apply(bare_job(), a_plan(create=instances()[:1], delete=(), release=()), Platform())
+        (refusal,) = applier.refused(bare_job()) or ()
+    assert (refusal.what, refusal.reason) == (f"Pod {name}", "NotOurs")
+    assert refusal.message == "a pod of this name exists and is not this job's, so it is not used; remove it"
+    assert not any(asked.startswith("DELETE pods") for asked in server.asked)

@@ -73,6 +73,42 @@ def test_a_node_that_turns_pods_away_is_kept_away_from_for_a_while(role: str, st
     assert [(i.life, i.avoid) for i in cluster.reconcile().create] == [(3, ())]
 
 
+def test_a_pod_that_no_other_node_takes_is_made_again_when_its_node_may_take_it() -> None:
+    """Its volume is on that node, or it is the only one. What a pod keeps away from can never be changed."""
+    cluster = SmallCluster(make_job({"budgets": {"failures": 0, "disruptions": 0}}))
+    cluster.run_until("train")
+    cluster.reject(cluster.pod("policy").name, "gpu-1")
+    cluster.reconcile()
+    cluster.wait(10)
+    cluster.reconcile()
+    waiting = cluster.pod("policy")
+    assert (waiting.life, waiting.avoids) == (2, ("gpu-1",))
+    cluster.change(waiting.name, reason="Unschedulable", message="0/1 nodes are available")
+    cluster.wait(AVOIDED_FOR.total_seconds() - 20)
+    cluster.reconcile()
+    assert cluster.pod("policy").life == 2
+    cluster.wait(20)
+    cluster.reconcile()
+    assert waiting.name not in cluster.pods
+    cluster.wait(30)
+    assert [(i.life, i.avoid) for i in cluster.reconcile().create] == [(3, ())]
+    assert cluster.status.phase == "Running"
+
+
+def test_a_pod_that_waits_for_room_is_left_alone_when_it_keeps_away_from_nothing_needlessly() -> None:
+    cluster = SmallCluster()
+    cluster.run_until("train")
+    cluster.fail(cluster.pod("policy").name)
+    cluster.reconcile()
+    cluster.wait(10)
+    cluster.reconcile()
+    cluster.change(cluster.pod("policy").name, reason="Unschedulable")
+    for _ in range(3):
+        cluster.wait(AVOIDED_FOR.total_seconds())
+        cluster.reconcile()
+    assert cluster.pod("policy").life == 2
+
+
 def test_rejections_back_off_and_use_no_budget() -> None:
     cluster = SmallCluster(make_job({"budgets": {"failures": 0, "disruptions": 0}}))
     cluster.run_until("train")
@@ -167,6 +203,21 @@ def test_a_checkpoint_that_got_further_refills_the_budgets(training: SmallCluste
     save(training, "policy", 200)  # the newest was damaged: it was made again
     crash(training, "policy")
     assert training.status.phase == "Failed"
+
+
+def test_a_checkpoint_that_only_an_outcome_tells_refills_the_budgets_too(training: SmallCluster) -> None:
+    """No poll reaches the pods."""
+    for step in (100, 200, 300, 400, 500, 600):
+        saved = CheckpointStatus(step=step, verified_at=training.now)
+        failure = Failure(reason="EngineDead", message="", retryable=True)
+        outcome = Outcome(result="failed", failure=failure, checkpoint=saved)
+        training.change(training.pod("policy").name, phase="Failed", ready=False, exit_code=1, outcome=outcome)
+        for _ in range(40):
+            training.reconcile()
+            training.wait(10)
+        training.do_well(holding="train")
+    assert training.status.phase == "Running"
+    assert training.status.furthest_step == 600
 
 
 def test_a_checkpoint_of_the_trainee_refills_the_budgets_of_its_servers() -> None:

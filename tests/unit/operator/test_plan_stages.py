@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -169,6 +170,43 @@ def test_facts_that_prepare_tells_while_it_runs_are_known_before_it_ends(cluster
     cluster.change(name, status=None)
     cluster.reconcile()
     assert cluster.status.model == MODEL
+
+
+def test_a_poll_refuses_no_job_and_the_outcome_of_prepare_has_the_last_word(cluster: SmallCluster) -> None:
+    cluster.reconcile()
+    name = cluster.pod("prepare").name
+    cluster.start(name)
+    cluster.poll(name, data=DATA, model=MODEL.model_copy(update={"parameters": 10**15}))
+    cluster.reconcile()
+    assert cluster.status.phase == "Running"
+    cluster.succeed(name)
+    cluster.run_until("train")
+    assert cluster.status.model == MODEL
+
+
+def test_what_others_tell_of_data_and_model_is_not_taken(cluster: SmallCluster) -> None:
+    cluster.run_until("train")
+    other = MODEL.model_copy(update={"parameters": 10**15})
+    cluster.poll(cluster.pod("policy").name, model=other, data=DATA.model_copy(update={"rows": 1}))
+    cluster.reconcile()
+    assert (cluster.status.model, cluster.status.data) == (MODEL, DATA)
+    assert cluster.status.phase == "Running"
+
+
+def test_what_an_older_attempt_saves_late_is_not_taken(cluster: SmallCluster) -> None:
+    """It runs on where nobody reaches it; a newer attempt has claimed the storage since."""
+    cluster.run_until("train")
+    zombie = cluster.pod("policy")
+    cluster.fail(zombie.name)
+    for _ in range(3):
+        cluster.reconcile()
+        cluster.wait(10)
+    assert cluster.status.attempt == 2
+    cluster.pods[zombie.name] = replace(zombie, node_lost=True)
+    cluster.poll(zombie.name, checkpoint=CheckpointStatus(step=900, verified_at=cluster.now))
+    cluster.reconcile()
+    assert cluster.status.checkpoint is None
+    assert cluster.status.furthest_step == 0
 
 
 def test_the_precision_that_prepare_told_stays_to_the_end(cluster: SmallCluster) -> None:

@@ -15,6 +15,7 @@ from alignment_api.contract.context import Context, Pins
 from alignment_api.contract.platform import Gpu, Platform, Pool, Pools
 from alignment_api.contract.status import AlignmentJobStatus, PrecisionReport
 from alignment_api.derived.stages import stages_of
+from alignment_operator.kube.observe import see_pod
 from alignment_operator.places import neighbours, read_sources, sources_of_role
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources import build_pod
@@ -403,3 +404,27 @@ def test_it_keeps_away_in_every_alternative_of_a_pod_templates_affinity() -> Non
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": zones}}
     terms = node_terms({"affinity": {"nodeAffinity": required, "podAffinity": {}}}, ("gpu-1",))
     assert terms == [zone | {"matchFields": [NOT_GPU_1]} for zone in zones]
+
+
+def test_it_keeps_away_and_stays_beside_those_with_whom_it_shares_a_volume() -> None:
+    job, instance = make_job(PPO), instance_of(PPO, "critic")
+    near = replace(instance, beside=("actor", "critic"))
+    beside = build_pod(job, near, PLATFORM)["spec"]["affinity"]
+    affinity = build_pod(job, replace(near, avoid=("gpu-1",)), PLATFORM)["spec"]["affinity"]
+    assert affinity["podAffinity"] == beside["podAffinity"]
+    (required,) = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert required == {"matchFields": [NOT_GPU_1]}
+
+
+def test_what_a_pod_keeps_away_from_is_read_back_apart_from_what_its_template_says() -> None:
+    other = {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["theirs"]}]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [other]}}
+    spec = {"roles": {"policy": {"podTemplate": {"spec": {"affinity": {"nodeAffinity": required}}}}}}
+
+    def avoids(*nodes: str) -> tuple[str, ...]:
+        pod = build_pod(make_job(spec), replace(instance_of(spec, "policy"), avoid=nodes), PLATFORM)
+        pod["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        return see_pod(pod).view.avoids
+
+    assert avoids() == ()
+    assert avoids("gpu-1", "gpu-2") == ("gpu-1", "gpu-2")

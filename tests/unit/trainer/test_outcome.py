@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,12 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import create_rd
 from torch.distributed.run import config_from_args, parse_args
 
 from alignment_api.contract.context import Context, Failure, Outcome
+from alignment_api.contract.status import CheckpointStatus
 from alignment_trainer.process.cores import available_cores
 from alignment_trainer.process.errors import UserError, failure_of
 from alignment_trainer.process.interruption import Interruption
 from alignment_trainer.process.launch import merge_outcomes, torchrun_arguments
-from alignment_trainer.process.outcome import clear_outcome, write_outcome
+from alignment_trainer.process.outcome import clear_outcome, outcome_of_error, write_outcome
 
 
 def failed(reason: str) -> Outcome:
@@ -126,6 +127,16 @@ def test_a_killed_rank_is_the_cause_whatever_its_peers_complain_of() -> None:
     assert outcome.failure is not None
     assert outcome.failure.reason == "RankKilled"
     assert "rank 1 of the instance was killed by SIGKILL; most often the memory ran out" in outcome.failure.message
+
+
+def test_what_a_rank_has_saved_is_told_whichever_rank_is_the_cause() -> None:
+    saved = [CheckpointStatus(step=step, verified_at=datetime(2026, 1, 1, step, tzinfo=UTC)) for step in (4, 8)]
+    told = [outcome_of_error(RuntimeError("a peer went"), checkpoint) for checkpoint in saved]
+    died = {0: 1, 1: -signal.SIGKILL}
+    assert merge_outcomes([failed("Odd"), *told], {0: 1}, signalled=False).checkpoint == saved[1]
+    killed = merge_outcomes(told, died, signalled=False)
+    assert killed.failure is not None
+    assert (killed.failure.reason, killed.checkpoint) == ("RankKilled", saved[1])
 
 
 def test_a_gang_that_was_asked_to_go_is_interrupted_at_its_step() -> None:

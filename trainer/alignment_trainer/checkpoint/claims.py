@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from alignment_trainer.checkpoint.checkpoint import (
     list_checkpoints,
     newest_verified,
 )
-from alignment_trainer.data.files import flush
+from alignment_trainer.data.files import create_exclusively
 from alignment_trainer.process.errors import UserError
 
 CHECKPOINT_BYTES = 12
@@ -123,27 +122,9 @@ def claim_term(storage: Path, uid: str, attempt: int) -> Claim:
             start=CheckpointName(term=start.term, step=start.step, updates=start.updates) if start else None,
             claimed_at=datetime.now(UTC),
         )
-        if _create(folder / f"{claim.term:04d}.json", claim.model_dump_json(indent=1)):
+        if create_exclusively(folder / f"{claim.term:04d}.json", claim.model_dump_json(indent=1)):
             check_owner(storage, uid)
             return claim
-
-
-def _create(path: Path, text: str) -> bool:
-    """Creates the file with its whole text, unless it is there: a link is as exclusive as O_EXCL, and never half."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
-    return True
 
 
 def lineage(claims: list[Claim]) -> list[tuple[int, str | None]]:

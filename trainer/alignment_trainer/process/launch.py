@@ -137,9 +137,16 @@ def _not_by_torchrun(died: dict[int, int], folder: Path, context: Context) -> di
 def merge_outcomes(outcomes: list[Outcome], died: dict[int, int], signalled: bool) -> Outcome:
     """The instance's outcome from those of its ranks, in the order in which they were written.
 
-    died: exit codes of ranks that torchrun calls failed, negative for a signal. A rank that a signal killed is the
-    cause, whatever its peers complained of then; else the first failure is; else what the lowest rank says.
+    died: exit codes of ranks that torchrun calls failed, negative for a signal. What any rank saved is saved.
     """
+    saved = [outcome.checkpoint for outcome in outcomes if outcome.checkpoint is not None]
+    newest = max(saved, key=lambda checkpoint: checkpoint.verified_at, default=None)
+    return _cause(outcomes, died, signalled).model_copy(update={"checkpoint": newest})
+
+
+def _cause(outcomes: list[Outcome], died: dict[int, int], signalled: bool) -> Outcome:
+    """A rank that a signal killed is the cause, whatever its peers complained of then; else the first failure is; else
+    what the lowest rank says."""
     killed = {rank: -code for rank, code in died.items() if code < 0}
     if killed and not signalled:
         rank, number = min(killed.items())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from alignment_api.contract.context import Outcome
+from alignment_api.contract.status import CheckpointStatus
 from alignment_trainer.process.errors import failure_of
 
 MAX_BYTES = 4096
@@ -16,9 +17,9 @@ MAX_BYTES = 4096
 EXIT_CODES = {"succeeded": 0, "failed": 1, "interrupted": 143}
 
 
-def outcome_of_error(error: BaseException) -> Outcome:
-    """The outcome of a role that an exception ended."""
-    return Outcome(result="failed", failure=failure_of(error))
+def outcome_of_error(error: BaseException, saved: CheckpointStatus | None = None) -> Outcome:
+    """The outcome of a role that an exception ended. saved: its last verified checkpoint, which stays."""
+    return Outcome(result="failed", failure=failure_of(error), checkpoint=saved)
 
 
 def end_process(code: int) -> NoReturn:

@@ -16,8 +16,8 @@ from alignment_api.contract.context import Outcome
 from alignment_trainer.algorithms import make_online
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start, claim_attempt, find_start, make_checkpoints
-from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import DTYPES, export_model
+from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.experience import EXPERIENCE_FILE, Experience, Samples, load_experience, load_samples
 from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
@@ -66,7 +66,7 @@ def run(instance: Instance) -> Outcome:
     device = distributed.local_device(instance.context.gpus)
     with distributed.process_group(device):
         instance.board.update(state="reading prepared prompts")
-        check_owner(instance.storage, instance.context.uid)
+        check_folders(instance.context)
         publisher = WeightPublisher(instance)
         with publisher, make_functions(instance) as functions:
             instance.board.update(ready=True)  # servers may register from here on
@@ -91,6 +91,7 @@ def _train(instance: Instance, device: torch.device, publisher: WeightPublisher,
             train_online(loop)
             instance.board.update(state="exporting the model")
             precision = instance.spec.training.precision
+            check_folders(instance.context)  # days may have passed
             export_model(start.policy.model, start.policy.engine, instance.exported_model, precision)
         except Interrupted:
             return _outcome("interrupted", loop)

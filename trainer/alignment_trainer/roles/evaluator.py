@@ -10,6 +10,7 @@ import numpy as np
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.status import EvaluationReport, Progress
 from alignment_trainer.algorithms.base import Float32
+from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import open_prepared
 from alignment_trainer.loop.offline_evaluation import HeldOut, write_report
@@ -27,6 +28,7 @@ def run(instance: Instance) -> Outcome:
         report = evaluate(instance, _exported_model(instance))
     if report is None:
         return Outcome(result="interrupted")
+    check_folders(instance.context)
     write_report(instance.output, report)
     instance.board.update(state="evaluated", metrics={f"heldout_{name}": i.value for name, i in report.after.items()})
     log.info("evaluated", extra=report.model_dump(mode="json"))

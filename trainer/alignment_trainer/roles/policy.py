@@ -11,8 +11,8 @@ from alignment_api.contract.context import Failure, Outcome
 from alignment_api.contract.status import EvaluationReport
 from alignment_api.derived.reward_stage import training_field
 from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, make_checkpoints
-from alignment_trainer.checkpoint.claims import check_owner
 from alignment_trainer.checkpoint.export import export_model
+from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.data.reference import read_reference
 from alignment_trainer.loop.build import Trainee, load_trainee, make_run, make_sampler
 from alignment_trainer.loop.offline import Interrupted, Run, RunHooks, TrainingRows
@@ -31,7 +31,7 @@ def run(instance: Instance) -> Outcome:
     device = distributed.local_device(instance.context.gpus)
     with distributed.process_group(device):
         instance.board.update(state="reading prepared data", ready=True)
-        check_owner(instance.storage, instance.context.uid)
+        check_folders(instance.context)
         try:
             return _attempt(instance, read_inputs(instance, device))
         except Interrupted:
@@ -72,6 +72,7 @@ def _train(instance: Instance, policy: Trainee, loop: Run) -> Outcome | None:
     except Interrupted:
         return _outcome("interrupted", loop)
     instance.board.update(state="exporting the model")
+    check_folders(instance.context)  # days may have passed
     export_model(policy.model, policy.engine, instance.exported_model, instance.spec.training.precision)
     return None
 

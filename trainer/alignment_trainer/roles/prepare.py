@@ -14,8 +14,9 @@ from alignment_api.contract.status import ModelReport, PrecisionReport
 from alignment_api.derived.reward_stage import LEAST_HELD_OUT
 from alignment_api.derived.stages import trains_reward
 from alignment_trainer.algorithms import make_algorithm
-from alignment_trainer.checkpoint.claims import check_room, check_writable, needed_bytes, read_claims
+from alignment_trainer.checkpoint.claims import check_room, needed_bytes, read_claims
 from alignment_trainer.checkpoint.inheritance import check_inheritance
+from alignment_trainer.checkpoint.ownership import take_folders
 from alignment_trainer.data.finding import DataSources, find_data
 from alignment_trainer.data.preparation import PreparedRows, Request, preferences, prepare_rows, prompts
 from alignment_trainer.data.prepared import (
@@ -60,8 +61,7 @@ def run(instance: Instance) -> Outcome:
     """Ready once data and models are good; ends once the reference's log-probs are complete, where any are needed."""
     board = instance.board
     board.update(state="checking storage")
-    check_writable(instance.storage, "spec.storage.source")
-    check_writable(instance.output, "spec.output.destination")
+    take_folders(instance.context)
     instance, precision = decided(instance)
     spec = instance.spec
     board.update(precision=precision)
