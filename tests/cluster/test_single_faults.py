@@ -105,23 +105,28 @@ def spoiled(kind: str, answer: str) -> Row:
 
 
 def hold(lives: Lives, course: str, rows: list[Row]) -> None:
-    """Live each row, some side by side, and compare; says every row that ended otherwise."""
+    """Live each row, some side by side, and compare; says every row that ended otherwise.
+
+    A life has a write or an event more or less than another: for the last of many rows their moment may not come.
+    """
     like = lives.without_fault(course).summary
 
-    def one(row: Row) -> str | None:
+    def one(row: Row) -> tuple[str, bool, bool]:
         name, fault = row
         told = lives.live(course, f"{course}-{next(_numbers)}-{name.replace(' ', '-')}", fault())
-        found = told.summary.differences(like) + ([] if told.struck else ["the fault never came"])
-        line = f"{course} {name}: {told.seconds:.0f} s, {'; '.join(found) or 'the same'}"
+        found = "; ".join(told.summary.differences(like))
+        came = "" if told.struck else " (its moment never came)"
+        line = f"{course} {name}: {told.seconds:.0f} s, {found or 'the same'}{came}"
         print(line, flush=True)
-        return line if found else None
+        return line, not found, told.struck
 
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)
     try:
-        wrong = [line for line in pool.map(one, rows) if line is not None]
+        told = list(pool.map(one, rows))
     finally:
         pool.shutdown(cancel_futures=True)  # who interrupts it does not wait for the lives that have not begun
-    assert wrong == [], f"{len(wrong)} of {len(rows)} lives ended otherwise"
+    assert [line for line, same, _ in told if not same] == [], f"of {len(rows)} lives"
+    assert sum(not struck for _, _, struck in told) <= len(rows) // 10
 
 
 @pytest.mark.parametrize("course", COURSES)
