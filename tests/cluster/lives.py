@@ -25,7 +25,8 @@ LIFE_SECONDS = 600.0
 SETTLE_SECONDS = 120.0
 """For what a finished job still tidies away."""
 LOST = "lost"
-"""Instead of an outcome: the pod vanishes with its node."""
+"""Instead of an outcome: the pod vanishes with its node, once the operator has seen it. One that nobody has seen is
+made again under its name, as if it had never been."""
 LEFT = ("pods", "services", "configmaps", "secrets", "persistentvolumeclaims")
 LEFT_ELSEWHERE = {"networkpolicies": "networking.k8s.io/v1", "podgroups": "scheduling.k8s.io/v1beta1"}
 Slot = tuple[str, int]
@@ -110,8 +111,9 @@ class Kubelet:
     _ready: set[str] = field(default_factory=set)
     _ended: set[str] = field(default_factory=set)
 
-    def look(self) -> None:
-        """Do what is due."""
+    def look(self, status: Manifest) -> None:
+        """Do what is due. status: the job's."""
+        seen = {record.get("uid") for record in status.get("instances", ())}
         pods = {_slot(pod): pod for pod in self.api.items("pods")}
         alive = Counter(role for (role, _), pod in pods.items() if self._lives(pod))
         self.doubled |= {role for role, number in alive.items() if number > 1}
@@ -125,7 +127,7 @@ class Kubelet:
                     pod, {"phase": "Running", "conditions": [_READY], "containerStatuses": [_container("running", {})]}
                 )
                 self._ready.add(_uid(pod))
-            elif end is not None and ready.issuperset(end.beside):
+            elif end is not None and ready.issuperset(end.beside) and (end.outcome != LOST or _uid(pod) in seen):
                 self._end(pod, end.outcome)
 
     def _lives(self, pod: Manifest) -> bool:
@@ -235,9 +237,9 @@ def _lived(place: Place, api: Api, proxy: FaultProxy, operator: Operator, course
     ended_at, last = None, None
     while True:
         _succeed(api, proxy, operator)
-        kubelet.look()
         now = time.monotonic()
         job = api.items("alignmentjobs", "alignment.run/v1alpha1")[0]
+        kubelet.look(job.get("status", {}))
         if ended_at is None and job.get("status", {}).get("phase") in ("Complete", "Failed"):
             ended_at = now
         summary = None if ended_at is None else _summary(api, proxy, kubelet, job)
