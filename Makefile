@@ -30,7 +30,7 @@ cluster: setup ## A real Kubernetes of three nodes on this machine, with the ope
 	@$(PYTHON) -m tests.rig up
 
 ##@ Develop
-.PHONY: setup test unit soak lint format crd benchmark
+.PHONY: setup test unit soak faults lint format crd benchmark
 setup: .venv/.dev ## Create or refresh .venv with everything that development needs
 
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
@@ -44,6 +44,9 @@ unit: setup ## The tests that need neither root nor Go
 soak: setup ## 100,000 histories of a job, other ones each time (HISTORIES=n for fewer; hours)
 	@ALIGNMENT_SOAK_HISTORIES=$(or $(HISTORIES),100000) $(PYTHON) -m pytest tests/unit/operator/test_plan_histories.py \
 		--timeout 0
+
+faults: setup ## One fault at each moment of a DPO and a PPO job's life (EACH=n: only each n-th moment; root, Go; hours)
+	@ALIGNMENT_FAULTS=$(or $(EACH),1) $(PYTHON) -m pytest tests/cluster/test_single_faults.py -s
 
 lint: setup ## Style, format, types, layers, and whether generated files are up to date
 	@$(BIN)/ruff check --quiet
