@@ -90,7 +90,8 @@ async def test_an_operator_of_one_namespace_works_without_a_list_of_nodes() -> N
     apiserver.forbidden.add("/api/v1/nodes")
     async with operating(apiserver, "team") as (made, _):
         made.job_changed(KEY, "1", gone=False)
-        await made.ready()
+        async with asyncio.timeout(10):
+            await made.ready()
         assert made.problem() is None
         await until(lambda: JOB in apiserver.asked)
         assert not made.nodes.whole
