@@ -67,8 +67,10 @@ class NodeCounts:
         self._nodes = nodes
         self._counted: tuple[int, Platform, dict[PoolName, int]] | None = None
 
-    def of(self, platform: Platform) -> dict[PoolName, int]:
-        """`count_nodes` of what there is now."""
+    def of(self, platform: Platform) -> dict[PoolName, int] | None:
+        """`count_nodes` of what there is now; None where nodes cannot be listed."""
+        if not self._nodes.whole:
+            return None
         changes = self._nodes.changes
         if self._counted is None or self._counted[0] != changes or self._counted[1] is not platform:
             self._counted = (changes, platform, count_nodes(platform, self._nodes.all()))

@@ -56,6 +56,8 @@ class Operator:
         self.pods = Reflector(self._lists, pods, self.look_at)
         self.nodes = Reflector(self._lists, nodes, self._node_changed)
         self._mirrors: dict[str, Reflector[Any, Any]] = {"Pod": self.pods, "Node": self.nodes}
+        self._needed = (self.pods, self.nodes) if namespace is None else (self.pods,)
+        """Without these no job can be looked after. Who serves a namespace may have no right to nodes."""
         self._queue = WorkQueue(self._pass, report=_report, owner=lambda key: key.namespace, held=True)
         self._poller = StatusPoller(client, self.pods.all, self.look_at)
         self._events = EventPoster(client, identity, telemetry.dropped_events.inc)
@@ -72,13 +74,13 @@ class Operator:
             tasks.create_task(self._platform.run(self._look_at_all))
 
     async def ready(self) -> None:
-        """Wait until both mirrors are whole and AlignmentJobs are served."""
+        """Wait until the needed mirrors are whole and AlignmentJobs are served."""
         await self._whole()
         await self._kind.served()
 
     def problem(self) -> str | None:
         """What keeps jobs from being looked after, in words."""
-        problems = (self.pods.problem, self.nodes.problem, self._kind.problem)
+        problems = (*(mirror.problem for mirror in self._needed), self._kind.problem)
         return "; ".join(problem for problem in problems if problem is not None) or None
 
     async def stop(self) -> None:
@@ -110,8 +112,9 @@ class Operator:
             self._queue.add(key)
 
     async def _whole(self) -> None:
-        for mirror in self._mirrors.values():
+        for mirror in self._needed:
             await mirror.synced()
+        await self.nodes.answered()
 
     async def _begin(self) -> None:
         """A plan on half of the mirrors would be wrong."""

@@ -30,6 +30,7 @@ STEADY_SECONDS = 1.0
 FIRST_BACKOFF_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 30.0
 GONE = 410
+FORBIDDEN = 403
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Reflector(Generic[View, Owner]):
         self._by_owner: dict[Owner, dict[Key, View]] = defaultdict(dict)
         self._version: str | None = None
         self._synced = asyncio.Event()
+        self._answered = asyncio.Event()
         self._heard_at = 0.0
         self._trouble = "the first list has not come yet"
         self._unreadable: dict[Key, str] = {}
@@ -95,6 +97,15 @@ class Reflector(Generic[View, Owner]):
     async def synced(self) -> None:
         """Wait for the first list."""
         await self._synced.wait()
+
+    async def answered(self) -> None:
+        """Wait until it is known whether we may list at all: for the first list, or for the first refusal of one."""
+        await self._answered.wait()
+
+    @property
+    def whole(self) -> bool:
+        """A list has come."""
+        return self._synced.is_set()
 
     def of(self, owner: Owner) -> tuple[View, ...]:
         """Everything that belongs to `owner`."""
@@ -158,10 +169,14 @@ class Reflector(Generic[View, Owner]):
         if isinstance(error, ApiError) and error.status == GONE:
             log.info("watch too old, listing again", extra=words)
             self._version = None
+        elif isinstance(error, ApiError) and error.status == FORBIDDEN and self._answered.is_set():
+            log.debug("still forbidden", extra=words)  # told once; /healthz or the jobs' conditions say it on
         elif isinstance(error, TimeoutError):
             log.info("silent watch dropped", extra=words)
         elif error is not None:
             log.warning("mirror interrupted", extra=words)
+        if isinstance(error, ApiError) and error.status == FORBIDDEN:
+            self._answered.set()
         if failures > 2 and (error is None or isinstance(error, ApiError)):
             # Whatever it objects to, it may be where we are; and a list shows what these watches do not.
             self._version = None
@@ -181,6 +196,7 @@ class Reflector(Generic[View, Owner]):
         self.relists += 1
         self._heard_at = time.monotonic()
         self._synced.set()
+        self._answered.set()
 
     def _replace(self, found: dict[Key, View]) -> None:
         before, self._objects = self._objects, found

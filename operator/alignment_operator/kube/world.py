@@ -139,8 +139,8 @@ class KubeWorld:
         return tuple([replace(pod, view=replace(pod.view, node_lost=await self._node_lost(pod))) for pod in pods])
 
     async def _node_lost(self, pod: SeenPod) -> bool:
-        if not pod.node:
-            return False
+        if not pod.node or not self._sight.nodes.whole:
+            return False  # where nodes cannot be seen, the pod's own end, eviction or deadline tells
         node = self._sight.nodes.get("", pod.node)
         if node is None:  # gone, or so new that the mirror does not have it
             raw = await self._read(named("Node", "", pod.node))

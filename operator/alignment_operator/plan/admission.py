@@ -41,7 +41,7 @@ def missing_nodes(observed: Observed) -> tuple[str, ...]:
     """Pools that the job needs and that have no node now. They may scale from zero: a warning, never a refusal."""
     spec = observed.job.spec
     used = {pool_of(spec, role) for stage in stages_of(spec) for role in stage.roles if replicas_of(spec, role)}
-    return tuple(sorted(pool for pool in used if observed.nodes.get(pool, 1) == 0))
+    return tuple(sorted(pool for pool in used if (observed.nodes or {}).get(pool, 1) == 0))
 
 
 def misfit(observed: Observed, stage: Stage) -> str | None:

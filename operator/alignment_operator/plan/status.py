@@ -155,6 +155,9 @@ def _statements(
 
 
 def _pools(observed: Observed) -> tuple[Statement, ...]:
+    if observed.nodes is None:
+        message = "this operator may not list nodes, so it cannot tell whether the pools have any; pods wait for them"
+        return (Statement("PoolsAvailable", "Unknown", "NodesNotListed", message),)
     if not observed.nodes:
         return ()
     empty = missing_nodes(observed)

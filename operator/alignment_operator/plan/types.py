@@ -99,8 +99,8 @@ class Observed:
     pods: tuple[PodView, ...] = ()
     volumes: Mapping[str, VolumeView] = field(default_factory=dict)
     """Claim -> what it is, for the claims of the spec that exist."""
-    nodes: Mapping[PoolName, int] = field(default_factory=dict)
-    """Schedulable nodes of each pool now; a pool that is absent was not looked at."""
+    nodes: Mapping[PoolName, int] | None = field(default_factory=dict)
+    """Schedulable nodes of each pool now; a pool that is absent was not looked at. None: nodes cannot be listed."""
     refused: tuple[Refusal, ...] | None = None
     """What stands refused of the job's objects; None where nothing was asked for yet."""
     own_files: bool = False

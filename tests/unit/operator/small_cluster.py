@@ -57,7 +57,7 @@ class SmallCluster:
     platform: Platform = field(default_factory=Platform)
     now: datetime = START
     pods: dict[str, PodView] = field(default_factory=dict)
-    nodes: dict[Any, int] = field(default_factory=dict)
+    nodes: dict[Any, int] | None = field(default_factory=dict)
     unseen: set[str] = field(default_factory=set)
     """Pods that exist and that the operator's mirror does not show yet."""
     undying: set[str] = field(default_factory=set)

@@ -17,6 +17,7 @@ from alignment_operator.plan.types import JobKey
 
 KEY = JobKey("team", "dpo")
 JOBS = "/apis/alignment.run/v1alpha1"
+TEAM_PODS = "/api/v1/namespaces/team/pods"
 JOB = f"{JOBS}/namespaces/team/alignmentjobs/dpo"
 
 
@@ -44,16 +45,16 @@ class Apiserver:
             return web.json_response({"groups": [{"name": "alignment.run"}] if self.serves_jobs else []})
         if path == JOBS:
             return web.json_response({"resources": [{"name": "alignmentjobs"}]})
-        if path == f"{JOBS}/alignmentjobs" and self.serves_jobs:
+        if path.startswith(f"{JOBS}/") and path.endswith("/alignmentjobs") and self.serves_jobs:
             return listing(*self.jobs)
-        return listing() if path in ("/api/v1/pods", "/api/v1/nodes") else refused(404, "NotFound")
+        return listing() if path in ("/api/v1/pods", TEAM_PODS, "/api/v1/nodes") else refused(404, "NotFound")
 
 
 @asynccontextmanager
-async def operating(apiserver: Apiserver) -> AsyncIterator[tuple[Operator, Telemetry]]:
+async def operating(apiserver: Apiserver, namespace: str | None = None) -> AsyncIterator[tuple[Operator, Telemetry]]:
     telemetry = Telemetry()
     async with answering(apiserver.serve) as client:
-        made = Operator(client, PlatformSource("/nowhere", client, telemetry), telemetry, None, "me")
+        made = Operator(client, PlatformSource("/nowhere", client, telemetry), telemetry, namespace, "me")
         async with running(made.run()):
             yield made, telemetry
 
@@ -82,6 +83,26 @@ async def test_a_mirror_that_is_refused_keeps_the_operator_unready_and_it_says_w
         apiserver.forbidden.clear()
         await made.ready()
         assert made.problem() is None
+
+
+async def test_an_operator_of_one_namespace_works_without_a_list_of_nodes() -> None:
+    apiserver = Apiserver()
+    apiserver.forbidden.add("/api/v1/nodes")
+    async with operating(apiserver, "team") as (made, _):
+        made.job_changed(KEY, "1", gone=False)
+        async with asyncio.timeout(10):
+            await made.ready()
+        assert made.problem() is None
+        await until(lambda: JOB in apiserver.asked)
+        assert not made.nodes.whole
+
+
+async def test_an_operator_of_one_namespace_is_unready_while_its_pods_are_forbidden() -> None:
+    apiserver = Apiserver()
+    apiserver.forbidden.add(TEAM_PODS)
+    async with operating(apiserver, "team") as (made, _):
+        await until(lambda: "403 Forbidden" in (made.problem() or ""))
+        assert f"{TEAM_PODS} is not mirrored yet" in (made.problem() or "")
 
 
 async def test_jobs_that_are_not_served_yet_are_waited_for(

@@ -162,6 +162,17 @@ def test_a_pool_without_nodes_is_a_warning() -> None:
     assert len(plan.create) == 2
 
 
+def test_where_nodes_cannot_be_listed_the_pools_are_unknown_and_nothing_waits_for_them() -> None:
+    cluster = SmallCluster()
+    cluster.nodes = None
+    plan = cluster.reconcile()
+    condition = cluster.condition("PoolsAvailable")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("Unknown", "NodesNotListed")
+    assert "may not list nodes" in condition.message
+    assert len(plan.create) == 2
+
+
 def test_trainable_roles_land_on_on_demand_unless_the_policy_is_put_on_spot_by_name() -> None:
     for placement, pool in ((None, "onDemand"), ("spot", "spot")):
         roles = {"policy": {"placement": placement}} if placement else {}
