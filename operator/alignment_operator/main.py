@@ -19,13 +19,12 @@ from pythonjsonlogger.json import JsonFormatter
 
 from alignment_operator import handlers
 from alignment_operator.kube.client import KubeClient
+from alignment_operator.kube.leadership import Leadership
 from alignment_operator.kube.lease import Lease, LeaseLost
 from alignment_operator.kube.operator import Operator
 from alignment_operator.kube.platform import SCHEME, UNREADABLE, PlatformSource
 from alignment_operator.kube.probes import Probes
 from alignment_operator.kube.telemetry import Telemetry
-
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,11 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--kubeconfig", type=Path, help="cluster to serve; default: the one this process runs in")
     parse.add_argument("--platform", required=True, help=f"pools and defaults: a file, or {SCHEME}namespace/name")
     parse.add_argument("--namespace", help="serve the jobs of this namespace alone; default: all")
-    parse.add_argument("--lease-namespace", default=_own_namespace(), help="namespace of the Lease (%(default)s)")
+    parse.add_argument(
+        "--lease-namespace",
+        default="kube-system",
+        help="where those who serve all namespaces have their Lease, the same for all of them (%(default)s)",
+    )
     parse.add_argument("--port", type=int, default=8080, help="port of /healthz, /livez and /metrics (%(default)s)")
     parse.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING"), default="INFO", help="%(default)s")
     return parse
@@ -74,27 +77,29 @@ async def operate(arguments: argparse.Namespace) -> None:
     telemetry = Telemetry()
     client = await KubeClient.connect(arguments.kubeconfig)
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    served = f"alignment-operator.{arguments.namespace}" if arguments.namespace else "alignment-operator"
-    lease = Lease(client, arguments.lease_namespace, served, identity)
+    leadership = Leadership(client, arguments.namespace, arguments.lease_namespace, identity)
     platform = PlatformSource(arguments.platform, client, telemetry)
     try:
         await platform.load()
-        probes = Probes(telemetry, problem=lambda: lease.problem)
+        probes = Probes(telemetry, problem=lambda: leadership.lease.problem)
         async with probes.serving(arguments.port):
-            await lease.acquire()
+            await leadership.lease.acquire()
             telemetry.lead()
-            operator = Operator(client.permitted(lease.check), platform, telemetry, arguments.namespace, identity)
+            operator = Operator(client.permitted(leadership.check), platform, telemetry, arguments.namespace, identity)
             probes.problem = operator.problem
-            await _lead(operator, client, lease, arguments.namespace)
+            await _lead(operator, client, leadership, arguments.namespace)
     finally:
         await client.close()
 
 
-async def _lead(operator: Operator, client: KubeClient, lease: Lease, namespace: str | None) -> None:
+async def _lead(operator: Operator, client: KubeClient, leadership: Leadership, namespace: str | None) -> None:
     """The work, with the mirrors and the lease's renewal beside it: the first of them to fail ends all."""
+    lease = leadership.lease
     try:
         async with asyncio.TaskGroup() as tasks:
-            beside = (tasks.create_task(_keep(lease, operator)), tasks.create_task(operator.run()))
+            keeping = tasks.create_task(_keep(lease, operator))
+            await leadership.settle()
+            beside = (keeping, tasks.create_task(operator.run()))
             await operator.ready()  # also because kopf, when it ends, waits for every task that is younger than itself
             await handlers.run(operator, client, namespace)
             for task in beside:
@@ -118,7 +123,3 @@ def _log_json(level: str) -> None:
     handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(logging.WARNING)  # it logs every event it delivers
-
-
-def _own_namespace() -> str:
-    return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"

@@ -170,12 +170,23 @@ _IMAGE = {"image": "trainer:test", "imageID": "", "ready": True, "restartCount":
 class Operator:
     """An operator's process, as from a shell."""
 
-    def __init__(self, place: Place, folder: Path, kubeconfig: Path | None = None, lease: str | None = None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        folder: Path,
+        kubeconfig: Path | None = None,
+        lease: str | None = None,
+        everywhere: bool = False,
+    ) -> None:
+        """lease: of another name than all others have, so that it works beside them. everywhere: it serves all."""
         self.port = _free_port()
         self.log = folder / f"operator-{self.port}.log"
-        self._command = [sys.executable, "-c", "from alignment_operator.main import main; main()"]
-        self._command += [f"--kubeconfig={kubeconfig or place.rig.kubeconfig}", f"--namespace={place.namespace}"]
-        self._command += [f"--lease-namespace={lease or place.namespace}", f"--port={self.port}"]
+        program = "from alignment_operator.main import main; main()"
+        if lease is not None:
+            program = f"from alignment_operator.kube import leadership as l; l.NAMESPACE_LEASE = {lease!r}; {program}"
+        self._command = [sys.executable, "-c", program, f"--port={self.port}"]
+        self._command += [f"--kubeconfig={kubeconfig or place.rig.kubeconfig}"]
+        self._command += [] if everywhere else [f"--namespace={place.namespace}"]
         platform = folder / "platform.yaml"
         if not platform.exists():
             platform.write_text(PLATFORM)

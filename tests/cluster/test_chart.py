@@ -21,11 +21,11 @@ _numbers = count(1)
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:alignment"
 
 
-def render(cluster: Rig, *settings: str) -> list[dict[str, Any]]:
+def render(cluster: Rig, *settings: str, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
     ensure_built(HELM)
     arguments = [f"--set={setting}" for setting in settings]
     text = cluster.helm(
-        "template", "alignment", str(CHART), f"--namespace={NAMESPACE}", "--kube-version=1.37.2", *arguments
+        "template", "alignment", str(CHART), f"--namespace={namespace}", "--kube-version=1.37.2", *arguments
     )
     return [found for found in YAML(typ="safe").load_all(text) if found]
 
@@ -62,7 +62,7 @@ def as_operator(cluster: Rig, objects: list[dict[str, Any]], tmp_path: Path) -> 
 
 
 def test_the_rights_suffice_for_a_whole_job(place: Place, as_operator: Path, tmp_path: Path) -> None:
-    with operating(place, tmp_path, kubeconfig=as_operator, lease=NAMESPACE):
+    with operating(place, tmp_path, kubeconfig=as_operator):
         place.create_job()
         place.run("prepare")
         eventually(lambda: not place.pod("reference")["spec"].get("schedulingGates"), "the gate to open")
@@ -95,24 +95,37 @@ def test_the_rights_suffice_for_a_whole_job(place: Place, as_operator: Path, tmp
         ("update", "alignmentjobs.alignment.run", False),
         ("patch", "alignmentjobs.alignment.run", False),
         ("patch", "alignmentjobs.alignment.run/status", True),
+        ("update", "leases.coordination.k8s.io:alignment-jobs", True),
+        ("update", "leases.coordination.k8s.io:another", False),
         ("list", "customresourcedefinitions.apiextensions.k8s.io", False),
         ("create", "rolebindings.rbac.authorization.k8s.io", False),
     ],
 )
 def test_the_operator_may(verb: str, what: str, allowed: bool, cluster: Rig, objects: list[dict[str, Any]]) -> None:
+    assert may(cluster, ACCOUNT, verb, what, "default") is allowed
+
+
+def may(cluster: Rig, account: str, verb: str, what: str, namespace: str) -> bool:
+    """Whether a service account may; what: resource.group/subresource:name."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
-        "spec": {"user": ACCOUNT, "groups": ["system:authenticated"], "resourceAttributes": _attributes(verb, what)},
+        "spec": {
+            "user": account,
+            "groups": ["system:authenticated"],
+            "resourceAttributes": _attributes(verb, what) | {"namespace": namespace},
+        },
     }
     answer = json.loads(cluster.kubectl("create", "-o", "json", "-f", "-", stdin=json.dumps(review)))
-    assert answer["status"]["allowed"] is allowed
+    allowed: bool = answer["status"]["allowed"]
+    return allowed
 
 
 def _attributes(verb: str, what: str) -> dict[str, str]:
-    resource, _, subresource = what.partition("/")
+    rest, _, name = what.partition(":")
+    resource, _, subresource = rest.partition("/")
     resource, _, group = resource.partition(".")
-    return {"verb": verb, "resource": resource, "group": group, "subresource": subresource, "namespace": "default"}
+    return {"verb": verb, "resource": resource, "group": group, "subresource": subresource, "name": name}
 
 
 def template(**spec: Any) -> dict[str, Any]:

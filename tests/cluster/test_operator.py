@@ -103,7 +103,7 @@ def test_a_job_applied_again_meets_no_leftovers(place: Place, tmp_path: Path) ->
 
 def test_an_exit_seen_by_two_operators_is_counted_once(place: Place, tmp_path: Path) -> None:
     # Two leases, so that both act: what must never happen, and must not count double if it does.
-    with operating(place, tmp_path), operating(place, tmp_path, lease="kube-system"):
+    with operating(place, tmp_path), operating(place, tmp_path, lease="another"):
         place.create_job()
         place.play_to_training()
         place.end("policy", FAILED)

@@ -275,9 +275,14 @@ def judging_no_more_than(completions: int, work: Path) -> Iterator[None]:
 
 def make_claims(rig: Rig, rows: int) -> Path:
     """The claims `models`, `data` and `work` with a tiny model, pairs and a judge; returns the folder of `work`."""
-    write_model(rig.shared_volume("models", NAMESPACE) / "tiny")
-    data = rig.shared_volume("data", NAMESPACE)
+    make_inputs(rig, rows, NAMESPACE, "ReadWriteMany")
+    return rig.shared_volume("work", NAMESPACE)
+
+
+def make_inputs(rig: Rig, rows: int, namespace: str, mode: str) -> None:
+    """The claims `models` and `data` with a tiny model, pairs and a judge."""
+    write_model(rig.shared_volume("models", namespace, mode) / "tiny")
+    data = rig.shared_volume("data", namespace, mode)
     write_pairs(data / "pairs.jsonl", rows)
     (data / "code").mkdir()
     (data / "code" / "judge.py").write_text(JUDGE)
-    return rig.shared_volume("work", NAMESPACE)

@@ -25,9 +25,10 @@ What a test may do
   install_operator(rig)                             the operator's image and chart, with those values
   make_example_claims(rig, namespace)               what examples/dpo.yaml reads: the model and the data, in claims
 
-Claims without a class get a folder from the default StorageClass `rig` (any access mode). Pods reach each other, the
-services and this machine (`rig.slot.host_address`), and nothing beyond. Pods, services and the API server are
-reachable from this machine by address. NetworkPolicies are stored and not enforced (the bridge plugin has none).
+Claims without a class get a folder from the default StorageClass `rig` (any access mode), those of the class
+`rig-node` one that stays on a node (ReadWriteOnce). Pods reach each other, the services and this machine
+(`rig.slot.host_address`), and nothing beyond. Pods, services and the API server are reachable from this machine by
+address. NetworkPolicies are stored and not enforced (the bridge plugin has none).
 Images: `BASE` (Debian bookworm with Python 3.11, any user) and what was imported; use `imagePullPolicy: Never`.
 A lost node is Unknown after about 10 s. Every node reports the whole machine's CPUs and memory.
 
@@ -41,7 +42,15 @@ from tests.rig.cluster import Rig, prepare
 from tests.rig.images import BASE
 from tests.rig.node import DEFAULT_NODES, NodeSpec
 from tests.rig.paths import RigUnavailable
-from tests.rig.product import EXAMPLE, install_operator, make_example_claims, platform_values, trainer_pod_template
+from tests.rig.product import (
+    EXAMPLE,
+    image_values,
+    install_chart,
+    install_operator,
+    make_example_claims,
+    platform_values,
+    trainer_pod_template,
+)
 
 __all__ = [
     "BASE",
@@ -50,6 +59,8 @@ __all__ = [
     "NodeSpec",
     "Rig",
     "RigUnavailable",
+    "image_values",
+    "install_chart",
     "install_operator",
     "make_example_claims",
     "platform_values",

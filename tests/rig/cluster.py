@@ -155,15 +155,15 @@ class Rig:
         status = next(s for s in statuses if container in (None, s["name"]))
         self.node(found["spec"]["nodeName"]).kill_container(status["containerID"].removeprefix("containerd://"))
 
-    def shared_volume(self, name: str, namespace: str = "default") -> Path:
-        """A folder of this machine as a bound ReadWriteMany claim `name` on every node; returns the folder.
+    def shared_volume(self, name: str, namespace: str = "default", mode: str = "ReadWriteMany") -> Path:
+        """A folder of this machine as a bound claim `name` of that access mode on every node; returns the folder.
 
         Any user may write there (hostPath volumes ignore fsGroup).
         """
         folder = self.slot.work / "volumes" / namespace / name
         folder.mkdir(parents=True)
         folder.chmod(0o777)
-        shape = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+        shape = {"accessModes": [mode], "storageClassName": ""}
         volume = f"{namespace}-{name}"
         spec = shape | {"capacity": {"storage": "100Gi"}, "hostPath": {"path": str(folder)}}
         claim = shape | {"volumeName": volume, "resources": {"requests": {"storage": "100Gi"}}}
@@ -278,7 +278,7 @@ class Rig:
         self._spawn("coredns", control_plane.coredns(layout, corefile))
         self.apply(*control_plane.storage_objects())
         layout.dynamic_volumes.mkdir()
-        storage = self._write("local-path.json", {"sharedFileSystemPath": str(layout.dynamic_volumes)})
+        storage = self._write("local-path.json", control_plane.storage_config(layout))
         helper = self._write("helper-pod.json", control_plane.helper_pod())
         self._spawn("volumes", control_plane.volume_provisioner(layout, storage, helper))
 

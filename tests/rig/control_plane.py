@@ -20,6 +20,8 @@ ADMIN = "admin"
 # A node that stops answering is Unknown after this long: seconds, where production waits 50.
 NODE_GRACE_SECONDS = 8
 DYNAMIC_STORAGE_CLASS = "rig"
+NODE_STORAGE_CLASS = "rig-node"
+"""Its volumes are ReadWriteOnce and stay on one node, as cloud disks and local ones do."""
 
 
 @dataclass
@@ -210,10 +212,10 @@ def coredns(layout: Layout, config: Path) -> list[str]:
 
 
 def volume_provisioner(layout: Layout, config: Path, helper_pod: Path) -> list[str]:
-    """rancher/local-path-provisioner behind the default StorageClass, as k3s and kind ship it.
+    """rancher/local-path-provisioner behind both StorageClasses, as k3s and kind ship it.
 
     Preferred to a pool of ready-made volumes: claims of any size and access mode bind, and a deleted claim's data
-    really goes. `sharedFileSystemPath` makes every volume one folder seen by all nodes, so ReadWriteMany holds.
+    really goes.
     """
     return [
         str(LOCAL_PATH.folder / "local-path-provisioner"),
@@ -227,19 +229,25 @@ def volume_provisioner(layout: Layout, config: Path, helper_pod: Path) -> list[s
     ]
 
 
+def storage_config(layout: Layout) -> dict[str, Any]:
+    """The provisioner's: `sharedFileSystemPath` makes every volume one folder seen by all nodes, so ReadWriteMany holds;
+    a volume below `nodePathMap` is bound to its first pod's node."""
+    folder = str(layout.dynamic_volumes)
+    anywhere = {"node": "DEFAULT_PATH_FOR_NON_LISTED_NODES", "paths": [folder]}
+    classes = {
+        DYNAMIC_STORAGE_CLASS: {"sharedFileSystemPath": folder},
+        NODE_STORAGE_CLASS: {"nodePathMap": [anywhere]},
+    }
+    return {"storageClassConfigs": classes}
+
+
 def storage_objects() -> list[dict[str, Any]]:
-    """The default StorageClass and the scripts with which the provisioner's helper pods make and remove folders."""
+    """The StorageClasses, and the scripts with which the provisioner's helper pods make and remove folders."""
     default = {"storageclass.kubernetes.io/is-default-class": "true"}
     scripts = {"setup": 'set -eu\nmkdir -m 0777 -p "$VOL_DIR"\n', "teardown": 'set -eu\nrm -rf "$VOL_DIR"\n'}
     return [
-        {
-            "apiVersion": "storage.k8s.io/v1",
-            "kind": "StorageClass",
-            "metadata": {"name": DYNAMIC_STORAGE_CLASS, "annotations": default},
-            "provisioner": "rancher.io/local-path",
-            "reclaimPolicy": "Delete",
-            "volumeBindingMode": "Immediate",
-        },
+        _storage_class({"name": DYNAMIC_STORAGE_CLASS, "annotations": default}, "Immediate"),
+        _storage_class({"name": NODE_STORAGE_CLASS}, "WaitForFirstConsumer"),
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -247,6 +255,17 @@ def storage_objects() -> list[dict[str, Any]]:
             "data": scripts,
         },
     ]
+
+
+def _storage_class(metadata: dict[str, Any], binding: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": metadata,
+        "provisioner": "rancher.io/local-path",
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": binding,
+    }
 
 
 def helper_pod() -> dict[str, Any]:

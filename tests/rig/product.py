@@ -48,6 +48,15 @@ def trainer_pod_template() -> dict[str, Any]:
     return {"spec": {"containers": [container], "volumes": volumes}}
 
 
+def image_values() -> dict[str, Any]:
+    """Helm values by which pods take the images that the rig has."""
+    repository, tag = OPERATOR_IMAGE
+    return {
+        "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+        "platform": {"image": BASE, "imagePullPolicy": "Never"},
+    }
+
+
 def platform_values() -> dict[str, Any]:
     """Helm values for the rig: its two pools, and trainers that run from this checkout."""
     template = trainer_pod_template()
@@ -56,26 +65,27 @@ def platform_values() -> dict[str, Any]:
         "onDemand": {"nodeSelector": {POOL_LABEL: "onDemand"}, "podTemplate": template},
         "spot": {"nodeSelector": {POOL_LABEL: "spot"}, "tolerations": [toleration], "podTemplate": template},
     }
-    repository, tag = OPERATOR_IMAGE
-    return {
-        "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
-        "platform": {
-            "image": BASE,
-            "imagePullPolicy": "Never",
-            "gang": "podGroup",
-            "pools": pools,
-            "storage": {"accessMode": "ReadWriteMany"},  # spot servers read the reward model that onDemand has made
-        },
+    values = image_values()
+    values["platform"] |= {
+        "gang": "podGroup",
+        "pools": pools,
+        "storage": {"accessMode": "ReadWriteMany"},  # spot servers read the reward model that onDemand has made
     }
+    return values
 
 
 def install_operator(rig: Rig) -> None:
     """Build the operator's image, import it and `helm install` the chart; returns when the operator is ready."""
     rig.build_image("operator", ":".join(OPERATOR_IMAGE))
-    values = rig.slot.work / "values.json"
-    values.write_text(json.dumps(platform_values()))
-    place = ("--namespace", NAMESPACE, "--create-namespace")
-    rig.helm("upgrade", "--install", "alignment", str(CHART), *place, "--values", str(values), "--wait", timeout=600)
+    install_chart(rig, "alignment", NAMESPACE, platform_values())
+
+
+def install_chart(rig: Rig, release: str, namespace: str, values: Mapping[str, Any]) -> None:
+    """`helm install`; returns when its operators are ready."""
+    file = rig.slot.work / f"{release}.json"
+    file.write_text(json.dumps(values))
+    place = ("--namespace", namespace, "--create-namespace")
+    rig.helm("upgrade", "--install", release, str(CHART), *place, "--values", str(file), "--wait", timeout=600)
 
 
 def real_model(folder: Path) -> None:

@@ -1,3 +1,9 @@
+{{- /* What serves one namespace, or with "" all of them: (list $ namespace). */ -}}
+{{- define "alignment-operator.name" -}}
+{{- $namespace := index . 1 -}}
+{{ (index . 0).Release.Name }}{{ with $namespace }}-{{ . }}{{ end }}
+{{- end }}
+
 {{- define "alignment-operator.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from alignment_operator.kube.throttle import LANES, Lane, TokenBucket, backoff_s
 
 Manifest = dict[str, Any]
 Params = Mapping[str, str]
+Permit = Callable[[str], Awaitable[None]]
+"""Asked with the namespace that is to be written in."""
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -61,7 +63,7 @@ class KubeClient:
     def __init__(self, configuration: Configuration, in_cluster: bool) -> None:
         self.in_cluster = in_cluster
         self._configuration = configuration
-        self._permit: Callable[[], None] = lambda: None
+        self.permit: Permit = _always
         self._enter(LANES["work"])
         self._session = self.new_session()
         self._bare = aiohttp.ClientSession()
@@ -91,10 +93,10 @@ class KubeClient:
         other._enter(LANES[purpose])
         return other
 
-    def permitted(self, permit: Callable[[], None]) -> KubeClient:
+    def permitted(self, permit: Permit) -> KubeClient:
         """The same connections; `permit` is asked before everything that is written, and raises where it may not be."""
         other = copy.copy(self)
-        other._permit = permit
+        other.permit = permit
         return other
 
     @property
@@ -211,11 +213,12 @@ class KubeClient:
         timeout = aiohttp.ClientTimeout(total=self._lane.try_seconds)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self._lane.retry_seconds if seconds is None else seconds)
+        namespace = path.partition("/namespaces/")[2].partition("/")[0]
         failures = 0
         while True:
-            await self._bucket.take(owner=path.partition("/namespaces/")[2].partition("/")[0])
+            await self._bucket.take(owner=namespace)
             if method != "GET":
-                self._permit()  # after the wait: it is now that it is sent
+                await self.permit(namespace)  # after the wait: it is now that it is sent
             try:
                 async with self._session.request(
                     method, self.server + path, params=params, data=data, headers=headers, timeout=timeout
@@ -229,6 +232,10 @@ class KubeClient:
                 if pause is None or loop.time() + pause > deadline:
                     raise
             await asyncio.sleep(pause)
+
+
+async def _always(namespace: str) -> None:
+    """Nobody has set limits."""
 
 
 def _pause(error: Exception, failures: int) -> float | None:

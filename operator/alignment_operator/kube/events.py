@@ -15,6 +15,7 @@ from typing import Literal
 from alignment_api.contract.job import API_VERSION, KIND, AlignmentJob
 from alignment_api.contract.status import AlignmentJobStatus, Condition
 from alignment_operator.kube.client import UNAVAILABLE, ApiError, KubeClient, Manifest
+from alignment_operator.kube.leadership import ServedByAnother
 from alignment_operator.kube.paths import collection
 
 COMPONENT = "alignment-operator"
@@ -101,7 +102,7 @@ class EventPoster:
             event = await self._queue.get()
             try:
                 await self._client.create(collection("Event", event["metadata"]["namespace"]), event)
-            except UNAVAILABLE as error:
+            except (*UNAVAILABLE, ServedByAnother) as error:
                 told = isinstance(error, ApiError) and error.reason == "AlreadyExists"  # by a try whose answer was lost
                 if not told:
                     self._drop(event["reason"], str(error) or repr(error))

@@ -18,6 +18,8 @@ from alignment_operator.kube.paths import collection, named
 DURATION_SECONDS = 15
 RENEW_DEADLINE_SECONDS = 10.0
 RETRY_SECONDS = 2.0
+LOOKED_AT = "alignment.run/looked-at"
+"""Annotation of a Lease that an operator of the whole cluster has looked at."""
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +46,15 @@ class Lease:
 
     def __init__(self, client: KubeClient, namespace: str, name: str, identity: str) -> None:
         self._client = client.lane("lease")
-        self._namespace = namespace
+        self.namespace = namespace
         self._name = name
         self._identity = identity
         self._sighting: _Sighting | None = None
         self._renewed_at = 0.0
         self.problem: str | None = "the Lease has not been read yet"
         """Why a standby could not take over; None where it could."""
+        self.was_looked_at = False
+        """Another, who does not want it, has looked whether somebody holds it."""
 
     async def acquire(self) -> None:
         """Wait until the lease is ours."""
@@ -83,6 +87,15 @@ class Lease:
         if age >= DURATION_SECONDS:
             raise LeaseLost(f"not renewed for {age:.0f} s")
 
+    async def look(self) -> str | None:
+        """Who else holds it now; None where nobody does, or one whose time is over. The first look leaves a mark."""
+        lease = await self._read()
+        other = self._other(lease)
+        if other is None and not _is_marked(lease):
+            lease["metadata"]["annotations"] = {**(lease["metadata"].get("annotations") or {}), LOOKED_AT: "true"}
+            await self._write(lease)
+        return other
+
     async def release(self) -> None:
         """Let the next one in at once instead of after the duration."""
         try:
@@ -95,7 +108,7 @@ class Lease:
 
     @property
     def _path(self) -> str:
-        return named("Lease", self._namespace, self._name)
+        return named("Lease", self.namespace, self._name)
 
     async def _attempt(self) -> str | None:
         """Create, take over or renew, once. Returns who holds it; None where that is not known, or nobody does yet."""
@@ -111,17 +124,21 @@ class Lease:
 
     async def _take(self) -> str:
         lease = await self._read()
-        holder: str = lease["spec"].get("holderIdentity") or ""
-        if holder not in ("", self._identity) and not self._expired(lease):
-            return holder
-        lease["spec"] = self._spec(lease["spec"], taken=holder != self._identity)
+        other = self._other(lease)
+        if other is not None:
+            return other
+        lease["spec"] = self._spec(lease["spec"], taken=lease["spec"].get("holderIdentity") != self._identity)
         began = asyncio.get_running_loop().time()  # another counts from when it sees the write, which is later
+        await self._write(lease)
+        self._renewed_at = began
+        self.was_looked_at = _is_marked(lease)
+        return self._identity
+
+    async def _write(self, lease: Manifest) -> None:
         if "resourceVersion" in lease["metadata"]:
             await self._client.replace(self._path, lease)
         else:
-            await self._client.create(collection("Lease", self._namespace), lease)
-        self._renewed_at = began
-        return self._identity
+            await self._client.create(collection("Lease", self.namespace), lease)
 
     async def _read(self) -> Manifest:
         """The lease; a new one, without a version, where there is none."""
@@ -130,8 +147,12 @@ class Lease:
         except ApiError as error:
             if error.status != 404:
                 raise
-        metadata = {"name": self._name, "namespace": self._namespace}
+        metadata = {"name": self._name, "namespace": self.namespace}
         return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}}
+
+    def _other(self, lease: Manifest) -> str | None:
+        holder: str = lease["spec"].get("holderIdentity") or ""
+        return None if holder in ("", self._identity) or self._expired(lease) else holder
 
     def _expired(self, lease: Manifest) -> bool:
         now = asyncio.get_running_loop().time()
@@ -147,3 +168,7 @@ class Lease:
         if not taken:
             return before | spec
         return before | spec | {"acquireTime": now, "leaseTransitions": before.get("leaseTransitions", -1) + 1}
+
+
+def _is_marked(lease: Manifest) -> bool:
+    return LOOKED_AT in (lease["metadata"].get("annotations") or {})

@@ -14,6 +14,7 @@ from alignment_api.contract.job import JOB_LABEL, KIND
 from alignment_operator.kube.client import METADATA_LIST, UNAVAILABLE, KubeClient
 from alignment_operator.kube.events import EventPoster
 from alignment_operator.kube.kind import JobKind
+from alignment_operator.kube.leadership import LOOK_SECONDS, ServedByAnother
 from alignment_operator.kube.nodes import NodeView, see_node
 from alignment_operator.kube.observe import SeenPod, see_pod
 from alignment_operator.kube.paths import collection
@@ -27,6 +28,7 @@ from alignment_operator.plan.types import JobKey
 from alignment_operator.reconcile import Conflict, reconcile
 
 AFTER_CONFLICT = timedelta(milliseconds=200)
+WHILE_SERVED_BY_ANOTHER = timedelta(seconds=3 * LOOK_SECONDS)
 TICK_SECONDS = 5.0
 SWEEP_SECONDS = 600.0
 """Between looks for jobs whose end nobody told of: a watch that begins anew does not."""
@@ -129,6 +131,10 @@ class Operator:
                 measured.result = "conflict"
                 log.info("changed under us, looking again", extra={"key": str(key), "conflict": str(conflict)})
                 return AFTER_CONFLICT
+            except ServedByAnother:
+                measured.result = "left"
+                self._world.forget(key)
+                return WHILE_SERVED_BY_ANOTHER
 
     @contextmanager
     def _measured(self) -> Iterator[_Measured]:

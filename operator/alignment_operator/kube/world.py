@@ -62,10 +62,14 @@ class KubeWorld:
         return self._written.get(key) == version
 
     async def observe(self, key: JobKey) -> Observed | None:
-        """What is; None when the job is gone, is being deleted, or cannot be understood (then its status says why)."""
+        """What is; None when the job is gone, is being deleted, or cannot be understood (then its status says why).
+
+        Raises ServedByAnother where its namespace has an operator of its own.
+        """
+        await self._client.permit(key.namespace)
         raw = await self._read(named(KIND, key.namespace, key.name))
         if raw is None or raw["metadata"].get("deletionTimestamp"):
-            self._forget(key)
+            self.forget(key)
             return None
         job = await self._parse(key, raw)
         if job is None:
@@ -159,7 +163,8 @@ class KubeWorld:
                 found[claim] = VolumeView(tuple(raw["spec"].get("accessModes", ())))
         return found
 
-    def _forget(self, key: JobKey) -> None:
+    def forget(self, key: JobKey) -> None:
+        """The job is gone, or another's."""
         self._written.pop(key, None)
         self._applier.forget(key)
         self._telemetry.saw_phase(key, None)

@@ -142,22 +142,6 @@ async def test_a_lease_that_cannot_be_renewed_is_lost_at_the_deadline(monkeypatc
         assert clock() - began >= 0.5
 
 
-async def test_nothing_is_written_once_others_may_think_that_nobody_holds_the_lease(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    store = Store()
-    async with answering(store.serve) as client:
-        lease = make(client)
-        await lease.acquire()
-        permitted = client.permitted(lease.check)
-        await permitted.replace(NAME, store.lease)
-        monkeypatch.setattr(settings, "DURATION_SECONDS", 0)
-        with pytest.raises(LeaseLost, match="not renewed for 0 s"):
-            await permitted.replace(NAME, store.lease)
-        assert store.writes == 2
-        assert (await permitted.get(NAME))["spec"]["holderIdentity"] == "me"
-
-
 async def test_a_lease_that_was_deleted_is_made_again() -> None:
     store = Store()
     async with answering(store.serve) as client:

@@ -1,0 +1,70 @@
+"""A team without rights to the cluster, on storage that one node at a time can mount: the chart's values as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.e2e.jobs import Jobs, PodHistory, condition, dpo_job, make_inputs, ppo_job
+from tests.rig import Rig, image_values, install_chart, trainer_pod_template
+from tests.rig.control_plane import NODE_STORAGE_CLASS
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
+
+NAMESPACE = "one-node"
+ROWS = 100
+
+
+@pytest.fixture(scope="module")
+def jobs(rig: Rig, work: object) -> Jobs:
+    """Jobs of a namespace with an operator of its own, beside the one of the cluster (`work`)."""
+    rig.kubectl("create", "namespace", NAMESPACE)
+    make_inputs(rig, ROWS, NAMESPACE, "ReadWriteOnce")
+    values = image_values() | {"watchNamespaces": [NAMESPACE]}
+    values |= {part: {"install": False} for part in ("crd", "userRoles", "admissionPolicy")}
+    values["platform"] |= {
+        "pools": dict.fromkeys(("onDemand", "spot"), {"podTemplate": trainer_pod_template()}),
+        "storage": {"storageClassName": NODE_STORAGE_CLASS},  # instead of another default class for the whole rig
+    }
+    install_chart(rig, "team", f"{NAMESPACE}-system", values)
+    return Jobs(rig, NAMESPACE)
+
+
+def on_defaults(job: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The job in that namespace, with the platform's storage and output."""
+    job["metadata"]["namespace"] = NAMESPACE
+    del job["spec"]["storage"], job["spec"]["output"]
+    job["spec"]["training"]["maxSteps"] = steps
+    job["spec"]["checkpoint"] = {"everySteps": steps}
+    return job
+
+
+@pytest.mark.parametrize(
+    ("job", "roles"),
+    [
+        (on_defaults(dpo_job("dpo"), 20), {"prepare", "reference", "policy", "evaluator"}),
+        (
+            on_defaults(ppo_job("ppo"), 2),
+            {"prepare", "policy", "actor", "critic", "reference", "reward", "rollout", "evaluator"},
+        ),
+    ],
+    ids=["dpo", "ppo"],
+)
+def test_a_job_runs_where_volumes_are_of_one_node(job: dict[str, Any], roles: set[str], jobs: Jobs) -> None:
+    name = job["metadata"]["name"]
+    with jobs.watching(name) as history:
+        jobs.apply(job)
+        status = jobs.wait_complete(name)
+    assert _nodes(history) == dict.fromkeys(roles, {"ondemand-0"})
+    assert history.doubled() == []
+    assert condition(status, "PoolsAvailable") == "Unknown", "it may not list nodes"
+    for claim in (f"{name}-storage", f"{name}-output"):
+        found = next(c for c in jobs.rig.get("pvc", "-n", NAMESPACE)["items"] if c["metadata"]["name"].startswith(claim))
+        assert found["spec"]["accessModes"] == ["ReadWriteOnce"]
+        volume = jobs.rig.get("pv", found["spec"]["volumeName"])
+        assert volume["spec"]["nodeAffinity"], "another node could not mount it"
+
+
+def _nodes(history: PodHistory) -> dict[str, set[str]]:
+    roles = {life.role for life in history.lives.values()}
+    return {role: {life.node for life in history.of(role)} for role in roles}
