@@ -90,8 +90,8 @@ def test_it_runs_a_whole_job_and_the_operator_of_the_cluster_leaves_it_alone(tea
             team.create_job()
             team.play_to_training()
             assert team.condition("PoolsAvailable")["reason"] == "NodesNotListed"
-            mine = f'alignment_operator_jobs{{namespace="{TEAM}",phase="Training"}}'
-            eventually(lambda: own.metric(mine) == 1, "the job to train")
+            mine = f'alignment_operator_jobs{{namespace="{TEAM}",phase="Running"}}'
+            eventually(lambda: own.metric(mine) == 1, "its own operator to count it")
             assert not everyone.metric(mine)
             assert everyone.metric('alignment_operator_reconcile_seconds_count{result="left"}')
         team.end("policy", TRAINED)

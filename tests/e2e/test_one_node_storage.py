@@ -1,4 +1,4 @@
-"""A team without rights to the cluster, on storage that one node at a time can mount: the chart's values as they come."""
+"""A team without rights to the cluster, on volumes that stay on a node: the chart's values as they come."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def jobs(rig: Rig, work: object) -> Jobs:
     values = image_values() | {"watchNamespaces": [NAMESPACE]}
     values |= {part: {"install": False} for part in ("crd", "userRoles", "admissionPolicy")}
     values["platform"] |= {
-        "pools": dict.fromkeys(("onDemand", "spot"), {"podTemplate": trainer_pod_template()}),
+        "pools": {pool: {"podTemplate": trainer_pod_template()} for pool in ("onDemand", "spot")},
         "storage": {"storageClassName": NODE_STORAGE_CLASS},  # instead of another default class for the whole rig
     }
     install_chart(rig, "team", f"{NAMESPACE}-system", values)
@@ -55,14 +55,15 @@ def test_a_job_runs_where_volumes_are_of_one_node(job: dict[str, Any], roles: se
     with jobs.watching(name) as history:
         jobs.apply(job)
         status = jobs.wait_complete(name)
-    assert _nodes(history) == dict.fromkeys(roles, {"ondemand-0"})
+    assert _nodes(history) == {role: {"ondemand-0"} for role in roles}
     assert history.doubled() == []
     assert condition(status, "PoolsAvailable") == "Unknown", "it may not list nodes"
-    for claim in (f"{name}-storage", f"{name}-output"):
-        found = next(c for c in jobs.rig.get("pvc", "-n", NAMESPACE)["items"] if c["metadata"]["name"].startswith(claim))
-        assert found["spec"]["accessModes"] == ["ReadWriteOnce"]
-        volume = jobs.rig.get("pv", found["spec"]["volumeName"])
-        assert volume["spec"]["nodeAffinity"], "another node could not mount it"
+    claims = {
+        c["metadata"]["name"].rpartition("-")[0]: c["spec"] for c in jobs.rig.get("pvc", "-n", NAMESPACE)["items"]
+    }
+    for claim in (claims[f"{name}-storage"], claims[f"{name}-output"]):
+        assert claim["accessModes"] == ["ReadWriteOnce"]
+        assert jobs.rig.get("pv", claim["volumeName"])["spec"]["nodeAffinity"], "another node could not mount it"
 
 
 def _nodes(history: PodHistory) -> dict[str, set[str]]:

@@ -230,8 +230,8 @@ def volume_provisioner(layout: Layout, config: Path, helper_pod: Path) -> list[s
 
 
 def storage_config(layout: Layout) -> dict[str, Any]:
-    """The provisioner's: `sharedFileSystemPath` makes every volume one folder seen by all nodes, so ReadWriteMany holds;
-    a volume below `nodePathMap` is bound to its first pod's node."""
+    """The provisioner's. `sharedFileSystemPath` makes every volume one folder seen by all nodes, so ReadWriteMany
+    holds; a volume below `nodePathMap` is bound to its first pod's node."""
     folder = str(layout.dynamic_volumes)
     anywhere = {"node": "DEFAULT_PATH_FOR_NON_LISTED_NODES", "paths": [folder]}
     classes = {

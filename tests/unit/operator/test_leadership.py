@@ -1,4 +1,4 @@
-"""Whatever is installed, one operator serves a job: of one namespace, and of all of them. By real rights: tests/cluster."""
+"""Whatever is installed, one operator serves a job: of one namespace, or of all. With real rights: tests/cluster."""
 
 import asyncio
 from collections import Counter
@@ -39,7 +39,9 @@ class Leases:
             return refused(404, "NotFound") if found is None else web.json_response(found)
         body = await request.json()
         path = request.path if request.method == "PUT" else f"{request.path}/{body['metadata']['name']}"
-        if body["metadata"].get("resourceVersion") != self.kept.get(path, {}).get("metadata", {}).get("resourceVersion"):
+        if body["metadata"].get("resourceVersion") != self.kept.get(path, {}).get("metadata", {}).get(
+            "resourceVersion"
+        ):
             return refused(409, "Conflict")
         self._versions += 1
         body["metadata"]["resourceVersion"] = str(self._versions)
@@ -81,7 +83,7 @@ async def test_a_namespace_whose_operator_is_gone_is_served_after_its_leases_tim
         began = asyncio.get_running_loop().time()
         with pytest.raises(ServedByAnother):
             await everyone.check("team")
-        while await _is_left(everyone):
+        while await _is_left(everyone):  # noqa: ASYNC110 - an expiry has no event
             await asyncio.sleep(0.02)
         assert asyncio.get_running_loop().time() - began >= 1
         keeping.cancel()
