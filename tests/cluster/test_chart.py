@@ -204,6 +204,7 @@ def test_whoever_may_edit_a_namespace_may_edit_its_jobs(cluster: Rig, objects: l
         ("platform.pools.onDemand.gpu.product=H100", "memoryGib"),
         ("platform.storage.accessMode=Sometimes", "accessMode"),
         ("platform.gang=coscheduling", "gang"),
+        ("watchNamespaces={Team_A}", "watchNamespaces"),
     ],
 )
 def test_a_typo_in_the_values_is_refused(setting: str, words: str, cluster: Rig) -> None:

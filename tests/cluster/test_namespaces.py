@@ -1,13 +1,14 @@
 """The chart's watchNamespaces: operators that have rights in one namespace each, beside one of the whole cluster."""
 
 import json
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.operating import CLAIM, SCORED, TRAINED, Operator, Place, eventually, operating
+from tests.cluster.operating import CLAIM, SCORED, TRAINED, Operator, Place, eventually
 from tests.cluster.test_chart import may, render
 from tests.rig import control_plane as configuration
 from tests.rig.cluster import Rig
@@ -80,20 +81,30 @@ def test_an_operator_of_a_namespace_may(
 
 def test_it_runs_a_whole_job_and_the_operator_of_the_cluster_leaves_it_alone(team: Place, tmp_path: Path) -> None:
     everyone = Operator(team, tmp_path, everywhere=True)
-    with ExitStack() as running:
-        everyone.start()
-        running.callback(everyone.kill)
-        eventually(everyone.is_healthy, "the operator of the cluster to lead")
-        account = as_account(team.rig, f"alignment-{TEAM}", tmp_path)
-        with operating(team, tmp_path, kubeconfig=account) as own:
-            eventually(own.is_healthy, "the operator of the namespace to lead")
-            team.create_job()
-            team.play_to_training()
-            assert team.condition("PoolsAvailable")["reason"] == "NodesNotListed"
-            mine = f'alignment_operator_jobs{{namespace="{TEAM}",phase="Running"}}'
-            eventually(lambda: own.metric(mine) == 1, "its own operator to count it")
-            assert not everyone.metric(mine)
-            assert everyone.metric('alignment_operator_reconcile_seconds_count{result="left"}')
+    own = Operator(team, tmp_path, kubeconfig=as_account(team.rig, f"alignment-{TEAM}", tmp_path))
+    with started(everyone), started(own):
+        team.create_job()
+        team.play_to_training()
+        assert team.condition("PoolsAvailable")["reason"] == "NodesNotListed"
+        mine = f'alignment_operator_jobs{{namespace="{TEAM}",phase="Running"}}'
+        eventually(lambda: own.metric(mine) == 1, "its own operator to count it")
+        assert not everyone.metric(mine)
+        assert everyone.metric('alignment_operator_reconcile_seconds_count{result="left"}')
+        own.kill(signal.SIGTERM)
+        (forbidden,) = own.errors()
+        assert forbidden["path"] == "/api/v1/nodes"
         team.end("policy", TRAINED)
         team.end("evaluator", SCORED)
         eventually(lambda: team.status()["phase"] == "Complete", "the operator of the cluster to take over")
+
+
+@contextmanager
+def started(operator: Operator) -> Iterator[None]:
+    """It runs, leads, and ends with the test."""
+    operator.start()
+    try:
+        eventually(operator.is_healthy, "it to lead")
+        yield
+    finally:
+        if operator.process is not None and operator.process.poll() is None:
+            operator.kill()

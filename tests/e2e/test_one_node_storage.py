@@ -58,9 +58,8 @@ def test_a_job_runs_where_volumes_are_of_one_node(job: dict[str, Any], roles: se
     assert _nodes(history) == {role: {"ondemand-0"} for role in roles}
     assert history.doubled() == []
     assert condition(status, "PoolsAvailable") == "Unknown", "it may not list nodes"
-    claims = {
-        c["metadata"]["name"].rpartition("-")[0]: c["spec"] for c in jobs.rig.get("pvc", "-n", NAMESPACE)["items"]
-    }
+    made = jobs.rig.get("pvc", "-n", NAMESPACE)["items"]
+    claims = {claim["metadata"]["name"].rpartition("-")[0]: claim["spec"] for claim in made}
     for claim in (claims[f"{name}-storage"], claims[f"{name}-output"]):
         assert claim["accessModes"] == ["ReadWriteOnce"]
         assert jobs.rig.get("pv", claim["volumeName"])["spec"]["nodeAffinity"], "another node could not mount it"
