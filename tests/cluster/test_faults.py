@@ -104,10 +104,10 @@ def test_a_loss_is_seen_though_every_watch_is_cut(place: Place, proxy: FaultProx
     assert place.role("policy")["failures"] == 1
 
 
-def test_an_operator_that_may_not_list_nodes_is_alive_and_unready_and_plans_nothing(
+def test_an_operator_that_may_not_list_pods_is_alive_and_unready_and_plans_nothing(
     place: Place, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    forbidden = proxy.fault("GET", "^/api/v1/nodes", code=403)
+    forbidden = proxy.fault("GET", r"^/api/v1/namespaces/[^/]+/pods(\?|$)", code=403)
     operator = Operator(place, tmp_path, kubeconfig=proxy.kubeconfig(tmp_path))
     operator.start()
     eventually(lambda: operator.metric("alignment_operator_leader") == 1, "it to lead")
