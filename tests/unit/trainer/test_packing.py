@@ -2,7 +2,9 @@ import pytest
 import torch
 from tiny_runs import pairs, tiny_llama, tiny_qwen2
 
-from alignment_trainer.data.packing import PromptGroup, pack, pair_group
+from alignment_trainer.data.packing import PromptGroup, pack, pair_group, split_groups
+from alignment_trainer.engines.scoring import score_sequences, token_values
+from alignment_trainer.experience.minibatches import plan_micros
 from alignment_trainer.model.attention import block_mask
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.model.mistakes import UnsupportedModelError
@@ -106,3 +108,30 @@ def test_sums_per_sequence_keep_chosen_and_rejected_apart():
 def test_an_empty_prompt_or_completion_is_refused(prompt, completions):
     with pytest.raises(ValueError, match="at least one token"):
         PromptGroup(prompt, completions)
+
+
+def test_a_group_that_is_larger_than_a_micro_batch_is_split_behind_its_prompt():
+    group = PromptGroup((1, 2), ((3, 4, 5), (6,), (7, 8), (9, 9, 9, 9)))
+    assert [row.completions for row in split_groups([group], 5)] == [((3, 4, 5), (6,), (7, 8)), ((9, 9, 9, 9),)]
+    assert [row.length for row in split_groups([group], 5)] == [5, 5]
+    assert [len(row.completions) for row in split_groups([group, group], 1)] == [1] * 8, "one completion at least"
+    assert split_groups([group], group.length) == [group]
+
+
+def test_no_micro_batch_of_an_update_is_larger_than_the_budget():
+    group = PromptGroup(tuple(range(512)), tuple((7,) * 2048 for _ in range(8)))
+    shares = plan_micros([group], range(8), ranks=1, micro_tokens=8192)
+    rows = [group for micro in shares[0] for group in micro.groups]
+    assert [index for micro in shares[0] for index in micro.indices] == list(range(8))
+    assert [row.length for row in rows] == [512 + 3 * 2047, 512 + 3 * 2047, 512 + 2 * 2047]
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 9, 1000])
+def test_whatever_is_split_gets_the_same_numbers(micro_tokens):
+    causal = tiny_llama()
+    groups = [PromptGroup((1, 2, 3), ((4, 5), (6, 7, 8))), PromptGroup((9,), ((10, 11, 12, 13), (14,)))]
+    forward = scorer(tiny_llama())
+    assert torch.allclose(token_values(forward, groups, micro_tokens), separate_logprobs(causal, groups), atol=1e-5)
+    sums = score_sequences(forward, pack, groups, micro_tokens)
+    separate = [separate_logprobs(causal, [PromptGroup(g.prompt, (c,))]).sum() for g in groups for c in g.completions]
+    assert torch.allclose(sums.flatten(), torch.stack(separate), atol=1e-5)
