@@ -1,11 +1,17 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_runs import pairs, tiny_llama, tiny_qwen2
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from alignment_trainer.data.packing import PromptGroup, pack, pair_group, split_groups
 from alignment_trainer.engines.scoring import score_sequences, token_values
 from alignment_trainer.experience.minibatches import plan_micros
-from alignment_trainer.model.attention import block_mask
+from alignment_trainer.model.block_mask import BLOCK, block_mask
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.model.mistakes import UnsupportedModelError
 
@@ -52,6 +58,43 @@ def test_the_block_mask_shows_a_branch_its_prompt_and_itself_and_nothing_else():
         [0, 0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1, 1],
     ]
+
+
+LENGTHS = st.integers(1, 3) | st.integers(1, 3 * BLOCK)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(LENGTHS, st.lists(LENGTHS, min_size=1, max_size=4)), min_size=1, max_size=4))
+def test_the_block_mask_is_the_one_that_torch_finds_from_every_pair_of_tokens(rows):
+    batch = pack([PromptGroup((1,) * prompt, tuple((1,) * length for length in lengths)) for prompt, lengths in rows])
+    found, tokens = block_mask(batch), batch.input_ids.shape[1]
+    oracle = create_block_mask(found.mask_mod, None, None, tokens, tokens, device="cpu")
+    for part in ("kv", "full_kv", "q", "full_q"):
+        counts, wanted = (getattr(mask, f"{part}_num_blocks") for mask in (found, oracle))
+        assert torch.equal(counts, wanted), part
+        places, their_places = (getattr(mask, f"{part}_indices") for mask in (found, oracle))
+        for block, count in enumerate(counts.flatten().tolist()):
+            assert torch.equal(places[0, 0, block, :count], their_places[0, 0, block, :count]), (part, block)
+    assert found.shape == oracle.shape
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        self.numbers = max([self.numbers, *(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor))])
+        return made
+
+
+def test_the_block_mask_of_a_long_row_makes_nothing_of_pairs_of_tokens():
+    batch = pack([PromptGroup((1,) * 2000, ((1,) * 32_000, (1,) * 32_000))])
+    tokens = batch.input_ids.shape[1]
+    with Largest() as largest:
+        block_mask(batch)
+    assert tokens <= largest.numbers <= (tokens / BLOCK + 1) ** 2
 
 
 def test_rows_that_are_packed_together_do_not_see_each_other():
