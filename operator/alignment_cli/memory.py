@@ -69,7 +69,7 @@ def memory_advice(spec: AlignmentJobSpec, parameters: int, available: int) -> st
 def _pod_bytes(spec: AlignmentJobSpec, role: str, parameters: int) -> int:
     """Bytes of one process before activations; a gang's processes share the trained state."""
     scratch = scratch_bytes(spec, role, parameters)
-    if role == "rollout":
+    if ROLES[role].samples:
         return parameters * FROZEN_BYTES[spec.training.precision] + scratch + _VLLM_BYTES
     each = _TRAINED_BYTES if ROLES[role].trainable else _FROZEN_BYTES
     sharers = replicas_of(spec, role) if ROLES[role].trainable else 1

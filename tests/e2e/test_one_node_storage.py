@@ -12,7 +12,8 @@ from tests.rig.control_plane import NODE_STORAGE_CLASS
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 NAMESPACE = "one-node"
-ROWS = 100
+ROWS = 400
+"""Of which the PPO job holds out 200 to judge its reward model."""
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,9 @@ class Role:
     delivers: bool = False
     """Of ppo and grpo: keeps the newest two versions of the weights in memory (Context.scratch), to give or to take."""
 
+    samples: bool = False
+    """Is a vLLM server: of its memory vLLM keeps a share for keys and values, and it starts processes of its own."""
+
 
 ROLES = {
     role.name: role
@@ -37,7 +40,7 @@ ROLES = {
         Role("critic", trainable=True, writes=True),
         Role("reference"),
         Role("reward"),
-        Role("rollout", delivers=True),
+        Role("rollout", delivers=True, samples=True),
         Role("evaluator", writes=True, delivers=True),
     )
 }

@@ -154,7 +154,7 @@ def _sharers(spec: AlignmentJobSpec, role: str) -> int:
 
 def _cache_bytes(spec: AlignmentJobSpec, role: str, pool: Pool) -> int:
     """Keys and values of one rollout server: on GPUs, where the spec does not say, what the weights leave."""
-    if role != "rollout":
+    if not ROLES[role].samples:
         return 0
     asked = spec.roles.rollout.kv_cache_memory
     if asked is not None:

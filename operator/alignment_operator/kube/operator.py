@@ -31,7 +31,7 @@ AFTER_CONFLICT = timedelta(milliseconds=200)
 WHILE_SERVED_BY_ANOTHER = timedelta(seconds=3 * LOOK_SECONDS)
 TICK_SECONDS = 5.0
 SWEEP_SECONDS = 600.0
-"""Between looks for jobs whose end nobody told of: a watch that begins anew does not."""
+"""Between looks at every job there is: a watch that begins anew tells of no end, and one that hangs of nothing."""
 STOP_SECONDS = 10.0
 LAST_EVENTS_SECONDS = 2.0
 
@@ -164,12 +164,12 @@ class Operator:
             await asyncio.sleep(SWEEP_SECONDS)
             known = set(self._jobs)
             try:
-                gone = known - await self._listed()
+                listed = await self._listed()
             except UNAVAILABLE as error:
                 log.warning("jobs not listed", extra={"error": str(error)})
                 continue
-            for key in gone:
-                self.job_changed(key, "", gone=True)
+            for key in known | listed:
+                self.job_changed(key, "", gone=key not in listed)
 
     async def _listed(self) -> set[JobKey]:
         params, found = {"limit": PAGE}, set()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alignment_api.contract.context import CONTEXT_VARIABLE
 from alignment_api.contract.job import AlignmentJob
-from alignment_api.contract.roles import PoolName
+from alignment_api.contract.roles import ROLES, PoolName
 from alignment_api.contract.status import AlignmentJobStatus
 from alignment_operator.local import process
 from alignment_operator.local.context import Places, build_context
@@ -193,7 +193,7 @@ def fork_or_execute() -> Starter:
     server, by_command = ForkServer(ROLE_MODULE, preload="alignment_trainer.preload"), execute()
 
     def start(instance: Instance, environment: Mapping[str, str], log: Path) -> process.RoleProcess:
-        if instance.gpus or instance.processes > 1 or instance.role == "rollout":
+        if instance.gpus or instance.processes > 1 or ROLES[instance.role].samples:
             return by_command(instance, environment, log)
         return server.start(environment, log)
 
