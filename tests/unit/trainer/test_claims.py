@@ -21,6 +21,7 @@ from alignment_trainer.checkpoint.claims import (
     newest_start,
     prune_checkpoints,
     read_claims,
+    remove_unfinished,
     resume_from,
     start_of,
 )
@@ -102,6 +103,22 @@ def test_a_lineage_keeps_its_newest_checkpoints_whoever_made_them(tmp_path: Path
     checkpoint(tmp_path, 2, 8)
     prune_checkpoints(tmp_path, 2, keep=1)
     assert claim_term(tmp_path, UID, 3).start == CheckpointName(term=2, step=8)
+
+
+def test_what_a_killed_save_left_goes_with_the_next_attempt(tmp_path: Path) -> None:
+    claim_term(tmp_path, UID, 1)
+    saved, killed, written = checkpoint(tmp_path, 1, 2), *(checkpoint(tmp_path, term, 4) for term in (1, 2))
+    for folder in (killed, written):
+        (folder / "manifest.json").unlink()
+    term = claim_term(tmp_path, UID, 2).term
+    remove_unfinished(tmp_path, term)
+    assert not killed.exists()
+    assert saved.is_dir()
+    assert written.is_dir(), "its own, which it may be writing"
+    start_checkpoint(killed)  # by a zombie
+    prune_checkpoints(tmp_path, term, keep=1)
+    assert not killed.exists()
+    assert start_of(tmp_path, claim_term(tmp_path, UID, 3)) == saved
 
 
 def test_a_zombie_removes_nothing_and_ends(tmp_path: Path) -> None:

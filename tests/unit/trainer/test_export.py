@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -59,6 +62,20 @@ def test_an_export_brings_its_tokenizer_and_can_be_trained_again(tmp_path):
 def test_everybody_may_read_an_export(tmp_path):
     export(tiny_llama(), tmp_path / "model", "fp32")
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o644}
+
+
+def test_an_export_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def noted(descriptor):
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    export(tiny_llama(), tmp_path / "model", "fp32")
+    partial = tmp_path / ".model.partial"
+    assert {partial, *(partial / path.name for path in (tmp_path / "model").iterdir())} <= set(flushed)
+    assert flushed[-1] == tmp_path
 
 
 def test_an_export_replaces_the_one_before_and_leaves_nothing_else(tmp_path):

@@ -41,13 +41,13 @@ def test_asked_to_go_in_an_evaluation_a_run_saves_what_it_has_done(tmp_path):
         return run.engine.forward(batch)
 
     def evaluate(step: int) -> None:
-        score_sequences(forward, pack, groups, 1, lambda: leave_if_asked(lambda: step == 3 and len(computed) >= 24))
+        score_sequences(forward, pack, groups, 1, lambda: leave_if_asked(lambda: step == 3 and len(computed) >= 44))
 
     run.options = dataclasses.replace(run.options, evaluate_every=1)
     run.hooks = dataclasses.replace(run.hooks, evaluate=evaluate)
     with pytest.raises(Interrupted):
         train(run)
-    assert len(computed) == 24  # ten rows after steps 1 and 2, four of the third time
+    assert len(computed) == 44  # twenty completions after steps 1 and 2, four of the third time
     assert [checkpoint.step for checkpoint in recorder.checkpoints] == [3]
 
 
@@ -113,5 +113,5 @@ def test_scoring_asks_before_each_micro_batch(tmp_path):
     asked: list[int] = []
     groups = [pair_group(pair) for pair in (*pairs(4), *pairs(2, seed=1))]
     found = score_sequences(run.engine.forward, pack, groups, 1, lambda: asked.append(1))
-    assert len(asked) == 6
+    assert len(asked) == 12
     assert torch.equal(found, score_sequences(run.engine.forward, pack, groups, 1))

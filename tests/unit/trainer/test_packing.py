@@ -1,9 +1,17 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_runs import pairs, tiny_llama, tiny_qwen2
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from alignment_trainer.data.packing import PromptGroup, pack, pair_group
-from alignment_trainer.model.attention import block_mask
+from alignment_trainer.data.packing import PromptGroup, pack, pair_group, split_groups
+from alignment_trainer.engines.scoring import score_sequences, token_values
+from alignment_trainer.experience.minibatches import plan_micros
+from alignment_trainer.model.block_mask import BLOCK, block_mask
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.model.mistakes import UnsupportedModelError
 
@@ -50,6 +58,43 @@ def test_the_block_mask_shows_a_branch_its_prompt_and_itself_and_nothing_else():
         [0, 0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1, 1],
     ]
+
+
+LENGTHS = st.integers(1, 3) | st.integers(1, 3 * BLOCK)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(LENGTHS, st.lists(LENGTHS, min_size=1, max_size=4)), min_size=1, max_size=4))
+def test_the_block_mask_is_the_one_that_torch_finds_from_every_pair_of_tokens(rows):
+    batch = pack([PromptGroup((1,) * prompt, tuple((1,) * length for length in lengths)) for prompt, lengths in rows])
+    found, tokens = block_mask(batch), batch.input_ids.shape[1]
+    oracle = create_block_mask(found.mask_mod, None, None, tokens, tokens, device="cpu")
+    for part in ("kv", "full_kv", "q", "full_q"):
+        counts, wanted = (getattr(mask, f"{part}_num_blocks") for mask in (found, oracle))
+        assert torch.equal(counts, wanted), part
+        places, their_places = (getattr(mask, f"{part}_indices") for mask in (found, oracle))
+        for block, count in enumerate(counts.flatten().tolist()):
+            assert torch.equal(places[0, 0, block, :count], their_places[0, 0, block, :count]), (part, block)
+    assert found.shape == oracle.shape
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        self.numbers = max([self.numbers, *(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor))])
+        return made
+
+
+def test_the_block_mask_of_a_long_row_makes_nothing_of_pairs_of_tokens():
+    batch = pack([PromptGroup((1,) * 2000, ((1,) * 32_000, (1,) * 32_000))])
+    tokens = batch.input_ids.shape[1]
+    with Largest() as largest:
+        block_mask(batch)
+    assert tokens <= largest.numbers <= (tokens / BLOCK + 1) ** 2
 
 
 def test_rows_that_are_packed_together_do_not_see_each_other():
@@ -106,3 +151,30 @@ def test_sums_per_sequence_keep_chosen_and_rejected_apart():
 def test_an_empty_prompt_or_completion_is_refused(prompt, completions):
     with pytest.raises(ValueError, match="at least one token"):
         PromptGroup(prompt, completions)
+
+
+def test_a_group_that_is_larger_than_a_micro_batch_is_split_behind_its_prompt():
+    group = PromptGroup((1, 2), ((3, 4, 5), (6,), (7, 8), (9, 9, 9, 9)))
+    assert [row.completions for row in split_groups([group], 5)] == [((3, 4, 5), (6,), (7, 8)), ((9, 9, 9, 9),)]
+    assert [row.length for row in split_groups([group], 5)] == [5, 5]
+    assert [len(row.completions) for row in split_groups([group, group], 1)] == [1] * 8, "one completion at least"
+    assert split_groups([group], group.length) == [group]
+
+
+def test_no_micro_batch_of_an_update_is_larger_than_the_budget():
+    group = PromptGroup(tuple(range(512)), tuple((7,) * 2048 for _ in range(8)))
+    shares = plan_micros([group], range(8), ranks=1, micro_tokens=8192)
+    rows = [group for micro in shares[0] for group in micro.groups]
+    assert [index for micro in shares[0] for index in micro.indices] == list(range(8))
+    assert [row.length for row in rows] == [512 + 3 * 2047, 512 + 3 * 2047, 512 + 2 * 2047]
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 9, 1000])
+def test_whatever_is_split_gets_the_same_numbers(micro_tokens):
+    causal = tiny_llama()
+    groups = [PromptGroup((1, 2, 3), ((4, 5), (6, 7, 8))), PromptGroup((9,), ((10, 11, 12, 13), (14,)))]
+    forward = scorer(tiny_llama())
+    assert torch.allclose(token_values(forward, groups, micro_tokens), separate_logprobs(causal, groups), atol=1e-5)
+    sums = score_sequences(forward, pack, groups, micro_tokens)
+    separate = [separate_logprobs(causal, [PromptGroup(g.prompt, (c,))]).sum() for g in groups for c in g.completions]
+    assert torch.allclose(sums.flatten(), torch.stack(separate), atol=1e-5)

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 from alignment_api.contract.spec import AlignmentJobSpec, Training
 from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.algorithms.losses import PairLogprobs, dpo_loss
-from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup, pack
 from alignment_trainer.data.prepared import open_prepared
 from alignment_trainer.data.reference import needed_rows, reference_cache
@@ -25,6 +24,7 @@ from alignment_trainer.model.inspect import model_fingerprint
 from alignment_trainer.model.load import load_model
 from alignment_trainer.model.precision import autocast
 from alignment_trainer.model.tasks import LANGUAGE
+from alignment_trainer.process.errors import WireError
 from alignment_trainer.serving.peers import resolved
 from alignment_trainer.serving.pool import PoolOptions, ServerGroup
 from alignment_trainer.serving.server import RequestRefused

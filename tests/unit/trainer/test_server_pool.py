@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from http_servers import Answer, serving
 
-from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.frozen_client import FrozenClient
+from alignment_trainer.process.errors import WireError
 from alignment_trainer.serving.peers import resolved
 from alignment_trainer.serving.pool import PhaseStalled, PoolOptions, ServerGroup, ServerPool
 from alignment_trainer.serving.readiness import wait_for_servers

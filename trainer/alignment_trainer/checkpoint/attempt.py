@@ -11,6 +11,7 @@ from alignment_trainer.checkpoint.claims import (
     checkpoints_folder,
     claim_term,
     prune_checkpoints,
+    remove_unfinished,
     resume_from,
     start_of,
 )
@@ -26,6 +27,7 @@ def claim_attempt(instance: Instance) -> Claim:
 
     def claim() -> Claim:
         made = claim_term(instance.storage, instance.context.uid, instance.context.life)
+        remove_unfinished(instance.storage, made.term)
         log.info("claimed term %d", made.term, extra={"start": made.start.model_dump() if made.start else None})
         return made
 

@@ -179,6 +179,18 @@ def prune_checkpoints(storage: Path, term: int, keep: int) -> None:
             if folder not in kept:
                 (folder / MANIFEST).unlink()
                 shutil.rmtree(folder)
+    remove_unfinished(storage, term)
+
+
+def remove_unfinished(storage: Path, term: int) -> None:
+    """Removes what holders of older terms began to save and did not finish: nobody reads it, and it takes room.
+
+    For the holder of the newest term. One of an older term that still writes there ends by it.
+    """
+    for older in checkpoints_folder(storage).glob("[0-9]*"):
+        for folder in older.iterdir() if int(older.name) < term else ():
+            if not (folder / MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_of(storage: Path, claim: Claim) -> Path | None:

@@ -8,6 +8,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from alignment_trainer.data.files import flush
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import refuse_not_finite
 from alignment_trainer.model.description import write_description
@@ -23,8 +24,9 @@ def export_model(model: LoadedModel, engine: Engine, folder: Path, precision: st
 
     A language model comes with its generation config.
 
-    Everything is written beside `folder` and renamed at the end, so that a folder of that name is always whole; one
-    that was there before is replaced. Raises UserError, and leaves what is there, where a weight is not finite.
+    Everything is written beside `folder`, flushed to the disk and renamed at the end, so that a folder of that name is
+    always whole, whatever happens to the machine; one that was there before is replaced. Raises UserError, and leaves
+    what is there, where a weight is not finite.
     """
     dtype = DTYPES[precision]
     weights = {name: tensor.to(dtype) for name, tensor in engine.full_weights() if tensor is not None}
@@ -34,7 +36,10 @@ def export_model(model: LoadedModel, engine: Engine, folder: Path, precision: st
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write(model, weights, temporary, dtype)
+        for path in (*temporary.rglob("*"), temporary):
+            flush(path)
         _replace(temporary, folder)
+        flush(folder.parent)
     distributed.barrier()
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from alignment_trainer.data.examples import PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
-from alignment_trainer.data.group_arrays import Arrays, WireError, cut_by, group_arrays, groups_of, int32_array
+from alignment_trainer.data.group_arrays import Arrays, cut_by, group_arrays, groups_of, int32_array
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.process.errors import WireError
 
 log = logging.getLogger(__name__)
 

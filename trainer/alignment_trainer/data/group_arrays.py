@@ -10,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.process.errors import WireError
 
 GROUP_LENGTHS = ("prompt_lengths", "completion_lengths", "completions_per_row")
 GROUP_TENSORS = ("prompt_tokens", "completion_tokens", *GROUP_LENGTHS)
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
-
-
-class WireError(ValueError):
-    """Arrays, of a request or a file, that are not what they should be."""
 
 
 def group_arrays(groups: Sequence[PromptGroup]) -> Arrays:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alignment_trainer.data.examples import PreferenceExample, TokenIds
+from alignment_trainer.data.microbatches import cut_by_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,20 @@ class PackedBatch:
 def pair_group(example: PreferenceExample) -> PromptGroup:
     """Sequence 0 is the chosen completion, sequence 1 the rejected one."""
     return PromptGroup(example.prompt, (example.chosen, example.rejected))
+
+
+def cut_group(group: PromptGroup, tokens: int) -> list[range]:
+    """Its completions in consecutive pieces, each a row of at most so many tokens behind the prompt; one at least."""
+    return cut_by_tokens([len(completion) - 1 for completion in group.completions], tokens - len(group.prompt))
+
+
+def split_groups(groups: Sequence[PromptGroup], tokens: int) -> list[PromptGroup]:
+    """The same completions in the same order, in groups of at most so many tokens, one completion at least."""
+    return [
+        PromptGroup(group.prompt, group.completions[piece.start : piece.stop])
+        for group in groups
+        for piece in cut_group(group, tokens)
+    ]
 
 
 def pack(groups: Sequence[PromptGroup]) -> PackedBatch:

@@ -140,18 +140,21 @@ def _initialize(scorer: PackedModel, options: OptimizerOptions, precision: str, 
     optimizer = torch.optim.AdamW(
         parameter_groups(scorer, options.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
     )
-    config = zero_config(options, precision, stage)
+    config = zero_config(options, precision, stage, overlap=not cpu)
     engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
 
 
-def zero_config(options: OptimizerOptions, precision: str, stage: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. Its batch sizes are placeholders: the loop calls `step` where a batch ends."""
+def zero_config(options: OptimizerOptions, precision: str, stage: int, overlap: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration. Its batch sizes are placeholders: the loop calls `step` where a batch ends.
+
+    overlap: communicate on a stream of its own while the rest is computed, which CPUs have not. Not run on a GPU yet.
+    """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": options.max_grad_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "zero_optimization": {"stage": stage, "overlap_comm": overlap},
         "torch_autocast": {"enabled": CASTS[precision], "dtype": "bfloat16"},
     }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack
+from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, split_groups
 from alignment_trainer.model.tasks import Pack
 from alignment_trainer.process import distributed
 
@@ -32,33 +32,45 @@ def score_sequences(
     completions: of every group.
     Returns fp32 on the CPU, shape (groups, completions).
     """
-    scored = torch.zeros(len(groups), completions, dtype=torch.float32)
-    shares = plan_microbatches([group.length for group in groups], distributed.world_size(), micro_tokens)
+    pieces = split_groups(groups, micro_tokens)
+    spans = _spans([len(piece.completions) for piece in pieces])
+    scored = torch.zeros(len(groups) * completions, dtype=torch.float32)
+    shares = plan_microbatches([piece.length for piece in pieces], distributed.world_size(), micro_tokens)
     for micro in shares[distributed.rank()]:
         leave_if_asked()
-        batch = pack([groups[place] for place in micro.places])
+        batch = pack([pieces[place] for place in micro.places])
         numbers = forward(batch).cpu()
         if micro.counts:
-            scored[list(micro.places)] = batch.sum_per_sequence(numbers).view(len(micro.places), -1)
-    return distributed.sum_over_ranks(scored)
+            _put(scored, batch.sum_per_sequence(numbers), [spans[place] for place in micro.places])
+    return distributed.sum_over_ranks(scored).view(len(groups), completions)
 
 
 @torch.no_grad()
 def token_values(forward: Forward, groups: Sequence[PromptGroup], micro_tokens: int) -> Tensor:
     """What `forward` says of every completion token, (tokens,), fp32 on the CPU, on every rank; collective."""
-    spans = completion_spans(groups)
+    pieces = split_groups(groups, micro_tokens)
+    spans = completion_spans(pieces)
     found = torch.zeros(spans[-1].stop, dtype=torch.float32)
-    shares = plan_microbatches([group.length for group in groups], distributed.world_size(), micro_tokens)
+    shares = plan_microbatches([piece.length for piece in pieces], distributed.world_size(), micro_tokens)
     for micro in shares[distributed.rank()]:
-        values = forward(pack([groups[place] for place in micro.places])).float().cpu()
+        values = forward(pack([pieces[place] for place in micro.places])).float().cpu()
         if micro.counts:
-            parts = torch.split(values, [spans[place].stop - spans[place].start for place in micro.places])
-            for place, part in zip(micro.places, parts, strict=True):
-                found[spans[place]] = part
+            _put(found, values, [spans[place] for place in micro.places])
     return distributed.sum_over_ranks(found)
 
 
 def completion_spans(groups: Sequence[PromptGroup]) -> list[slice]:
     """Where each group's completion tokens stand among those of all groups, one after the other."""
-    ends = list(accumulate(group.completion_tokens for group in groups))
+    return _spans([group.completion_tokens for group in groups])
+
+
+def _spans(lengths: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(lengths))
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _put(found: Tensor, values: Tensor, spans: Sequence[slice]) -> None:
+    """Consecutive values to these places."""
+    parts = torch.split(values, [span.stop - span.start for span in spans])
+    for span, part in zip(spans, parts, strict=True):
+        found[span] = part

@@ -166,7 +166,7 @@ class RemoteCritic:
         return metrics
 
     def write(self, folder: Path) -> list[Part]:
-        body = json.dumps({"folder": self._relative(folder)}).encode()
+        body = wire.encode_write(folder, self._address.storage)
         parts = json.loads(self._on_first_rank(wire.WRITE_PATH, lambda: body))["parts"]
         return [Part(**part) for part in parts] if distributed.rank() == 0 else []
 

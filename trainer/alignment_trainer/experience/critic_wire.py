@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +16,12 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from alignment_trainer.checkpoint.attempt import Start
-from alignment_trainer.data.group_arrays import WireError, group_arrays, groups_of
+from alignment_trainer.data.group_arrays import group_arrays
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch
-from alignment_trainer.serving.wire import load_body
+from alignment_trainer.process.errors import WireError
+from alignment_trainer.serving.wire import groups_from, load_body
 
 PATHS = tuple(f"/v1/critic/{what}" for what in ("begin", "values", "update", "write", "alive", "release"))
 BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, ALIVE_PATH, RELEASE_PATH = PATHS
@@ -36,13 +41,24 @@ def encode_begin(start: Start | None, storage: Path) -> bytes:
 
 def decode_begin(body: bytes, storage: Path, other: Path | None) -> Start | None:
     """other: the storage of checkpoint.resumeFrom. Raises WireError."""
-    asked = json.loads(body)
+    asked = _json_object(body, {"start": (str, NoneType)})
     if asked["start"] is None:
         return None
-    root = storage if asked["resumes"] else other
+    resumes = _json_object(body, {"resumes": (bool,)})["resumes"]
+    root = storage if resumes else other
     if root is None:
         raise WireError("the critic shall start from another job's checkpoint, but its spec has no resumeFrom")
-    return Start(root / asked["start"], asked["resumes"])
+    return Start(_inside(root, asked["start"]), resumes)
+
+
+def encode_write(folder: Path, storage: Path) -> bytes:
+    """Where the critic shall write its part of a checkpoint, below the job's storage."""
+    return json.dumps({"folder": str(folder.relative_to(storage))}).encode()
+
+
+def decode_write(body: bytes, storage: Path) -> Path:
+    """Raises WireError."""
+    return _inside(storage, _json_object(body, {"folder": (str,)})["folder"])
 
 
 def encode_groups(groups: tuple[PromptGroup, ...]) -> bytes:
@@ -50,9 +66,9 @@ def encode_groups(groups: tuple[PromptGroup, ...]) -> bytes:
     return save(group_arrays(groups))
 
 
-def decode_groups(body: bytes) -> tuple[PromptGroup, ...]:
+def decode_groups(body: bytes, vocabulary: int) -> tuple[PromptGroup, ...]:
     """Raises WireError."""
-    return groups_of(load_body(body)[0])
+    return groups_from(load_body(body)[0], vocabulary)
 
 
 def encode_values(values: Tensor) -> bytes:
@@ -75,16 +91,56 @@ def encode_update(key: UpdateKey, learning_rate: float, batch: ValueBatch) -> by
     return save(arrays, metadata=metadata)
 
 
-def decode_update(body: bytes) -> tuple[UpdateKey, float, ValueBatch]:
+def decode_update(body: bytes, vocabulary: int) -> tuple[UpdateKey, float, ValueBatch]:
     """Raises WireError."""
     arrays, metadata = load_body(body)
     missing = [name for name in _VALUES if name not in arrays] + [name for name in _METADATA if name not in metadata]
     if missing:
         raise WireError(f"an update without {', '.join(missing)}; found {sorted(arrays)}, {sorted(metadata)}")
+    groups = groups_from(arrays, vocabulary)
+    tokens = sum(group.completion_tokens for group in groups)
+    for name in _VALUES:
+        found = arrays[name]
+        if found.dtype != np.float32 or found.shape != (tokens,) or not np.isfinite(found).all():
+            raise WireError(f"`{name}` is {found.dtype} {found.shape}; send {tokens} finite float32")
     tensors = {name: torch.from_numpy(arrays[name]) for name in _VALUES}
-    key = UpdateKey(**json.loads(metadata["key"]))
-    return (
-        key,
-        float(metadata["learning_rate"]),
-        ValueBatch(groups_of(arrays), **tensors, scale=float(metadata["scale"])),
-    )
+    learning_rate, scale = (_positive(metadata, name) for name in ("learning_rate", "scale"))
+    return _update_key(metadata["key"]), learning_rate, ValueBatch(groups, **tensors, scale=scale)
+
+
+def _update_key(text: str) -> UpdateKey:
+    names = [field.name for field in fields(UpdateKey)]
+    return UpdateKey(**_json_object(text.encode(), dict.fromkeys(names, (int,))))
+
+
+def _json_object(body: bytes, wanted: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Those members of a JSON object. Raises WireError."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"not JSON ({len(body)} bytes): {type(error).__name__}") from error
+    if not isinstance(found, dict):
+        raise WireError(f"not a JSON object, but {type(found).__name__}; send {', '.join(wanted)}")
+    for name, types in wanted.items():
+        if type(found.get(name, ...)) not in types:
+            raise WireError(f"`{name}` is missing or no {' or '.join(t.__name__ for t in types)}")
+    return {name: found[name] for name in wanted}
+
+
+def _positive(metadata: Mapping[str, str], name: str) -> float:
+    """At least 0, and finite."""
+    try:
+        value = float(metadata[name])
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise WireError(f"`{name}` is no finite number of at least 0")
+    return value
+
+
+def _inside(root: Path, asked: str) -> Path:
+    """A path of a request, below `root` also where links lead. Raises WireError."""
+    path = root / asked
+    if "\0" in asked or not path.resolve().is_relative_to(root.resolve()):
+        raise WireError("a path that leaves the job's storage; send one relative to it")
+    return path

@@ -9,7 +9,7 @@ import numpy as np
 
 from alignment_trainer.data.experience import subgroups
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.packing import PromptGroup, cut_group
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ def plan_micros(
     groups: Sequence[PromptGroup], indices: Sequence[int], ranks: int, micro_tokens: int
 ) -> tuple[tuple[Micro, ...], ...]:
     """For each rank the micro-batches of these completions; as many on every rank."""
-    chosen = subgroups(groups, indices)
+    chosen = [
+        (PromptGroup(group.prompt, group.completions[piece.start : piece.stop]), places[piece.start : piece.stop])
+        for group, places in subgroups(groups, indices)
+        for piece in cut_group(group, micro_tokens)
+    ]
     shares = plan_microbatches([group.length for group, _ in chosen], ranks, micro_tokens)
     return tuple(
         tuple(

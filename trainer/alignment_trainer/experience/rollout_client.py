@@ -12,8 +12,8 @@ import numpy as np
 from alignment_api.contract.algorithms import Grpo, Ppo
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Sampled, Samples
-from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.experience.frozen_client import STALLED_AFTER
+from alignment_trainer.process.errors import WireError
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.serving.pool import PoolOptions, ServerGroup, ServerPool
 from alignment_trainer.serving.server import Timing

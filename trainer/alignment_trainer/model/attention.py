@@ -1,7 +1,7 @@
 """Attention over packed rows: no padding, no branch that sees another, no (tokens x tokens) mask of the whole batch.
 
 Everywhere: scaled dot-product attention piece by piece (`branch_attention`), which transformers calls by name.
-On CUDA with FlexAttention: one kernel over the whole batch with a block mask (`block_mask`).
+On CUDA with FlexAttention: one kernel over the whole batch with a block mask (model/block_mask.py).
 """
 
 from functools import lru_cache
@@ -9,11 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-
-from alignment_trainer.data.packing import PackedBatch
 
 BRANCHES, FLEX = "alignment_branches", "flex_attention"
 _FLEX_CAPABILITY = (8, 0)
@@ -68,18 +65,6 @@ def branch_attention(
 def _causal_after(prompt: int, branch: int, device: torch.device) -> Tensor:
     """(branch, prompt + branch) bool: the whole prompt and the branch's earlier tokens."""
     return torch.ones(branch, prompt + branch, dtype=torch.bool, device=device).tril(prompt)
-
-
-def block_mask(batch: PackedBatch) -> BlockMask:
-    """The same rule for FlexAttention, from each token's row and branch."""
-    row, branch = (tensor.to(batch.input_ids.device) for tensor in batch.places())
-
-    def attends(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = (branch[query] == branch[key]) | (branch[key] == 0)
-        return (query >= key) & (row[query] == row[key]) & same
-
-    tokens = batch.input_ids.shape[1]
-    return create_block_mask(attends, None, None, tokens, tokens, device=str(batch.input_ids.device))
 
 
 AttentionInterface.register(BRANCHES, branch_attention)

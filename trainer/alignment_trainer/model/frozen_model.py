@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.microbatches import cut_by_tokens
-from alignment_trainer.data.packing import PackedBatch, PromptGroup
+from alignment_trainer.data.packing import PackedBatch, PromptGroup, split_groups
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import autocast
 from alignment_trainer.model.tasks import ModelTask
@@ -43,15 +43,14 @@ class LocalScorer:
     def score(self, groups: Sequence[PromptGroup]) -> list[NDArray[np.float32]]:
         """For each group the model's numbers, flat: log-probs (nats) of completion tokens, or scores of completions.
 
-        Micro-batches are of `training.microBatchTokens`, one group at least; devices compute them side by side.
+        Micro-batches are of `training.microBatchTokens`, one completion at least; devices compute them side by side.
         """
-        pieces = cut_by_tokens([group.length for group in groups], self._training.micro_batch_tokens)
-        packed = (self._task.pack(groups[piece.start : piece.stop]) for piece in pieces)
-        results: list[NDArray[np.float32]] = []
-        for piece, numbers in zip(pieces, self._pool.map(self._score, packed), strict=True):
-            counts = [self._task.predictors(groups[place]) for place in piece]
-            results += [part.numpy() for part in torch.split(numbers, counts)]
-        return results
+        rows = split_groups(groups, self._training.micro_batch_tokens)
+        pieces = cut_by_tokens([row.length for row in rows], self._training.micro_batch_tokens)
+        packed = (self._task.pack(rows[piece.start : piece.stop]) for piece in pieces)
+        numbers = torch.cat(list(self._pool.map(self._score, packed)))
+        counts = [self._task.predictors(group) for group in groups]
+        return [part.numpy() for part in torch.split(numbers, counts)]
 
     @torch.no_grad()
     def _score(self, packed: PackedBatch) -> Tensor:

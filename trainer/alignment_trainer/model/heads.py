@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from alignment_trainer.data.packing import PackedBatch
-from alignment_trainer.model.attention import FLEX, attention_for, block_mask
+from alignment_trainer.model.attention import FLEX, attention_for
+from alignment_trainer.model.block_mask import block_mask
 from alignment_trainer.model.families import ADVICE
 from alignment_trainer.model.logprobs import token_logprobs
 from alignment_trainer.model.mistakes import UnsupportedModelError

@@ -23,6 +23,11 @@ class UserError(Exception):
         self.reason = reason
 
 
+class WireError(ValueError):
+    """A body, of a request, an answer or a file, that is not what it should be: whoever sent it is told, and nobody
+    else ends by it. The message never quotes the body."""
+
+
 def name_rows(rows: Sequence[int], most: int = 12) -> str:
     """Rows in words, the first of many."""
     more = f" and {len(rows) - most} more" if len(rows) > most else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 
 import uvicorn
@@ -16,11 +16,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from alignment_trainer.process.errors import WireError
+from alignment_trainer.process.http_limits import MAX_HEAD_BYTES, LimitedProtocol
 from alignment_trainer.process.status_board import StatusBoard
 
 OPEN_PATHS = frozenset({"/healthz", "/status", "/metrics"})
+MAX_BODY_BYTES = 64 * 2**20
+"""16 million numbers, which is more than a batch has tokens."""
 _STOP_SECONDS = 5
 Handler = Callable[[Request], Response | Awaitable[Response]]
+
+
+def refuse(code: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that says what is wrong."""
+    return JSONResponse({"error": message}, code, headers)
 
 
 class TokenGuard:
@@ -35,7 +44,8 @@ class TokenGuard:
         if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or self._is_allowed(scope):
             await self._app(scope, receive, send)
         else:
-            answer = JSONResponse({"error": "send the job's token as `Authorization: Bearer <token>`"}, 401)
+            # Closed: a body that nobody will read may still be on its way.
+            answer = refuse(401, "send the job's token as `Authorization: Bearer <token>`", {"Connection": "close"})
             await answer(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
@@ -56,10 +66,14 @@ class StatusServer:
                 Route("/healthz", self._healthz),
                 Route("/status", self._status),
                 Route("/metrics", self._metrics),
-            ]
+            ],
+            exception_handlers={WireError: _refuse_body},
         )
         config = uvicorn.Config(
             TokenGuard(self._app, token),
+            http=LimitedProtocol,
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -68,9 +82,12 @@ class StatusServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="status-server", daemon=True)
 
-    def add_route(self, path: str, handler: Handler, method: str = "POST") -> None:
-        """Serves `path`, behind the token. A plain function runs in a thread, so that /healthz goes on."""
-        self._app.router.routes.append(Route(path, handler, methods=[method]))
+    def add_route(self, path: str, handler: Handler, method: str = "POST", max_bytes: int = MAX_BODY_BYTES) -> None:
+        """Serves `path`, behind the token. A plain function runs in a thread, so that /healthz goes on.
+
+        max_bytes: of a body, 413 for more. A WireError of the handler is answered with 400.
+        """
+        self._app.router.routes.append(Route(path, handler, methods=[method], max_body_size=max_bytes))
 
     def __enter__(self) -> StatusServer:
         family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
@@ -98,3 +115,7 @@ class StatusServer:
 
     async def _metrics(self, _request: Request) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _refuse_body(_request: Request, error: Exception) -> Response:
+    return refuse(400, str(error))

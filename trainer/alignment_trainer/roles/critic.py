@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -15,24 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.checkpoint.attempt import Start
-from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.engines.state import holds_state
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.critic_start import CriticStart, critic_start
 from alignment_trainer.experience.value_trainer import PREFIX, ValueOptions, ValueTrainer
 from alignment_trainer.loop.build import Origin, load_trainee
+from alignment_trainer.model.config import read_config
 from alignment_trainer.model.tasks import CRITIC
 from alignment_trainer.process import distributed
+from alignment_trainer.process.errors import WireError
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import finite_ones
+from alignment_trainer.process.status_server import refuse
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +72,17 @@ class CriticInbox:
         """Takes the requests of a path."""
 
         async def answer(request: Request) -> Response:
-            if (found := request.headers.get(wire.ATTEMPT_HEADER)) != str(self.attempt):
-                return JSONResponse({"error": f"this critic is of attempt {self.attempt}, not {found}"}, 409)
+            if request.headers.get(wire.ATTEMPT_HEADER) != str(self.attempt):
+                return refuse(409, f"this critic is of attempt {self.attempt}, not that of the request")
             if self.gone:
-                return JSONResponse({"error": "this critic goes; its next attempt will answer"}, 503)
+                return refuse(503, "this critic goes; its next attempt will answer")
             self.last_sign = time.monotonic()
             if path in (wire.ALIVE_PATH, wire.RELEASE_PATH):
                 self.released = path == wire.RELEASE_PATH
                 return Response()
             done: Future[bytes] = Future()
             self.calls.put((CriticCall(path, await request.body()), done))
-            try:
-                return Response(await run_in_threadpool(done.result), media_type="application/octet-stream")
-            except WireError as error:
-                return JSONResponse({"error": str(error)}, 400)
+            return Response(await asyncio.wrap_future(done), media_type="application/octet-stream")
 
         return answer
 
@@ -91,8 +90,10 @@ class CriticInbox:
         """The next call; None where it is time to go."""
         while not self.may_go(asked_to_go):
             with contextlib.suppress(queue.Empty):
-                call, self._asker = self.calls.get(timeout=_TICK)
-                return call
+                call, asker = self.calls.get(timeout=_TICK)
+                if asker.set_running_or_notify_cancel():  # from here on its client cannot take it back
+                    self._asker = asker
+                    return call
         return None
 
     def answer(self, found: bytes | WireError) -> None:
@@ -115,6 +116,7 @@ class CriticService:
     def __init__(self, instance: Instance, device: torch.device) -> None:
         self._instance, self._device = instance, device
         self._trainer: ValueTrainer | None = None
+        self._vocabulary = 0
         self._actions: dict[str, Callable[[bytes], bytes]] = {
             wire.BEGIN_PATH: self._begin,
             wire.VALUES_PATH: self._values,
@@ -133,16 +135,19 @@ class CriticService:
         start = wire.decode_begin(body, instance.storage, Path(sources[other]) if other is not None else None)
         instance.board.update(state="loading the model")
         origin = critic_start(instance, resolve_model(instance.spec.model, sources).path)
+        self._vocabulary = int(read_config(origin.folder)[0].vocab_size)
         self._trainer = make_value_trainer(instance.spec, origin, start, self._device)
         instance.board.update(state=f"serving the actor from {start.folder if start else origin.folder}")
         return json.dumps({"steps": self._trainer.steps}).encode()
 
     def _values(self, body: bytes) -> bytes:
-        return wire.encode_values(self._begun().values(wire.decode_groups(body)))
+        trainer = self._begun()
+        return wire.encode_values(trainer.values(wire.decode_groups(body, self._vocabulary)))
 
     def _update(self, body: bytes) -> bytes:
-        key, learning_rate, batch = wire.decode_update(body)
-        metrics = self._begun().update(key, learning_rate, batch)
+        trainer = self._begun()
+        key, learning_rate, batch = wire.decode_update(body, self._vocabulary)
+        metrics = trainer.update(key, learning_rate, batch)
         if distributed.rank() == 0:
             finite = finite_ones(metrics)
             self._instance.metrics.set("step", key.step + 1)
@@ -153,8 +158,8 @@ class CriticService:
         return json.dumps(metrics).encode()
 
     def _write(self, body: bytes) -> bytes:
-        folder = self._instance.storage / json.loads(body)["folder"]
-        written = distributed.gather_objects(self._begun().write(folder))
+        trainer, folder = self._begun(), wire.decode_write(body, self._instance.storage)
+        written = distributed.gather_objects(trainer.write(folder))
         return json.dumps({"parts": [asdict(part) for parts in written for part in parts]}).encode()
 
     def _begun(self) -> ValueTrainer:

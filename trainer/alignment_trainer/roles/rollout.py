@@ -9,20 +9,27 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.quantity import quantity_value
-from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.model.served_model import find_served_model
 from alignment_trainer.process.errors import first_cause
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_server import refuse
 from alignment_trainer.serving.frozen_server import LEAVING
 from alignment_trainer.serving.peers import Peers, resolved
 from alignment_trainer.vllm.engine import EngineOptions, RolloutEngine, WrongVersion
-from alignment_trainer.vllm.wire import COMPLETIONS_PATH, CompletionsRequest, encode_completions, parse_request
+from alignment_trainer.vllm.wire import (
+    COMPLETIONS_PATH,
+    MAX_REQUEST_BYTES,
+    CompletionsRequest,
+    encode_completions,
+    parse_request,
+)
 from alignment_trainer.weights.check import check_manifest, model_tensors
 from alignment_trainer.weights.follower import WeightFollower
 from alignment_trainer.weights.installer import WeightInstaller
@@ -41,7 +48,7 @@ def run(instance: Instance) -> Outcome:
     if instance.server is None:
         raise RuntimeError("a rollout server is one process with all its GPUs; it has no other ranks")
     service = CompletionsService(instance.metrics)
-    instance.server.add_route(COMPLETIONS_PATH, service.answer)
+    instance.server.add_route(COMPLETIONS_PATH, service.answer, max_bytes=MAX_REQUEST_BYTES)
     instance.board.update(state="loading the model")
     folder, _ = find_served_model(instance)
     asyncio.run(_serve(instance, service, folder))
@@ -146,19 +153,17 @@ class CompletionsService:
         """POST /v1/completions."""
         engine, body = self._engine, await request.body()
         if engine is None:
-            return _refuse(503, LEAVING if self._leaves else "the model is not ready; try again in a few seconds")
+            return refuse(503, LEAVING if self._leaves else "the model is not ready; try again in a few seconds")
+        asked = await run_in_threadpool(parse_request, body, engine.vocabulary, engine.max_length)
         try:
-            asked = parse_request(body, engine.vocabulary, engine.max_length)
             with self._metrics.working():
                 return await self._sample(engine, asked, request)
-        except WireError as error:
-            return _refuse(400, str(error))
         except WrongVersion as error:
             oldest, newest = asked.versions
             message = f"this server has weights {error.version}, asked were {oldest} to {newest}; ask another, or wait"
             return JSONResponse({"error": message, "version": error.version}, 409)
         except (asyncio.CancelledError, CancelledError):
-            return _refuse(503, LEAVING)
+            return refuse(503, LEAVING)
 
     async def _sample(self, engine: RolloutEngine, asked: CompletionsRequest, request: Request) -> Response:
         version, completions = await self._on_engine(engine.sample(asked), request)
@@ -186,7 +191,3 @@ class CompletionsService:
 async def _client_is_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _refuse(code: int, message: str) -> Response:
-    return JSONResponse({"error": message}, code)

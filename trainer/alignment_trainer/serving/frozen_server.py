@@ -9,16 +9,16 @@ from typing import Protocol
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from alignment_api.contract.context import Outcome
-from alignment_trainer.data.group_arrays import WireError
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.process.errors import WireError
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_server import refuse
 from alignment_trainer.serving.wire import GroupsRequest, decode_request
 
-MAX_BODY_BYTES = 256 * 2**20
 _PROBE = PromptGroup((0, 1), ((1, 0), (0,)))
 LEAVING = "this server goes; ask another"
 _MEDIA_TYPE = "application/octet-stream"
@@ -84,43 +84,25 @@ class FrozenService:
         """One request. A request that names no model takes the one that is here."""
         models = self._models
         if models is None:
-            return _refuse(503, LEAVING if self._leaves else "the model is not ready; try again in a few seconds")
-        body = await _read_body(request)
-        if body is None:
-            return _refuse(413, f"the body is larger than {MAX_BODY_BYTES} bytes; send fewer rows")
-        try:
-            asked = decode_request(body, models.vocabulary)
-            self._check(asked)
-        except WireError as error:
-            return _refuse(400, str(error))
+            return refuse(503, LEAVING if self._leaves else "the model is not ready; try again in a few seconds")
+        asked = await run_in_threadpool(self._decode, await request.body(), models.vocabulary)
         if asked.fingerprint not in ("", models.fingerprint):
-            return _refuse(409, f"this server has model {models.fingerprint}, not `{asked.fingerprint}`; ask another")
+            return refuse(409, f"this server has model {models.fingerprint}, not `{asked.fingerprint}`; ask another")
         try:
             with self._metrics.working():
                 answer = await run_in_threadpool(partial(models.answer, asked))
         except (CancelledError, RuntimeError):
             if not self._leaves:
                 raise
-            return _refuse(503, LEAVING)  # its threads are gone
+            return refuse(503, LEAVING)  # its threads are gone
         self._metrics.add_tokens(sum(group.completion_tokens for group in asked.groups))
         return Response(answer, media_type=_MEDIA_TYPE)
 
-    def _check(self, asked: GroupsRequest) -> None:
+    def _decode(self, body: bytes, vocabulary: int) -> GroupsRequest:
+        """Raises WireError."""
+        asked = decode_request(body, vocabulary)
         for number, group in enumerate(asked.groups, start=1):
             length = len(group.prompt) + max(map(len, group.completions))
             if length > self._max_length:
                 raise WireError(f"row {number} has {length} tokens, more than {self._max_length} (training.maxLength)")
-
-
-async def _read_body(request: Request) -> bytes | None:
-    """The body; None as soon as it is too large."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return None
-    return bytes(body)
-
-
-def _refuse(code: int, message: str) -> Response:
-    return JSONResponse({"error": message}, code)
+        return asked

@@ -13,8 +13,7 @@ from typing import Generic
 
 import httpx
 
-from alignment_trainer.data.group_arrays import WireError
-from alignment_trainer.process.errors import describe, first_cause
+from alignment_trainer.process.errors import WireError, describe, first_cause
 from alignment_trainer.serving.peers import Peers
 from alignment_trainer.serving.server import NotNow, Server, ServerLost, Timing
 from alignment_trainer.serving.work import Item, ItemLimits, Task, WorkQueue

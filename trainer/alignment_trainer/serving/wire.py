@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,12 +16,18 @@ from alignment_trainer.data.group_arrays import (
     GROUP_LENGTHS,
     GROUP_TENSORS,
     Arrays,
-    WireError,
     group_arrays,
     groups_of,
 )
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.process.errors import WireError
 
+MAX_HEADER_BYTES = 16 * 1024
+"""Of a body: some ten tensors, and a few words about them."""
+MAX_SEQUENCES = 2**16
+"""Prompts or completions of one body: 64 groups of the most completions that a prompt may have."""
+MAX_TOKENS = 2**23
+"""Of one body, in prompts and in completions; as Python's integers they take 300 MB each."""
 LOGPROBS_PATH, SCORES_PATH = "/v1/logprobs", "/v1/scores"
 FINGERPRINT, COMPONENTS = "model_fingerprint", "components"
 Float32 = NDArray[np.float32]
@@ -44,6 +49,11 @@ def encode_request(request: GroupsRequest) -> bytes:
 def decode_request(body: bytes, vocabulary: int) -> GroupsRequest:
     """Raises WireError that names the tensor, what was found and what belongs there."""
     arrays, metadata = load_body(body)
+    return GroupsRequest(metadata.get(FINGERPRINT, ""), groups_from(arrays, vocabulary))
+
+
+def groups_from(arrays: Arrays, vocabulary: int) -> tuple[PromptGroup, ...]:
+    """The prompt groups among the arrays of a body. Raises WireError."""
     for name in GROUP_TENSORS:
         if name not in arrays:
             raise WireError(f"no tensor `{name}`; found {sorted(arrays)}; send {', '.join(GROUP_TENSORS)} as int32")
@@ -52,10 +62,14 @@ def decode_request(body: bytes, vocabulary: int) -> GroupsRequest:
     for name in GROUP_LENGTHS:
         if not len(arrays[name]) or arrays[name].min() < 1:
             raise WireError(f"`{name}` is empty or has a length below 1; every prompt and completion needs a token")
+        if len(arrays[name]) > MAX_SEQUENCES:
+            raise WireError(f"`{name}` has {len(arrays[name])} entries, more than {MAX_SEQUENCES}; send fewer rows")
     for tokens in ("prompt_tokens", "completion_tokens"):
+        if len(arrays[tokens]) > MAX_TOKENS:
+            raise WireError(f"`{tokens}` has {len(arrays[tokens])} tokens, more than {MAX_TOKENS}; send fewer rows")
         if len(arrays[tokens]) and not 0 <= arrays[tokens].min() <= arrays[tokens].max() < vocabulary:
             raise WireError(f"`{tokens}` holds ids outside 0..{vocabulary - 1}; tokenize with this model's tokenizer")
-    return GroupsRequest(metadata.get(FINGERPRINT, ""), groups_of(arrays))
+    return groups_of(arrays)
 
 
 @dataclass(frozen=True)
@@ -105,9 +119,11 @@ def split_by_group(values: Float32, numbers: Sequence[int]) -> list[Float32]:
 
 def load_body(body: bytes) -> tuple[Arrays, dict[str, str]]:
     """The arrays and the metadata of a body. Raises WireError."""
+    length = int.from_bytes(body[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise WireError(f"a safetensors header of {length} bytes; ours have at most {MAX_HEADER_BYTES}")
     try:
         arrays = load(body)
-        length = struct.unpack("<Q", body[:8])[0]
         return arrays, json.loads(body[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError) as error:
         raise WireError(f"not safetensors ({len(body)} bytes): {error}") from error

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from alignment_trainer.data.group_arrays import WireError
+from alignment_trainer.process.errors import WireError
 
 COMPLETIONS_PATH = "/v1/completions"
 EXAMPLE = (
@@ -16,6 +16,8 @@ EXAMPLE = (
     '"stop_token_ids": [2]}'
 )
 TokenId = Annotated[int, Field(ge=0)]
+MAX_REQUEST_BYTES = 4 * 2**20
+"""One prompt of half a million tokens."""
 MAX_STOPS = 256
 """Ids at which a completion ends; families have one to five."""
 
