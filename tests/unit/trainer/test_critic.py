@@ -20,7 +20,14 @@ from alignment_trainer.checkpoint.claims import checkpoints_folder
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience.critic_client import CriticAddress, LocalCritic, RemoteCritic
 from alignment_trainer.experience.critic_start import CriticStart
-from alignment_trainer.experience.critic_wire import ATTEMPT_HEADER, VALUES_PATH, encode_groups
+from alignment_trainer.experience.critic_wire import (
+    ATTEMPT_HEADER,
+    BEGIN_PATH,
+    UPDATE_PATH,
+    VALUES_PATH,
+    WRITE_PATH,
+    encode_groups,
+)
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch
 from alignment_trainer.roles.critic import make_value_trainer
@@ -113,17 +120,19 @@ def test_a_repeated_update_changes_nothing(job: TinyJob, remote: RemoteCritic) -
 
 
 def test_it_answers_its_own_attempt_alone(job: TinyJob, remote: RemoteCritic) -> None:
-    def ask(attempt: str, token: str = "secret", body: bytes = b"") -> httpx.Response:
+    def ask(attempt: str, token: str = "secret", body: bytes = b"", path: str = VALUES_PATH) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}", ATTEMPT_HEADER: attempt}
-        return httpx.post(f"{job.url('critic')}{VALUES_PATH}", content=body or encode_groups(GROUPS), headers=headers)
+        return httpx.post(f"{job.url('critic')}{path}", content=body or encode_groups(GROUPS), headers=headers)
 
     assert ask("1", token="wrong").status_code == 401
     assert ask("2").status_code == 409
     assert "of attempt 1, not 2" in ask("2").json()["error"]
     assert "not begun" in ask("1").json()["error"]
     remote.begin(None)
-    assert ask("1", body=b"nonsense").status_code == 400
-    assert ask("1").status_code == 200
+    for path in (BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH):
+        for body in (b"nonsense", b"{}", b'{"folder": "../../other-job"}'):
+            assert ask("1", body=body, path=path).status_code == 400, (path, body)
+    assert ask("1").status_code == 200, "it has outlived them all"
 
 
 def test_asked_to_go_it_stays_while_its_actor_lives(job: TinyJob) -> None:

@@ -72,8 +72,8 @@ class CriticInbox:
         """Takes the requests of a path."""
 
         async def answer(request: Request) -> Response:
-            if request.headers.get(wire.ATTEMPT_HEADER) != str(self.attempt):
-                return refuse(409, f"this critic is of attempt {self.attempt}, not that of the request")
+            if (found := request.headers.get(wire.ATTEMPT_HEADER, "none")) != str(self.attempt):
+                return refuse(409, f"this critic is of attempt {self.attempt}, not {found[:20]}")
             if self.gone:
                 return refuse(503, "this critic goes; its next attempt will answer")
             self.last_sign = time.monotonic()
