@@ -102,7 +102,7 @@ def test_a_body_costs_nothing_before_its_size_is_known_to_be_fair() -> None:
     ones = np.ones(wire.MAX_SEQUENCES + 1, np.int32)
     names = ("prompt_tokens", "prompt_lengths", "completion_tokens", "completion_lengths", "completions_per_row")
     bodies = {
-        "safetensors header": struct.pack("<Q", len(header)) + header.encode(),
+        "a header of": struct.pack("<Q", len(header)) + header.encode(),
         "entries": save({name: ones.copy() for name in names}),
     }
     for words, body in bodies.items():

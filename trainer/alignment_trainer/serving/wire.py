@@ -121,7 +121,9 @@ def load_body(body: bytes) -> tuple[Arrays, dict[str, str]]:
     """The arrays and the metadata of a body. Raises WireError."""
     length = int.from_bytes(body[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise WireError(f"a safetensors header of {length} bytes; ours have at most {MAX_HEADER_BYTES}")
+        raise WireError(
+            f"not safetensors ({len(body)} bytes): a header of {length} bytes, more than {MAX_HEADER_BYTES}"
+        )
     try:
         arrays = load(body)
         return arrays, json.loads(body[8 : 8 + length]).get("__metadata__", {})
