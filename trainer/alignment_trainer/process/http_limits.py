@@ -9,6 +9,8 @@ import asyncio
 from typing import Any
 
 import h11
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES = 16 * 1024
@@ -19,6 +21,38 @@ BODY_SECONDS = 120.0
 """From there to the end of the body."""
 MAX_CONNECTIONS = 512
 """At once. A job's clients hold a few each, probes and Prometheus one."""
+
+
+class TooLarge(Exception):
+    """A body of more bytes than its path takes."""
+
+
+class LimitedBody:
+    """An application that raises TooLarge where it reads a body that says it has more than `most` bytes, or has them.
+
+    Starlette's own limit answers without a word on what to do.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = int(Headers(scope=scope).get("content-length", "0"))  # h11 lets digits alone through
+        came = 0
+
+        async def limited() -> Message:
+            nonlocal came
+            self._check(declared)
+            message = await receive()
+            came += len(message.get("body", b""))
+            self._check(came)
+            return message
+
+        await self._app(scope, limited, send)
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise TooLarge(f"the body is larger than {self._most} bytes; send fewer rows")
 
 
 class LimitedProtocol(H11Protocol):

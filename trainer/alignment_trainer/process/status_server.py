@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignment_trainer.process.errors import WireError
-from alignment_trainer.process.http_limits import MAX_HEAD_BYTES, LimitedProtocol
+from alignment_trainer.process.http_limits import MAX_HEAD_BYTES, LimitedBody, LimitedProtocol, TooLarge
 from alignment_trainer.process.status_board import StatusBoard
 
 OPEN_PATHS = frozenset({"/healthz", "/status", "/metrics"})
@@ -67,7 +67,7 @@ class StatusServer:
                 Route("/status", self._status),
                 Route("/metrics", self._metrics),
             ],
-            exception_handlers={WireError: _refuse_body},
+            exception_handlers={WireError: _refusal(400), TooLarge: _refusal(413)},
         )
         config = uvicorn.Config(
             TokenGuard(self._app, token),
@@ -87,7 +87,9 @@ class StatusServer:
 
         max_bytes: of a body, 413 for more. A WireError of the handler is answered with 400.
         """
-        self._app.router.routes.append(Route(path, handler, methods=[method], max_body_size=max_bytes))
+        route = Route(path, handler, methods=[method])
+        route.app = LimitedBody(route.app, max_bytes)
+        self._app.router.routes.append(route)
 
     def __enter__(self) -> StatusServer:
         family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
@@ -117,5 +119,5 @@ class StatusServer:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _refuse_body(_request: Request, error: Exception) -> Response:
-    return refuse(400, str(error))
+def _refusal(code: int) -> Callable[[Request, Exception], Response]:
+    return lambda _request, error: refuse(code, str(error))
