@@ -38,8 +38,9 @@ test: lint ## Lint, then every test: unit, control plane, real pods (root; see d
 	@$(PYTHON) -m tests.rig build || test "$${CI:-}" != true # without root or Go: said, and skipped below
 	@$(MAKE) --jobs=2 --keep-going NAMED=1 unit real # side by side: each waits half of its time
 
-# A line says whose it is where two suites write at once; where one fails, the other is run to its end all the same.
-PYTEST = $(PYTHON) -u -m pytest -m "not gpu and not hub" $(1) $(if $(NAMED),| sed -u 's/^/$@: /')
+# A line says whose it is where two suites write at once, but pytest's own headings stay as they are; where one suite
+# fails, the other is run to its end all the same.
+PYTEST = $(PYTHON) -u -m pytest -m "not gpu and not hub" $(1) $(if $(NAMED),| sed -u '/^=/!s/^/$@: /')
 unit: setup ## The tests that need neither root nor Go
 	@$(call PYTEST,tests/unit)
 
