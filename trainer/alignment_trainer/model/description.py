@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from alignment_trainer.model.config import Noise, with_noise
+from alignment_trainer.model.folder import config_of, tokenizer_of
 from alignment_trainer.model.mistakes import InvalidModelError, in_words
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,6 @@ def check_description(network: Any, noise: Noise, tokenizer: Any, folder: Path) 
 
     network: transformers' model, on any device. folder: of the model as it came.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     if network.can_generate():
         network.generation_config = _read_generation(network, folder)
         _say_left_out(network.generation_config, folder)
@@ -68,8 +67,8 @@ def check_description(network: Any, noise: Noise, tokenizer: Any, folder: Path) 
             write_description(network, noise, tokenizer, scratch, "float32")
         except (ValueError, TypeError, OSError) as error:
             raise InvalidModelError(_unwritable(error, folder)) from error
-        _check_same(AutoConfig.from_pretrained(scratch).to_dict(), with_noise(network.config.to_dict(), noise))
-        _check_tokenizer(AutoTokenizer.from_pretrained(scratch), tokenizer)
+        _check_same(config_of(scratch).to_dict(), with_noise(network.config.to_dict(), noise))
+        _check_tokenizer(tokenizer_of(scratch), tokenizer)
 
 
 def check_token_ids(network: Any, tokenizer: Any, folder: Path) -> None:

@@ -96,6 +96,7 @@ def _loaded(network: Any, stored: Stored) -> Differences:
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                trust_remote_code=False,
             )
         except (RuntimeError, ValueError, IndexError) as error:  # tensors that cannot be joined into one
             wanted = {name: tuple(tensor.shape) for name, tensor in _as_saved(network).items()}
