@@ -46,3 +46,43 @@ def test_a_model_that_brings_code_is_refused_and_its_code_never_runs(
         folder
     )
     assert not (tmp_path / "ran").exists()
+
+
+SECRET = "q7-Xb_94hSecretOfAnother"
+UNPARSED = {
+    "no JSON": SECRET,
+    "a string": f'"{SECRET}"',
+    "cut off": f'{{"{SECRET}": ',
+    "no UTF-8": b"\xff" + SECRET.encode(),
+    "an array": f'["{SECRET}"]',
+}
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", UNPARSED)
+def test_a_file_that_cannot_be_read_is_named_and_never_quoted(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, content: str
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "theirs")
+    written = UNPARSED[content]
+    (folder / file).write_bytes(written if isinstance(written, bytes) else written.encode())
+    message = refusal(folder)
+    assert f"{file} " in message
+    assert SECRET not in message + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("config.json", {"hidden_size": SECRET}),
+        ("config.json", {"rope_parameters": SECRET}),
+        ("tokenizer.json", {"truncation": SECRET}),
+        ("tokenizer.json", {"model": {"type": SECRET}}),
+    ],
+)
+def test_what_a_library_met_in_a_file_is_not_told(
+    whole: Path, tmp_path: Path, file: str, fields: dict[str, object]
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "theirs")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+    assert SECRET not in refusal(folder)

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from alignment_trainer.model.config import Noise, with_noise
-from alignment_trainer.model.folder import config_of, tokenizer_of
-from alignment_trainer.model.mistakes import InvalidModelError, in_words
+from alignment_trainer.model.folder import config_of, read_json, tokenizer_of
+from alignment_trainer.model.mistakes import InvalidModelError
+from alignment_trainer.process.errors import describe
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def _named_ids(folder: Path) -> Iterator[tuple[str, str, int]]:
     """File, field and id of every special token that a config names."""
     for file in ("config.json", GENERATION):
         path = folder / file
-        said = json.loads(path.read_text()) if path.is_file() else {}
+        said = read_json(path) if path.is_file() else {}
         for field in _TOKENS:
             ids = said.get(field)
             for found in ids if isinstance(ids, list) else [ids]:
@@ -110,7 +111,7 @@ def _read_generation(network: Any, folder: Path) -> Any:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, TypeError) as error:
         raise InvalidModelError(
-            f"{GENERATION} cannot be read: {in_words(error)}; mend it, or remove the file"
+            f"{GENERATION} cannot be read: {describe(error)}; mend it, or remove the file"
         ) from error
 
 
@@ -122,7 +123,7 @@ def _say_left_out(generation: Any, folder: Path) -> None:
 
 
 def _unwritable(error: Exception, folder: Path) -> str:
-    words = in_words(error)
+    words = describe(error)
     file = GENERATION if "GenerationConfig" in words or "num_return_sequences" in words else "its config or tokenizer"
     return (
         f"{file} can be read and not written again, so that the trained model could not be exported: {words}; mend it "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignment_trainer.model.mistakes import UnsupportedModelError
+from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError
+from alignment_trainer.process.errors import describe
 
 
 def config_of(folder: Path) -> Any:
@@ -41,6 +43,17 @@ def classifier_network(config: Any) -> Any:
     auto: Any = AutoModelForSequenceClassification
     with no_code("architecture"):
         return auto.from_config(config, trust_remote_code=False)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a JSON file of the folder says. Raises InvalidModelError with the line where it is none."""
+    try:
+        said = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InvalidModelError(f"{file.name} cannot be read: {describe(error)}; copy it again") from error
+    if not isinstance(said, dict):
+        raise InvalidModelError(f"{file.name} holds no JSON object; copy it again")
+    return said
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from alignment_api.derived.sizing import GIB, probe_bytes
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.sources import MODEL_FILES, Resolved
 from alignment_trainer.model.config import read_config, say_noise
-from alignment_trainer.model.folder import causal_network, classifier_network, config_of, tokenizer_of
-from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError, in_words
+from alignment_trainer.model.folder import causal_network, classifier_network, config_of, read_json, tokenizer_of
+from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError
 from alignment_trainer.model.weight_files import Stored, count_parameters, digest_of_finite, read_headers
-from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.errors import UserError, describe
 
 if TYPE_CHECKING:
     from alignment_trainer.model.proof import Built
@@ -176,9 +175,11 @@ def check_same_tokenizer(named: Named, tokenizer: Any, policy: Any) -> None:
 def load_tokenizer(source: str, folder: Path, field: str = "spec.model") -> Any:
     """The tokenizer of a model's folder. Raises UserError."""
     try:
+        for file in folder.glob("*token*.json"):
+            read_json(file)  # what transformers makes of them names no file
         return tokenizer_of(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower
-        found = f"its tokenizer cannot be loaded: {in_words(error)}"
+        found = f"its tokenizer cannot be loaded: {describe(error)}"
         raise Named(Model(source=source), field).mistake(found) from error
 
 
@@ -203,10 +204,7 @@ def _check_folder(folder: Path) -> None:
             f"{folder} has an adapter_config.json, so it is a LoRA adapter, or has one beside it; merge it into its "
             "base (merge_and_unload), and write the folder of the merged model"
         )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InvalidModelError(f"{path} is no JSON: {in_words(error)}; copy it again") from error
+    config = read_json(path)
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "of an unnamed kind")
         raise InvalidModelError(
@@ -224,7 +222,7 @@ def _architecture(folder: Path, check: Check) -> Built:
         with torch.device("meta"):
             return check(config)
     except _OF_THE_CONFIG as error:
-        raise InvalidModelError(f"its config cannot be used: {in_words(error)}") from error
+        raise InvalidModelError(f"its config cannot be used: {describe(error)}") from error
 
 
 _OF_THE_CONFIG = (

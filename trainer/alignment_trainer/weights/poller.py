@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httpx
 from pydantic import ValidationError
 
+from alignment_trainer.process.errors import describe
 from alignment_trainer.serving.peers import Peers
 from alignment_trainer.weights.manifest import WEIGHTS_PATH, WeightManifest
 
@@ -66,7 +67,7 @@ class WeightPoller:
         try:
             manifest = WeightManifest.model_validate_json(body)
         except ValidationError as error:
-            log.warning("not a manifest of weights: %s", error, extra={"peer": address})
+            log.warning("not a manifest of weights: %s", describe(error), extra={"peer": address})
             return None
         self._last = address, body
         return Offer(manifest, address)
