@@ -23,7 +23,7 @@ FIELD = "spec.algorithm.grpo"
 HERE = f"{FIELD}.rewards[0].function"
 SOURCE = "pvc://code/judges"
 JUDGES = """
-import json, os, resource, socket
+import json, mmap, os, resource, socket
 def surroundings(completion, row):
     seen = {"environment": dict(os.environ), "cores": resource.getrlimit(resource.RLIMIT_CORE)}
     seen["raised"] = False
@@ -36,8 +36,8 @@ def surroundings(completion, row):
     return 1.0
 def large(completion, row):
     return len(bytearray(4 * 2**30)) if completion == "large" else 1.0
-def large_at_once(completion, row):
-    return len(bytearray(4 * 2**30))
+def large_at_once(completion, row):  # untouched, so that it takes no time
+    return len(mmap.mmap(-1, 4 * 2**30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 def as_torch_says(completion, row):
     if completion == "large":
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")

@@ -71,7 +71,7 @@ def _answered(score: Score, limit: float, answer: Answer) -> dict[str, Any]:
     except BadRow as error:
         return {"row": str(error)}
     except (Exception, SystemExit) as error:
-        if isinstance(error, MemoryError) or _TORCH_HAS_NO_MEMORY in str(error):
+        if _wants_memory(error):
             return {"memory": _origin(error)}
         return {"error": f"raised {type(error).__name__}: {error}{_origin(error)}{_offline(error)}"}
     finally:
@@ -84,6 +84,12 @@ def _as_number(found: Any) -> dict[str, Any]:
     except (TypeError, ValueError):
         value = math.nan
     return {"value": value} if math.isfinite(value) else {"error": f"returned {found!r:.100}"}
+
+
+def _wants_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or _TORCH_HAS_NO_MEMORY in str(error)
 
 
 def _origin(error: BaseException) -> str:
