@@ -45,11 +45,18 @@ def test_a_template_gets_at_no_file_module_or_object_of_python(template: str) ->
     assert text.strip() == ""
 
 
-def test_a_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ (99999 ** 9999999) | string }}",  # computed while the template is compiled, where exceptions are caught
+    ],
+)
+def test_a_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     monkeypatch.setattr(tokenize, "TEMPLATE_SECONDS", 0.5)
     began = time.monotonic()
     with pytest.raises(UserError, match=r"chat template of its tokenizer is not done after 0\.5 s; mend it"):
-        rendered("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+        rendered(template)
     assert time.monotonic() - began < 120  # it would take hours
     assert rendered("{{ messages[0].content }}") == "Hello"
 
