@@ -80,8 +80,8 @@ def trl(options: argparse.Namespace) -> Report:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     order = [index for batch in _batches(options) for index in batch]
 
     def run() -> list[float]:
@@ -173,7 +173,7 @@ def count_tokens(options: argparse.Namespace) -> int:
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.tokenize import PairTokenizer
 
-    tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(options.model), options.max_length)
+    tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(options.model, trust_remote_code=False), options.max_length)
     examples = [tokenizer.encode(parse_row(row)) for row in islice(read_rows(options.data), options.rows)]
     return sum(2 * len(example.prompt) + example.completion_tokens for example in examples)
 

@@ -52,13 +52,15 @@ def _dequantize(weights: Path, folder: Path) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds: only when there is work
 
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name, trust_remote_code=False)
     # What the conversion gets wrong: it ends a turn by the token that begins one, and would drop spaces in decoding.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.save_pretrained(folder)
 
-    model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.parent, gguf_file=weights.name, dtype="float32", trust_remote_code=False
+    )
     # The weights are plain fp32 by now; save_pretrained refuses a model that is still marked as quantized.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config

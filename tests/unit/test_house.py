@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import filecmp
 import json
 import os
@@ -55,6 +56,31 @@ print(imported)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 40
+
+
+def test_no_call_that_loads_a_model_may_run_code_of_its_folder() -> None:
+    """Said aloud, since transformers asks on standard input where nobody says it."""
+    program = sorted(path for folder in ("trainer", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    calls = [(path, call) for path in program for call in _calls(path) if _loads_a_model(call)]
+    silent = [f"{path.relative_to(ROOT)}:{call.lineno}" for path, call in calls if not _runs_no_code(call)]
+    assert silent == [], "write trust_remote_code=False"
+    assert len(calls) >= 8
+
+
+@pytest.mark.parametrize(
+    ("call", "allowed"),
+    [
+        ("AutoConfig.from_pretrained(folder)", False),
+        ("AutoConfig.from_pretrained(folder, trust_remote_code=True)", False),
+        ("AutoModel.from_config(config, trust_remote_code=given)", False),
+        ("AsyncEngineArgs(model=folder)", False),
+        ("type(network).from_pretrained(None, trust_remote_code=False)", True),
+    ],
+)
+def test_what_may_run_code_of_a_folder_is_seen(tmp_path: Path, call: str, allowed: bool) -> None:
+    (tmp_path / "program.py").write_text(call)
+    (found,) = (each for each in _calls(tmp_path / "program.py") if _loads_a_model(each))
+    assert _runs_no_code(found) == allowed
 
 
 def test_the_folder_named_operator_does_not_shadow_the_standard_library() -> None:
@@ -155,6 +181,21 @@ def test_held_out_sums_of_the_grpo_example_are_new_in_any_order_and_all_answers_
         assert [sum(pair) for pair in numbers] == [row["answer"] for row in rows]
         sides.append(set(numbers))
     assert not sides[0] & sides[1]
+
+
+def _calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+
+
+def _loads_a_model(call: ast.Call) -> bool:
+    """By transformers or vLLM. A generation config holds numbers alone, and would keep the word as one of its own."""
+    name = ast.unparse(call.func)
+    return name.endswith((".from_pretrained", ".from_config", "EngineArgs")) and not name.startswith("GenerationConfig")
+
+
+def _runs_no_code(call: ast.Call) -> bool:
+    said = {keyword.arg: keyword.value for keyword in call.keywords}.get("trust_remote_code")
+    return isinstance(said, ast.Constant) and said.value is False
 
 
 def _accuracy(word: str, rows: list[dict[str, str]]) -> float:

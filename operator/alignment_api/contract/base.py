@@ -28,6 +28,7 @@ class Contract(BaseModel):
         alias_generator=to_camel,
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,  # of a file that may be anybody's
         use_attribute_docstrings=True,
         validate_by_alias=True,
         validate_by_name=True,

@@ -19,6 +19,10 @@ from alignment_api.contract.status import (
 CONTEXT_VARIABLE = "ALIGNMENT_CONTEXT"
 """Environment variable that holds a Context as JSON."""
 
+ADDRESS_VARIABLE = "ALIGNMENT_ADDRESS"
+"""Environment variable that holds the address by which peers reach the process, where its runtime learns it too late
+for the Context: a pod gets its own once it runs. Absent: Context.host."""
+
 
 class Pins(Contract):
     """What `prepare` has pinned for every role of the job."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from alignment_api.contract.base import Contract
 from alignment_api.contract.inputs import Data, Model
 from alignment_api.contract.numbers import Count, Fraction, NotNegative, Positive
+from alignment_api.contract.quantity import Quantity
 from alignment_api.contract.sources import ReadableSource
 
 
@@ -47,7 +48,8 @@ class JsonSchema(Contract):
 class PythonFunction(Contract):
     """A function of your own: `score(completion: str, row: dict) -> float`, called by these names.
 
-    It is called for one completion at a time. `row` is the prompt's row as written in the data."""
+    It is called for one completion at a time. `row` is the prompt's row as written in the data. It is given neither the
+    job's credentials nor any other environment variable, but runs as the trainer's user and can read what that can."""
 
     entrypoint: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """module:function, as an import finds it."""
@@ -56,6 +58,14 @@ class PythonFunction(Contract):
     first_call_timeout_seconds: Positive = 120.0
     """Seconds for its first call in a process, and for the import of its module: it may load a model there. Default
     120: some GB from a volume. `prepare` refuses a function that takes longer."""
+    memory: Quantity = "2Gi"
+    """Memory that it may take, beside 1 GiB for all functions together, which share a process; each process that it
+    starts may take as much. On a completion for which it takes more it scores 0, as after `timeoutSeconds`. Default
+    2Gi: torch takes one, a judge of 250 million parameters in fp32 the other."""
+    network: bool = False
+    """Whether it needs the network: a judge behind HTTP. Without it the process has none where the kernel lets it leave
+    without privileges: on most Linux machines, but in no pod with seccomp RuntimeDefault, where the log says so.
+    Default false: data and completions stay here. True for one function is true for all of the job."""
     on_error: Literal["fail", "skip"] = "fail"
     """For a completion on which it raises or returns no finite number. `fail` ends the job and names completion and
     row. `skip` leaves the completion out, also one on which it takes too long or ends its process: it gets no reward,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from decimal import ROUND_UP, Decimal
-from typing import Any
 
-from alignment_api.contract.context import CONTEXT_VARIABLE
+from alignment_api.contract.context import ADDRESS_VARIABLE, CONTEXT_VARIABLE
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform, Pool
 from alignment_api.contract.quantity import quantity_value
@@ -94,6 +93,7 @@ def _container(job: AlignmentJob, instance: Instance, platform: Platform, pool: 
         "command": ["python3", "-m", "alignment_trainer.main"],
         "env": [
             _context_variable(job, instance, platform),
+            {"name": ADDRESS_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": "HOME", "value": "/tmp"},
             {"name": "TMPDIR", "value": "/tmp"},
         ],
@@ -262,5 +262,5 @@ _SEALED = ("restartPolicy", "schedulingGates", "schedulingGroup", "hostname", "s
 def _seal_container(container: Manifest, built: Manifest) -> Manifest:
     if container["name"] != names.CONTAINER:
         return container
-    context: dict[str, Any] = built["spec"]["containers"][0]["env"][0]
-    return merge(container, {"terminationMessagePath": names.OUTCOME_FILE, "env": [context]})
+    own = [entry for entry in _trainer(built)["env"] if entry["name"] in (CONTEXT_VARIABLE, ADDRESS_VARIABLE)]
+    return merge(container, {"terminationMessagePath": names.OUTCOME_FILE, "env": own})

@@ -280,7 +280,7 @@ def test_a_roles_pod_template_cannot_undo_its_pools() -> None:
     role_only = build_pod(job, instance, PLATFORM)["spec"]
     assert role_only["runtimeClassName"] == "role"
     both = build_pod(job, instance, with_pool_template(template("pool")))["spec"]
-    env = {entry["name"]: entry["value"] for entry in both["containers"][0]["env"]}
+    env = {entry["name"]: entry.get("value") for entry in both["containers"][0]["env"]}
     assert (both["runtimeClassName"], env["role"], env["pool"], env["BOTH"]) == ("pool", "role", "pool", "pool")
     assert both["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/healthz"
     nulls = {"spec": {"runtimeClassName": None, "securityContext": None}}
@@ -350,7 +350,11 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
                 {
                     "name": "trainer",
                     "terminationMessagePath": "/elsewhere",
-                    "env": [{"name": "ALIGNMENT_CONTEXT", "value": "{}"}, {"name": "MINE", "value": "1"}],
+                    "env": [
+                        {"name": "ALIGNMENT_CONTEXT", "value": "{}"},
+                        {"name": "ALIGNMENT_ADDRESS", "value": "10.6.6.6"},
+                        {"name": "MINE", "value": "1"},
+                    ],
                 }
             ],
         },
@@ -371,6 +375,8 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
     assert container["terminationMessagePath"] == "/dev/termination-log"
     assert context_of(patched).role == "policy"
     assert {"name": "MINE", "value": "1"} in container["env"]
+    own_address = {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert {"name": "ALIGNMENT_ADDRESS", "valueFrom": own_address} in container["env"]
 
 
 def test_a_pod_on_cpus_asks_for_no_gpu() -> None:

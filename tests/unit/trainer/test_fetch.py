@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from tests.tiny import write_model
 
 from alignment_trainer.weights import fetch
@@ -105,9 +106,17 @@ def test_a_part_that_is_always_damaged_never_gets_its_name(tmp_path: Path) -> No
 
 
 def test_sources_are_tried_in_turn(tmp_path: Path) -> None:
-    files, asked = _fetch(tmp_path, _gone, _whole, manifest=_manifest("http://peer:8000/p", "/p"))
-    assert asked == ["http://peer:8000/p", "http://actor:8000/p"]
+    files, asked = _fetch(tmp_path, _gone, _whole, manifest=_manifest("/first/p", "/p"))
+    assert asked == ["http://actor:8000/first/p", "http://actor:8000/p"]
     assert files[0].read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "source", ["http://other:8000/p", "//other/p", "/\t/other/p", "@other/p", ":1@other/p", "p", "/"]
+)
+def test_a_manifest_cannot_send_the_token_to_another_host(source: str) -> None:
+    with pytest.raises(ValidationError, match="should match pattern"):
+        _manifest(source)
 
 
 def test_a_version_that_is_gone_is_not_asked_for_again(tmp_path: Path) -> None:

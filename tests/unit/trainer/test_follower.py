@@ -63,7 +63,7 @@ async def following(job: TinyJob, sampler: Sampler, scratch: Path) -> AsyncItera
         metrics=Metrics("tiny", "rollout"),
         stop=lambda: False,
     )
-    source = WeightSource(resolved([job.url("actor")]), "secret", "rollout-0", 8000)
+    source = WeightSource(resolved([job.url("actor")]), "secret", "rollout-0", 8000, "10.2.0.7")
     follower = WeightFollower(source, installer, on_change=lambda key, error: None)
     task = asyncio.create_task(follower.run())
     try:
@@ -105,6 +105,7 @@ async def test_a_late_server_gets_the_newest_weights_first(job: TinyJob, tmp_pat
             assert sampler.calls == ["pause", "apply", "resume"]
             assert sampler.tensor.tolist() == [5.0, 5.0]
             await _until(lambda: [known.version for known in publisher.servers()] == [5])
+            assert [known.url for known in publisher.servers()] == ["http://10.2.0.7:8000"]
             assert _held(tmp_path) == []
 
 

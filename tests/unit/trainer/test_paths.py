@@ -66,3 +66,45 @@ def test_links_that_stay_in_their_volume_are_followed(volumes: Path) -> None:
 def test_a_laptop_has_no_volumes_to_leave(volumes: Path, tmp_path: Path) -> None:
     (volumes / "work" / "a").symlink_to(tmp_path)
     check(volumes, volumes=None)
+
+
+@pytest.mark.parametrize(
+    ("link", "field"),
+    [
+        ("models/base/model.safetensors", "spec.model.source"),
+        ("models/base/extra/tokenizer.json", "spec.model.source"),
+        ("data/pairs.jsonl/more/train.jsonl", "spec.data.source"),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_out_of_a_volume_below_what_is_read_is_refused(
+    link: str, field: str, there: bool, volumes: Path, tmp_path: Path
+) -> None:
+    if there:
+        (tmp_path / "token").write_text("secret")
+    (volumes / link).parent.mkdir(parents=True)
+    (volumes / link).symlink_to(tmp_path / "token")
+    with pytest.raises(UserError, match=f"{field}: {volumes}/{link} leads by a symbolic link to {tmp_path}/token"):
+        check(volumes)
+
+
+def test_a_folder_behind_a_link_is_looked_at_too_and_a_circle_has_an_end(volumes: Path, tmp_path: Path) -> None:
+    code, base = volumes / "models" / "code", volumes / "models" / "base"
+    code.mkdir()
+    base.mkdir()
+    (base / "judges").symlink_to("../code")
+    (code / "again").symlink_to("../base")
+    check(volumes)
+    (code / "judge.py").symlink_to(tmp_path / "token")
+    with pytest.raises(UserError, match=f"{base}/judges/judge.py leads by a symbolic link to {tmp_path}/token"):
+        check(volumes)
+
+
+def test_a_snapshot_of_a_hubs_cache_is_links_to_its_blobs_and_stays(volumes: Path) -> None:
+    snapshot, blobs = volumes / "models" / "snapshots" / "1", volumes / "models" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "ab12").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/ab12")
+    (volumes / "models" / "base").symlink_to("snapshots/1")
+    check(volumes)

@@ -157,11 +157,40 @@ def test_a_server_tells_its_version_and_its_error_and_is_forgotten_when_silent(
     assert publisher.servers() == ()
 
 
+@pytest.mark.parametrize(("told", "url"), [("10.2.0.7", "http://10.2.0.7:8000"), ("fd00::7", "http://[fd00::7]:8000")])
+def test_a_server_is_asked_at_the_address_that_it_says(served: Served, told: str, url: str) -> None:
+    """Its polls may come from a proxy's address, at which nobody else reaches it."""
+    publisher, client = served
+    client.get("/v1/weights", params=POLL | {"address": told})
+    assert [server.url for server in publisher.servers()] == [url]
+
+
+@pytest.mark.parametrize("told", ["", "rollout-0", "0.0.0.0", "::", "224.0.0.1", "10.0.0.7:80", "10.0.0.7/x"])
+def test_what_is_no_address_is_refused(served: Served, told: str) -> None:
+    publisher, client = served
+    assert client.get("/v1/weights", params=POLL | {"address": told}).status_code == 400
+    assert publisher.servers() == ()
+
+
+@pytest.mark.parametrize(
+    ("host", "told", "address"),
+    [("0.0.0.0", "10.2.0.7", "10.2.0.7"), ("127.0.0.1", None, "127.0.0.1"), ("0.0.0.0", None, None)],
+)
+def test_an_instance_knows_its_address_from_its_runtime(
+    job: TinyJob, monkeypatch: pytest.MonkeyPatch, host: str, told: str | None, address: str | None
+) -> None:
+    if told is not None:
+        monkeypatch.setenv("ALIGNMENT_ADDRESS", told)
+    spec = read_manifest((job.folder / "job.yaml").read_text(), "job.yaml")
+    context = job.context("rollout").model_copy(update={"host": host})
+    assert Instance(context, spec, StatusBoard(), Metrics("tiny", "rollout"), Interruption()).address == address
+
+
 @pytest.mark.parametrize("wrong", [{"name": "rollout-0"}, POLL | {"port": "http"}])
 def test_a_poll_that_is_none_is_refused_with_an_example(served: Served, wrong: dict[str, str]) -> None:
     answer = served[1].get("/v1/weights", params=wrong)
     assert answer.status_code == 400
-    assert "send ?name=rollout-0&port=8000" in answer.json()["error"]
+    assert "send ?name=rollout-0&address=10.0.0.7&port=8000" in answer.json()["error"]
 
 
 def test_without_room_in_memory_it_says_whose_memory(

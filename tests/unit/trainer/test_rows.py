@@ -81,7 +81,7 @@ def test_lines_are_numbered_as_an_editor_does_and_rows_over_all_files(tmp_path: 
     (tmp_path / "b.jsonl").write_text("oops\n")
     rows = list(read_rows(tmp_path))
     assert [(r.number, r.place) for r in rows] == [(1, "a.jsonl:1"), (2, "a.jsonl:3"), (3, "b.jsonl:1")]
-    with pytest.raises(InvalidRow, match=r"not JSON .*found `oops`; write one JSON object a line"):
+    with pytest.raises(InvalidRow, match=r"^not JSON at column 1; write one JSON object a line"):
         parse_row(rows[2])
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from alignment_trainer.data.files import flush, sha256, write_text_atomically
+from alignment_trainer.process.errors import describe
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         parts = tuple(Part(**part) for part in manifest["parts"])
         return Checkpoint(folder, manifest["term"], manifest["step"], parts, manifest.get("updates", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{folder}: the manifest cannot be read: {error}") from error
+        raise DamagedCheckpointError(f"{folder}: the manifest cannot be read: {describe(error)}") from error
 
 
 def verify(folder: Path) -> Checkpoint:

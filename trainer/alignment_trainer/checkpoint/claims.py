@@ -22,7 +22,7 @@ from alignment_trainer.checkpoint.checkpoint import (
     newest_verified,
 )
 from alignment_trainer.data.files import create_exclusively
-from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.errors import UserError, describe
 
 CHECKPOINT_BYTES = 12
 """Per parameter: fp32 weight and AdamW's two moments."""
@@ -79,9 +79,7 @@ def read_claims(storage: Path) -> list[Claim]:
         try:
             claims.append(Claim.model_validate_json(path.read_text()))
         except ValidationError as error:
-            raise DamagedClaimError(
-                f"{path}: not a claim: {error.errors()[0]['msg']}; restore it from a copy"
-            ) from error
+            raise DamagedClaimError(f"{path}: not a claim: {describe(error)}; restore it from a copy") from error
     return claims
 
 

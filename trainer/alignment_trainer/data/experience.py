@@ -24,7 +24,7 @@ from alignment_trainer.data.examples import PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
 from alignment_trainer.data.group_arrays import Arrays, cut_by, group_arrays, groups_of, int32_array
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.process.errors import WireError
+from alignment_trainer.process.errors import WireError, describe
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def load_samples(rows: Sequence[PromptExample], folder: Path) -> Samples:
             raise WireError("its checksum is another one")
         return _read_samples(rows, path)
     except (OSError, SafetensorError, WireError, KeyError, ValueError) as error:
-        log.warning("%s: %s; its prompts are sampled again", path, error)
+        log.warning("%s: %s; its prompts are sampled again", path, describe(error))
         return Samples()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_trainer.data.sources import DATA_SUFFIXES
-from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.errors import UserError, describe
 
 FIELDS = ("prompt", "chosen", "rejected")
 _OTHER_FORMATS = {
@@ -113,8 +113,12 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, object, str | None]]:
             try:
                 yield number, json.loads(line), None
             except ValueError as error:
-                found = line[:60].decode(errors="replace").strip()
-                yield number, None, f"not JSON ({error}); found `{found}`; write one JSON object a line"
+                yield number, None, f"{_place_in_line(error)}; write one JSON object a line"
+
+
+def _place_in_line(error: ValueError) -> str:
+    """Never what stands there: it may be any file that somebody has put in the place of the rows."""
+    return f"not JSON at column {error.colno}" if isinstance(error, json.JSONDecodeError) else describe(error)
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
@@ -125,11 +129,14 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
             "UnknownFile", f"{file}: reading .parquet needs `pip install pyarrow`; or write .jsonl"
         ) from error
     number = 0
-    with ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=1024):
-            for value in batch.to_pylist():
-                number += 1
-                yield number, value, None
+    try:
+        with ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=1024):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield number, value, None
+    except ValueError as error:  # pyarrow's own are such
+        raise UserError("UnknownFile", f"{file}: not Parquet: {describe(error)}; copy it again") from error
 
 
 _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}

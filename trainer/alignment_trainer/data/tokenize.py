@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import Any, Protocol
 
+from jinja2 import TemplateSyntaxError
+
 from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
 from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, PromptRow
+from alignment_trainer.process.errors import UserError, describe
+from alignment_trainer.process.time_limit import TookTooLong, time_limit
+
+TEMPLATE_SECONDS = 10.0
+"""For one conversation, which takes a template a millisecond: far beyond any machine's load."""
 
 
 class Texts:
@@ -21,15 +28,22 @@ class Texts:
         self.has_template = bool(tokenizer.chat_template)
 
     def render(self, turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The turns by the chat template. Raises InvalidRow where it refuses them."""
+        """The turns by the chat template, a program of the model's authors: in transformers' sandbox, which has neither
+        files nor attributes of Python's own, and within TEMPLATE_SECONDS.
+
+        Raises InvalidRow where it refuses the turns, UserError where it cannot be used. Main thread.
+        """
         listed = [turn.as_dict() for turn in turns]
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                listed, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # a template is a program of the model's authors and raises what it likes
+            with time_limit(TEMPLATE_SECONDS):
+                text: str = self._tokenizer.apply_chat_template(
+                    listed, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+        except (TookTooLong, TemplateSyntaxError) as error:
+            raise _unusable(error) from None  # what does not parse is not quoted in the log either
+        except Exception as error:  # it raises what it likes
             roles = ", ".join(turn.role for turn in turns)
-            raise InvalidRow(f"the chat template refuses turns of roles {roles}: {error}") from error
+            raise InvalidRow(f"the chat template refuses turns of roles {roles}: {describe(error)}") from error
         return text
 
     def ids(self, text: str) -> TokenIds:
@@ -46,6 +60,11 @@ class Texts:
         if row.is_chat or len(row.prompt) != 1:
             raise InvalidRow("a conversation, but the model's tokenizer has no chat template; write plain strings")
         return row.prompt[0].content
+
+
+def _unusable(error: TookTooLong | TemplateSyntaxError) -> UserError:
+    where = f"cannot be parsed at line {error.lineno}" if isinstance(error, TemplateSyntaxError) else f"is {error}"
+    return UserError("InvalidModel", f"spec.model: the chat template of its tokenizer {where}; mend it")
 
 
 @dataclass(frozen=True)

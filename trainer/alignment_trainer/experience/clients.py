@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Rollout, Samples, rollout_of
 from alignment_trainer.experience.frozen_client import FrozenClient
 from alignment_trainer.experience.rollout_client import Rollouts, SamplingPlan
+from alignment_trainer.model.folder import read_json
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards import FunctionScorer
 from alignment_trainer.rewards.total import RewardSum, model_components, score_decoder
@@ -133,7 +133,7 @@ def make_clients(
 def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """What ends a completion: the tokenizer's end of sequence, and those of the model's generation config."""
     file = folder / "generation_config.json"
-    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    named = read_json(file).get("eos_token_id") if file.is_file() else None
     found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
     return tuple(sorted(found))
 

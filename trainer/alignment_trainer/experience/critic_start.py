@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_api.contract.rewards import Reward
+from alignment_trainer.model.folder import config_of
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import find_reward_models
@@ -70,9 +71,7 @@ def has_same_shape(instance: Instance, reward: Reward, folder: Path, model: Path
 
 
 def _difference(folder: Path, model: Path) -> str | None:
-    from transformers import AutoConfig
-
-    theirs, own = (AutoConfig.from_pretrained(each, local_files_only=True) for each in (folder, model))
+    theirs, own = (config_of(each) for each in (folder, model))
     for name in _SHAPE:
         found, wanted = getattr(theirs, name, None), getattr(own, name, None)
         if found != wanted:

@@ -11,6 +11,7 @@ from alignment_trainer.data.prepared import open_prompts, read_manifest
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.experience.critic_start import has_same_shape
 from alignment_trainer.model.cache_memory import check_cache_memory
+from alignment_trainer.model.folder import config_of
 from alignment_trainer.model.inspect import (
     Named,
     Pinned,
@@ -30,10 +31,8 @@ def check_online(instance: Instance, policy: Path, trained: Sequence[Pinned]) ->
 
     policy: its folder. trained: what stage `reward` starts from.
     """
-    from transformers import AutoConfig
-
     spec = instance.spec
-    check_cache_memory(spec, AutoConfig.from_pretrained(policy, local_files_only=True))
+    check_cache_memory(spec, config_of(policy))
     tokenizer = load_tokenizer(spec.model.source, policy)
     pinned = {component: _pin(instance, component, named) for component, named in named_models(spec)}
     for model in (*trained, *pinned.values()):

@@ -13,7 +13,7 @@ from alignment_api.contract.algorithms import Grpo, Ppo
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Sampled, Samples
 from alignment_trainer.experience.frozen_client import STALLED_AFTER
-from alignment_trainer.process.errors import WireError
+from alignment_trainer.process.errors import WireError, describe
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.serving.pool import PoolOptions, ServerGroup, ServerPool
 from alignment_trainer.serving.server import Timing
@@ -131,7 +131,7 @@ def decode_completions(body: bytes, plan: SamplingPlan) -> tuple[Sampled, ...]:
             for entry in answer["completions"]
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise WireError(f"not completions ({body[:100]!r}): {error!r}") from error
+        raise WireError(f"not completions ({len(body)} bytes): {type(error).__name__}: {describe(error)}") from error
     whole = all(0 < len(one.tokens) == len(one.logprobs) for one in found)
     if len(found) != plan.samples or not whole or not np.isfinite([p for one in found for p in one.logprobs]).all():
         raise WireError(f"{len(found)} completions, or some without finite log-probs; asked for {plan.samples}")

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignment_trainer.model.folder import config_of
+
 log = logging.getLogger(__name__)
 
 _NOISE = ("dropout", "pdrop", "layerdrop", "drop_path", "jitter_noise")
@@ -21,9 +23,7 @@ Noise = Mapping[str, float]
 
 def read_config(folder: Path) -> tuple[Any, Noise]:
     """The config of a Hugging Face folder with its noise turned off, and what that was."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = config_of(folder)
     return config, turn_off_noise(config)
 
 

@@ -14,7 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from alignment_trainer.model.config import Noise, with_noise
-from alignment_trainer.model.mistakes import InvalidModelError, in_words
+from alignment_trainer.model.folder import config_of, read_json, tokenizer_of
+from alignment_trainer.model.mistakes import InvalidModelError
+from alignment_trainer.process.errors import describe
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +59,6 @@ def check_description(network: Any, noise: Noise, tokenizer: Any, folder: Path) 
 
     network: transformers' model, on any device. folder: of the model as it came.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     if network.can_generate():
         network.generation_config = _read_generation(network, folder)
         _say_left_out(network.generation_config, folder)
@@ -68,8 +68,8 @@ def check_description(network: Any, noise: Noise, tokenizer: Any, folder: Path) 
             write_description(network, noise, tokenizer, scratch, "float32")
         except (ValueError, TypeError, OSError) as error:
             raise InvalidModelError(_unwritable(error, folder)) from error
-        _check_same(AutoConfig.from_pretrained(scratch).to_dict(), with_noise(network.config.to_dict(), noise))
-        _check_tokenizer(AutoTokenizer.from_pretrained(scratch), tokenizer)
+        _check_same(config_of(scratch).to_dict(), with_noise(network.config.to_dict(), noise))
+        _check_tokenizer(tokenizer_of(scratch), tokenizer)
 
 
 def check_token_ids(network: Any, tokenizer: Any, folder: Path) -> None:
@@ -93,7 +93,7 @@ def _named_ids(folder: Path) -> Iterator[tuple[str, str, int]]:
     """File, field and id of every special token that a config names."""
     for file in ("config.json", GENERATION):
         path = folder / file
-        said = json.loads(path.read_text()) if path.is_file() else {}
+        said = read_json(path) if path.is_file() else {}
         for field in _TOKENS:
             ids = said.get(field)
             for found in ids if isinstance(ids, list) else [ids]:
@@ -111,7 +111,7 @@ def _read_generation(network: Any, folder: Path) -> Any:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, TypeError) as error:
         raise InvalidModelError(
-            f"{GENERATION} cannot be read: {in_words(error)}; mend it, or remove the file"
+            f"{GENERATION} cannot be read: {describe(error)}; mend it, or remove the file"
         ) from error
 
 
@@ -123,7 +123,7 @@ def _say_left_out(generation: Any, folder: Path) -> None:
 
 
 def _unwritable(error: Exception, folder: Path) -> str:
-    words = in_words(error)
+    words = describe(error)
     file = GENERATION if "GenerationConfig" in words or "num_return_sequences" in words else "its config or tokenizer"
     return (
         f"{file} can be read and not written again, so that the trained model could not be exported: {words}; mend it "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from alignment_api.derived.sizing import GIB, probe_bytes
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.sources import MODEL_FILES, Resolved
 from alignment_trainer.model.config import read_config, say_noise
-from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError, in_words
+from alignment_trainer.model.folder import causal_network, classifier_network, config_of, read_json, tokenizer_of
+from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError
 from alignment_trainer.model.weight_files import Stored, count_parameters, digest_of_finite, read_headers
-from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.errors import UserError, describe
 
 if TYPE_CHECKING:
     from alignment_trainer.model.proof import Built
@@ -107,27 +107,23 @@ def _inspect(named: Named, resolved: Resolved, checks: Sequence[Check], inspecti
 
 def language_model(config: Any) -> Built:
     """As a language model: the policy."""
-    from transformers import AutoModelForCausalLM
-
     from alignment_trainer.model.heads import scorer
     from alignment_trainer.model.probe import TEMPERATURE
     from alignment_trainer.model.proof import Built
     from alignment_trainer.model.tensors import Apart
 
-    network = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    network = causal_network(config)
     return Built(network, scorer(network, temperature=TEMPERATURE), Apart())
 
 
 def value_model(config: Any) -> Built:
     """As a base of critics and reward models, which get a head of one label where they have none."""
-    from transformers import AutoModelForSequenceClassification
-
     from alignment_trainer.model.heads import value_scorer
     from alignment_trainer.model.load import apart_of_values
     from alignment_trainer.model.proof import Built
 
     config.num_labels = 1
-    network = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    network = classifier_network(config)
     return Built(network, value_scorer(network), apart_of_values(config))
 
 
@@ -150,9 +146,8 @@ def reward_model(config: Any) -> Built:
 def parameter_shapes(folder: Path, check: Check) -> dict[str, tuple[int, ...]]:
     """Of what is made of the folder's config, by the names in a model's folder; no memory is taken."""
     import torch
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = config_of(folder)
     with torch.device("meta"):
         packed = check(config).scorer
     return {packed.hub_names[name]: tuple(parameter.shape) for name, parameter in packed.named_parameters()}
@@ -179,12 +174,12 @@ def check_same_tokenizer(named: Named, tokenizer: Any, policy: Any) -> None:
 
 def load_tokenizer(source: str, folder: Path, field: str = "spec.model") -> Any:
     """The tokenizer of a model's folder. Raises UserError."""
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        for file in folder.glob("*token*.json"):
+            read_json(file)  # what transformers makes of them names no file
+        return tokenizer_of(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower
-        found = f"its tokenizer cannot be loaded: {in_words(error)}"
+        found = f"its tokenizer cannot be loaded: {describe(error)}"
         raise Named(Model(source=source), field).mistake(found) from error
 
 
@@ -209,10 +204,7 @@ def _check_folder(folder: Path) -> None:
             f"{folder} has an adapter_config.json, so it is a LoRA adapter, or has one beside it; merge it into its "
             "base (merge_and_unload), and write the folder of the merged model"
         )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InvalidModelError(f"{path} is no JSON: {in_words(error)}; copy it again") from error
+    config = read_json(path)
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "of an unnamed kind")
         raise InvalidModelError(
@@ -230,7 +222,7 @@ def _architecture(folder: Path, check: Check) -> Built:
         with torch.device("meta"):
             return check(config)
     except _OF_THE_CONFIG as error:
-        raise InvalidModelError(f"its config cannot be used: {in_words(error)}") from error
+        raise InvalidModelError(f"its config cannot be used: {describe(error)}") from error
 
 
 _OF_THE_CONFIG = (

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignment_trainer.model.config import Noise, read_config, say_noise
+from alignment_trainer.model.folder import causal_network, tokenizer_of
 from alignment_trainer.model.heads import PackedModel, scorer, value_scorer
 from alignment_trainer.model.tensors import Apart, check_loaded, silenced
 
@@ -39,7 +40,7 @@ def load_model(folder: Path, gradient_checkpointing: bool = False, temperature: 
     """
     config, noise = _read_config(folder)
     causal = _load(AutoModelForCausalLM, folder, config, Apart())[0]
-    return LoadedModel(causal, _tokenizer(folder), scorer(causal, gradient_checkpointing, temperature), noise)
+    return LoadedModel(causal, tokenizer_of(folder), scorer(causal, gradient_checkpointing, temperature), noise)
 
 
 def load_value_model(
@@ -55,7 +56,7 @@ def load_value_model(
     config, noise = _read_config(folder)
     config.num_labels = 1
     classifier, is_new = _load(AutoModelForSequenceClassification, folder, config, apart_of_values(config))
-    packed, tokenizer = value_scorer(classifier, gradient_checkpointing), _tokenizer(folder)
+    packed, tokenizer = value_scorer(classifier, gradient_checkpointing), tokenizer_of(folder)
     if VALUE_HEAD in is_new:
         start_head(classifier.score.weight, seed, zero_head)
     classifier.config.pad_token_id = _padding_apart(tokenizer)
@@ -67,7 +68,7 @@ def apart_of_values(config: Any) -> Apart:
     if is_classifier(config):
         return Apart()
     with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        causal = causal_network(config)
     body = f"{causal.base_model_prefix}."
     head = frozenset(name for name in causal.state_dict() if not name.startswith(body))
     return Apart(new=frozenset({VALUE_HEAD}), spare=head)
@@ -94,6 +95,7 @@ def _load(auto: Any, folder: Path, config: Any, apart: Apart) -> tuple[Any, set[
             config=config,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # reported, and refused, by name
             output_loading_info=True,
         )
@@ -120,7 +122,3 @@ def _padding_apart(tokenizer: Any) -> int | None:
     """
     same = tokenizer.pad_token_id == tokenizer.eos_token_id
     return None if same else tokenizer.pad_token_id
-
-
-def _tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

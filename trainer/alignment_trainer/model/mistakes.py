@@ -2,14 +2,6 @@
 
 from alignment_trainer.process.errors import UserError
 
-_LONGEST = 400
-"""Characters of a message that is not ours."""
-
-
-def in_words(error: BaseException) -> str:
-    """A library's message in one line: what is wrong often stands behind the first one."""
-    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
-
 
 class InvalidModelError(UserError):
     """The files are not what they say they are, or not whole."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pack_whole
 from alignment_trainer.model.families import ADVICE
 from alignment_trainer.model.heads import LogprobHead, PackedModel
-from alignment_trainer.model.mistakes import UnsupportedModelError, in_words
-from alignment_trainer.process.errors import is_out_of_memory
+from alignment_trainer.model.mistakes import UnsupportedModelError
+from alignment_trainer.process.errors import describe, is_out_of_memory
 
 TOLERANCE = 1e-3
 """Largest difference that is taken for rounding: nats of a token, and of a score the share of the largest score.
@@ -127,7 +127,7 @@ def _refused(family: str, what: str, error: Exception) -> Exception:
     """The family's own words; want of memory says nothing about it."""
     if is_out_of_memory(error):
         return error
-    return UnsupportedModelError(f"{family}: {what} ({type(error).__name__}: {in_words(error)}); {ADVICE}")
+    return UnsupportedModelError(f"{family}: {what} ({type(error).__name__}: {describe(error)}); {ADVICE}")
 
 
 @dataclass(frozen=True)

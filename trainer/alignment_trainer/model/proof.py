@@ -17,10 +17,10 @@ from alignment_api.derived.sizing import GIB, PREPARE_PROCESS_GIB
 from alignment_trainer.model.cut import FP32_BYTES, draw, plan_cut
 from alignment_trainer.model.heads import LogprobHead, PackedModel
 from alignment_trainer.model.load import load_model, load_value_model
-from alignment_trainer.model.mistakes import InvalidModelError, in_words
+from alignment_trainer.model.mistakes import InvalidModelError
 from alignment_trainer.model.probe import LEAST_REACH, TEMPERATURE, Figures, check_figures, probe
 from alignment_trainer.model.tensors import Apart
-from alignment_trainer.process.errors import UserError, is_out_of_memory
+from alignment_trainer.process.errors import UserError, describe, is_out_of_memory
 
 _HEADROOM = 1.2
 """Over the weights: one tensor twice while it is converted, and the logits of a row."""
@@ -57,7 +57,7 @@ def _probe_whole(folder: Path, config: Any, make: Make) -> Figures:
         loaded = load_model(folder, temperature=TEMPERATURE) if is_language else load_value_model(folder)
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise (
-            error if is_out_of_memory(error) else InvalidModelError(f"it cannot be loaded: {in_words(error)}")
+            error if is_out_of_memory(error) else InvalidModelError(f"it cannot be loaded: {describe(error)}")
         ) from error
     figures = probe(loaded.network, loaded.scorer)
     check_figures(figures, config.model_type, "its own weights")

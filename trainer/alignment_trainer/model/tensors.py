@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from alignment_trainer.model.mistakes import InvalidModelError, in_words
+from alignment_trainer.model.mistakes import InvalidModelError
 from alignment_trainer.model.weight_files import FLOATS, Stored, same_numbers
+from alignment_trainer.process.errors import describe
 
 Shapes = Mapping[str, tuple[int, ...]]
 _SHOWN = 3
@@ -96,13 +97,14 @@ def _loaded(network: Any, stored: Stored) -> Differences:
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                trust_remote_code=False,
             )
         except (RuntimeError, ValueError, IndexError) as error:  # tensors that cannot be joined into one
             wanted = {name: tuple(tensor.shape) for name, tensor in _as_saved(network).items()}
             found = {name: tensor.shape for name, tensor in stored.items()}
             differences = _compared(wanted, found, network.all_tied_weights_keys)
             if not differences:
-                raise InvalidModelError(f"transformers cannot load its tensors: {in_words(error)}") from error
+                raise InvalidModelError(f"transformers cannot load its tensors: {describe(error)}") from error
             return differences
     return differences_of(info)
 

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import traceback
 from collections.abc import Sequence
+
+from pydantic import ValidationError
 
 from alignment_api.contract.context import Failure
 
 _OUT_OF_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough")
+
+_LONGEST = 400
+"""Characters of a message that is not ours."""
+_VALUE = re.compile(
+    "|".join(
+        (
+            r"""(?<=value:\s)(?:'[^']*'|"[^"]*")|(?<=with\svalue\s)(?:'[^']*'|"[^"]*")""",  # of a config's fields
+            r"""(?<=string\s)"(?:[^"\\]|\\.)*"|(?<=unknown\svariant\s)`[^`]*`""",  # tokenizers
+            r"""(?<=unknown\sfield\s)`[^`]*`""",
+            r"""(?<=to\sfloat:\s)'[^']*'|(?<=with\sbase\s10:\s)'[^']*'""",  # Python's numbers
+            r"""(?<=input_value=).*?(?=,\sinput_type=)""",  # pydantic
+        )
+    )
+)
+"""What the errors of libraries quote of a file's content."""
 
 
 class UserError(Exception):
@@ -51,8 +70,16 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def describe(error: BaseException) -> str:
-    """In words: some errors have none of their own."""
-    return str(error) or type(error).__name__
+    """What is wrong in one line: the text of an error that is not ours, wherever it is told.
+
+    It may have met any file that somebody has put there: what could not be parsed is named by its place, never quoted.
+    """
+    return " ".join(_told(error).split())[:_LONGEST] or type(error).__name__
+
+
+def without_values(text: str) -> str:
+    """A text of errors without what they quote of the values that they met."""
+    return _VALUE.sub("...", text)
 
 
 def first_cause(error: BaseException) -> BaseException:
@@ -69,8 +96,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
 
 
+def _told(error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON at line {error.lineno}, column {error.colno} ({error.msg.partition(':')[0]})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not {error.encoding} at byte {error.start}"
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
+        return f"`{'.'.join(map(str, place)) or 'its root'}`: {without_values(first['msg'])}"
+    return str(error) if isinstance(error, UserError) else without_values(str(error))
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (_told(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _origin(error: BaseException) -> str:

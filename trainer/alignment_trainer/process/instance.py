@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 
-from alignment_api.contract.context import Context
+from alignment_api.contract.context import ADDRESS_VARIABLE, Context
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.roles import StageName
 from alignment_api.contract.spec import AlignmentJobSpec
@@ -71,6 +73,12 @@ class Instance:
         """Where the manifest says what `spec.model` of this stage is."""
         own = self.makes_reward and self.spec.model != self.job.spec.model
         return f"{training_field(self.job.spec)}.model" if own else "spec.model"
+
+    @property
+    def address(self) -> str | None:
+        """By which peers reach this instance, where its runtime knows."""
+        told = os.environ.get(ADDRESS_VARIABLE) or self.context.host
+        return None if ip_address(told).is_unspecified else told
 
     @property
     def token(self) -> str:

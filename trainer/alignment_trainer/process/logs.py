@@ -9,6 +9,8 @@ import warnings
 from datetime import UTC, datetime
 from typing import TextIO
 
+from alignment_trainer.process.errors import without_values
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _QUIET = ("httpx", "httpcore", "filelock", "urllib3", "uvicorn", "datasets", "huggingface_hub", "transformers")
 
@@ -29,7 +31,7 @@ class JsonFormatter(logging.Formatter):
         }
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = without_values(self.formatException(record.exc_info))
         return json.dumps(line, default=str)
 
 

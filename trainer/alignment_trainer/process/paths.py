@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from alignment_trainer.process.errors import UserError
 
 
 def check_paths(context: Context, spec: AlignmentJobSpec) -> None:
-    """Raises UserError where a path inside a volume leads out of it by a symbolic link.
+    """Raises UserError where a path inside a volume leads out of it by a symbolic link, or a link below what is read.
 
     Beside it stand other volumes, the job's token, and whatever the image holds. A laptop has no volumes.
     """
@@ -34,8 +35,26 @@ def check_paths(context: Context, spec: AlignmentJobSpec) -> None:
 
 
 def _paths(context: Context, spec: AlignmentJobSpec) -> Iterator[tuple[str, Path]]:
+    """What is written, and what is read with every link below it: files of models and data, modules."""
     yield "spec.storage.source", Path(context.storage)
     yield "spec.output.destination", Path(context.output)
     for field, source in sources_read(spec).items():
         if source in context.sources:
-            yield field_path(field), Path(context.sources[source])
+            path = Path(context.sources[source])
+            yield from ((field_path(field), each) for each in (path, *_links(path)))
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Every link below a folder, and below the folders that they lead to. Those of a hub's cache are links, too."""
+    found, seen = [folder], set[Path]()
+    while found:
+        here = found.pop()
+        if not here.is_dir() or here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    yield Path(entry.path)  # refused by who asks, before its folder is looked at
+                if entry.is_dir():
+                    found.append(Path(entry.path))

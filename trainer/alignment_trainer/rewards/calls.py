@@ -3,19 +3,26 @@ ended badly is the caller's to say."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alignment_api.contract.quantity import quantity_value
 from alignment_api.contract.rewards import Reward, RewardFunction
 from alignment_trainer.data.sources import local_path
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer
-from alignment_trainer.rewards.sandbox import GRACE_SECONDS, Worker, WorkerLost
+from alignment_trainer.rewards.worker_process import GRACE_SECONDS, Worker, WorkerLost
+
+log = logging.getLogger(__name__)
 
 BATCH = 256
 """Answers of a message: what is sent again, at most, where a function ends the worker."""
+OWN_MEMORY = 2**30
+"""Bytes of the worker's memory that no function of the user's asked for: Python and math-verify take 0.1 GiB; the rest
+is for what they make of long completions."""
 REASON = "InvalidRewardFunction"
 _START_SECONDS = 120.0
 """For a process and the imports of our own packages, on a busy machine; a function's own import has its first call's
@@ -57,10 +64,11 @@ class Reply:
     """What became of a call.
 
     kind: `value` is the score. `raised`: it raised, or returned no finite number. `row`: the row lacks what it asks.
-    `late`: it took longer than `seconds`. `died`: its process ended. problem: what to tell of any but the first.
+    `late`: it took longer than `seconds`. `large`: it took more memory than its process may have. `died`: its process
+    ended. problem: what to tell of any but the first.
     """
 
-    kind: Literal["value", "raised", "row", "late", "died"]
+    kind: Literal["value", "raised", "row", "late", "large", "died"]
     value: float = 0.0
     problem: str = ""
     seconds: float = 0.0
@@ -68,7 +76,7 @@ class Reply:
     @property
     def lost(self) -> bool:
         """Whether it took the worker with it."""
-        return self.kind in ("late", "died")
+        return self.kind in ("late", "large", "died")
 
 
 class NotStarted(RuntimeError):
@@ -103,7 +111,8 @@ class FunctionCalls:
         """
         if self._worker is not None or not self.functions:
             return
-        self._worker = Worker([function.described for function in self.functions])
+        self._worker = Worker([one.described for one in self.functions], self._memory, self._network)
+        self._say_network()
         for function in self.functions:
             try:
                 bad = self._worker.receive(_START_SECONDS + function.first_seconds).get("error")
@@ -113,6 +122,27 @@ class FunctionCalls:
             if bad is not None:
                 self.close()
                 raise UserError(REASON, f"{function.field}.{bad['field']}: {bad['message']}")
+
+    @property
+    def _memory(self) -> int:
+        """Bytes that the worker may take: all functions share it."""
+        python = [function.spec.python for function in self.functions if function.spec.python is not None]
+        return OWN_MEMORY + sum(int(quantity_value(options.memory)) for options in python)
+
+    @property
+    def _network(self) -> bool:
+        return any(function.spec.python is not None and function.spec.python.network for function in self.functions)
+
+    def _say_network(self) -> None:
+        """Tells the log where functions have a network that they should not have."""
+        assert self._worker is not None
+        try:
+            refusal = self._worker.receive(_START_SECONDS)["network"]
+        except WorkerLost as error:
+            self.close()
+            raise NotStarted(f"the process of the reward functions did not start: {error}; see the log") from error
+        if refusal is not None:
+            log.info("reward functions keep the network: the kernel takes it from no process here (%s)", refusal)
 
     def replies(self, place: int, items: Sequence[Answer]) -> Generator[Reply]:
         """One of the function at `place` for each item, in order. Close it where not all of them are wanted."""
@@ -141,8 +171,13 @@ class FunctionCalls:
         left = len(items)
         try:
             for item in items:
-                reply = _reply(self._worker.receive(seconds + GRACE_SECONDS))
+                reply = _reply(self._worker.receive(seconds + GRACE_SECONDS), self._memory)
                 left -= 1
+                if reply.lost:
+                    self.close()
+                    left = 0
+                    yield reply
+                    return
                 self._warm.add(place)
                 if reply.kind == "value":
                     self._proven.setdefault(place, item)
@@ -172,9 +207,12 @@ def functions_of(rewards: Sequence[Reward], sources: Mapping[str, str], field: s
         yield Function(reward.component, reward.function, path, here)
 
 
-def _reply(message: dict[str, Any]) -> Reply:
+def _reply(message: dict[str, Any], memory: int) -> Reply:
     if "value" in message:
         return Reply("value", value=float(message["value"]))
+    if "memory" in message:
+        problem = f"it took more memory than its process may have, {memory / 2**30:.3g} GiB{message['memory']}"
+        return Reply("large", problem=problem)
     return Reply("row", problem=message["row"]) if "row" in message else Reply("raised", problem=message["error"])
 
 

@@ -183,6 +183,9 @@ def _import(name: str, path: Path | None) -> Any:
         else:
             message = f"there is no module `{error.name}` {_place(path)}; write module:function"
         raise BadFunction("python.entrypoint", message) from error
+    except MemoryError as error:
+        message = f"importing `{name}` takes more memory than its process may have; load less, or write a larger "
+        raise BadFunction("python.entrypoint", f"{message}`memory` beside it") from error
     except (Exception, SystemExit) as error:
         message = f"importing `{name}` raised {type(error).__name__}: {error}; it must import where the job runs"
         raise BadFunction("python.entrypoint", message) from error

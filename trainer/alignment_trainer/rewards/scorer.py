@@ -42,9 +42,9 @@ class _Newest:
 class FunctionScorer:
     """The reward functions among `rewards`, in a worker that starts with the first score; close it at the end.
 
-    A completion on which a function takes longer than its limit, or ends the process, scores 0 there and is counted in
-    `timeouts`; a new worker goes on with the next. Where `python.onError` is `skip`, that completion and those on which
-    the function raises are UNSCORED, and counted in `skipped`. One thread at a time.
+    A completion on which a function takes longer or more memory than it may, or ends the process, scores 0 there and is
+    counted in `timeouts`; a new worker goes on with the next. Where `python.onError` is `skip`, that completion and
+    those on which the function raises are UNSCORED, and counted in `skipped`. One thread at a time.
     """
 
     def __init__(self, rewards: Sequence[Reward], sources: Mapping[str, str], field: str = "spec.algorithm") -> None:
@@ -111,11 +111,14 @@ class FunctionScorer:
         self.timeouts += reply.lost
         lost = self._lost[place].add(reply.lost)
         if lost > LOST_OF // 2:
+            faster = f"make it faster, or write a larger {function.field}.timeoutSeconds"
+            remedy = (
+                f"{faster} ({function.spec.timeout_seconds:g})" if reply.kind != "large" else larger_memory(function)
+            )
             raise UserError(
                 REASON,
                 f"{function.what}: {lost} of its newest {LOST_OF} calls gave no answer, the last because "
-                f"{reply.problem}; from such scores nothing is learnt: make it faster, or write a larger "
-                f"{function.field}.timeoutSeconds ({function.spec.timeout_seconds:g})",
+                f"{reply.problem}; from such scores nothing is learnt: {remedy}",
             )
 
     def _look_at_skipped(self, place: int, function: Function, reply: Reply, limit: float) -> None:
@@ -128,6 +131,14 @@ class FunctionScorer:
                 f"because it {_verb(reply)}; mend it for such, or write a larger {function.field}.python."
                 f"maxSkippedFraction ({limit:g})",
             )
+
+
+def larger_memory(function: Function) -> str:
+    """What to do about a function that took too much."""
+    python = function.spec.python
+    if python is None:
+        return "write one that takes less"
+    return f"take less, or write a larger {function.field}.python.memory ({python.memory})"
 
 
 def mistake(function: Function, item: Answer, reply: Reply) -> UserError:

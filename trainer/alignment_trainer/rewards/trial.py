@@ -10,7 +10,7 @@ from alignment_api.contract.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer
 from alignment_trainer.rewards.calls import REASON, Function, FunctionCalls, NotStarted, Reply, functions_of
-from alignment_trainer.rewards.scorer import mistake
+from alignment_trainer.rewards.scorer import larger_memory, mistake
 
 _TEXT = "The answer is 42."
 """Tried beside the empty completion: a function that looks at the text only where there is one loads its model here."""
@@ -55,6 +55,8 @@ def _lost(function: Function, item: Answer, reply: Reply) -> str:
     found = f"{function.what}: {reply.problem} for the completion {item.text!r} in its trial"
     if reply.kind == "died":
         return f"{found}; it must return a number, and neither end its process nor crash"
+    if reply.kind == "large":
+        return f"{found}; {larger_memory(function)}"
     if item.text == "" and function.spec.python is not None:
         now = f"{function.field}.python.firstCallTimeoutSeconds ({reply.seconds:g})"
         return f"{found}; its first call may load what it needs: load less, or write a larger {now}"

@@ -110,6 +110,7 @@ def _follower(instance: Instance, engine: RolloutEngine, folder: Path) -> Weight
         token=instance.token,
         name=f"{context.role}-{context.index}",
         port=server.port if server is not None else context.port,
+        address=instance.address,
     )
     installer = WeightInstaller(
         target=engine,

@@ -169,6 +169,7 @@ def _start(options: EngineOptions, folder: Path) -> Any:
         enable_prefix_caching=True,
         **(_whole_prompts(options.max_length) if on_cpu else {}),
         skip_tokenizer_init=True,
+        trust_remote_code=False,
         generation_config="vllm",  # else the checkpoint's own top_p and the like change the distribution
         logprobs_mode="processed_logprobs",  # of logits divided by the temperature: what really sampled
         worker_extension_cls="alignment_trainer.vllm.worker.WeightsExtension",

@@ -8,7 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.errors import UserError, without_values
 
 _CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", re.MULTILINE)
 _VAGUE = ("See root cause above", "EngineCore encountered an issue", "RPC call to", "cancelled")
@@ -102,5 +102,5 @@ def _cause(error: BaseException, folder: Path) -> str:
     log = error_log(folder)
     logged = _CAUSE.findall(log.read_text(errors="replace")) if log.is_file() else []
     told = [line for line in logged if not any(vague in line for vague in _VAGUE)]
-    found = told[0] if told else f"{type(error).__name__}: {error}"
+    found = without_values(told[0] if told else f"{type(error).__name__}: {error}")
     return found.partition(_ADVICE_OF_ITS_OWN)[0].strip().rstrip(".")[:1000]

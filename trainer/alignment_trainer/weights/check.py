@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment_trainer.model.folder import causal_network, config_of
 from alignment_trainer.weights.manifest import WeightManifest
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,11 +31,10 @@ class WeightsRefused(ValueError):
 def model_tensors(folder: Path, dtype: str) -> ModelTensors:
     """Of the model in a Hugging Face folder. No weight is loaded."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = config_of(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = causal_network(config)
     needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tied = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     return ModelTensors(needed, dict(_stored(folder)) | tied, dtype)

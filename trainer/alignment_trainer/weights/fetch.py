@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urljoin
 
 import httpx
 
@@ -33,14 +32,15 @@ def fetch_parts(
 ) -> list[Path]:
     """The manifest's parts as files of `folder`; those that are there already were checked by an earlier call.
 
-    origin: the URL that the manifest came from. Blocks. Raises FetchFailed, also where `stop` ended it.
+    origin: the server that the manifest came from: http://host:port. Blocks. Raises FetchFailed, also where `stop`
+    ended it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return [_fetch(_Download(part, folder), origin, client, stop) for part in manifest.parts]
 
 
 def _fetch(download: _Download, origin: str, client: httpx.Client, stop: Callable[[], bool]) -> Path:
-    sources = [urljoin(origin, source) for source in download.part.sources]
+    sources = [origin + source for source in download.part.sources]
     failure = FetchFailed(f"{download.part.name}: asked to go")
     for number in range(_TRIES):
         if stop() or download.final.exists():

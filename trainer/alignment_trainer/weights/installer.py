@@ -12,6 +12,7 @@ from typing import Protocol
 
 import httpx
 
+from alignment_trainer.process.errors import describe
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.weights.fetch import fetch_parts
 from alignment_trainer.weights.manifest import WeightManifest
@@ -74,6 +75,6 @@ class WeightInstaller:
                 except Exception as error:
                     log.warning("weights %s not applied, %d tries left", manifest.name, left, exc_info=error)
                     if not left:
-                        message = f"weights {manifest.name} could not be applied: {error}"
+                        message = f"weights {manifest.name} could not be applied: {describe(error)}"
                         raise WeightsNotApplied(message) from error
             await self.target.resume()

@@ -20,8 +20,9 @@ class WeightPart(Contract):
     """Its size."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Its checksum."""
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    """URLs of it, in the order to try; relative ones from where the manifest came from."""
+    sources: Annotated[tuple[Annotated[str, Field(pattern=r"^(/[0-9A-Za-z._-]+)+$")], ...], Field(min_length=1)]
+    """Paths of it on the server that the manifest came from, in the order to try. No URLs: who fetches them sends the
+    job's token along."""
 
 
 class WeightManifest(Contract):

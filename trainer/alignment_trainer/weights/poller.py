@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httpx
 from pydantic import ValidationError
 
+from alignment_trainer.process.errors import describe
 from alignment_trainer.serving.peers import Peers
 from alignment_trainer.weights.manifest import WEIGHTS_PATH, WeightManifest
 
@@ -19,12 +20,16 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where weights come from, and as whom this server asks for them."""
+    """Where weights come from, and as whom this server asks for them.
+
+    address: by which the trainee reaches it; None: the one that its polls come from, which a proxy may have made up.
+    """
 
     trainee: Peers
     token: str
     name: str
     port: int
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class WeightPoller:
         """
         source, (attempt, version) = self._source, key
         query: dict[str, str | int] = {"name": source.name, "port": source.port, "attempt": attempt, "version": version}
+        if source.address is not None:
+            query["address"] = source.address
         if error is not None:
             query["error"] = error[:_ERROR_CHARACTERS]
         for address in sorted(await source.trainee()):
@@ -66,7 +73,7 @@ class WeightPoller:
         try:
             manifest = WeightManifest.model_validate_json(body)
         except ValidationError as error:
-            log.warning("not a manifest of weights: %s", error, extra={"peer": address})
+            log.warning("not a manifest of weights: %s", describe(error), extra={"peer": address})
             return None
         self._last = address, body
         return Offer(manifest, address)

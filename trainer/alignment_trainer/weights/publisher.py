@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 
@@ -131,7 +132,7 @@ class WeightPublisher:
         try:
             server = _described(request)
         except (KeyError, ValueError) as error:
-            advice = "send ?name=rollout-0&port=8000&attempt=0&version=0, and error=... where weights were refused"
+            advice = "send ?name=rollout-0&address=10.0.0.7&port=8000&attempt=0&version=0, error=... where it took none"
             return JSONResponse({"error": f"not a poll ({error!r}); {advice}"}, 400)
         with self._lock:
             self._heard[server.name] = server, time.monotonic()
@@ -161,16 +162,26 @@ class WeightPublisher:
 
 
 def _described(request: Request) -> RolloutServer:
-    """The server that polls, from the address it polls from. Raises KeyError or ValueError."""
+    """The server that polls, at the address that it says. Raises KeyError or ValueError."""
     asked = request.query_params
-    host = request.client.host if request.client else "127.0.0.1"
     return RolloutServer(
         name=asked["name"],
-        url=base_url(host, int(asked["port"])),
+        url=base_url(_address(request), int(asked["port"])),
         attempt=int(asked["attempt"]),
         version=int(asked["version"]),
         error=asked.get("error") or None,
     )
+
+
+def _address(request: Request) -> str:
+    """Of a server that says none the one that it polls from: behind a mesh's proxy that is the proxy's."""
+    told = request.query_params.get("address")
+    if told is None:
+        return request.client.host if request.client else "127.0.0.1"
+    address = ip_address(told)
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{told} is no server's address")
+    return str(address)
 
 
 def _write(folder: Path, manifest: WeightManifest, tensors: Iterable[tuple[str, Tensor]]) -> WeightManifest:

@@ -17,6 +17,13 @@ from typing import Any, Self
 GRACE_SECONDS = 2.0
 """Beyond a function's limit until the worker is ended from here: one that has disarmed its alarm."""
 _CHUNK_BYTES = 65536
+_ENVIRONMENT = (
+    *("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "HF_HOME"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY"),
+    "ALIGNMENT_LIFE",  # a laptop's mark, by which what a killed run leaves is found
+)
+"""All that the worker is given of the trainer's environment: where programs and folders are, and how many threads to
+use. Not the job's credentials, its Context, nor proxies, whose URLs hold passwords."""
 
 
 class WorkerLost(Exception):
@@ -30,8 +37,12 @@ class WorkerLost(Exception):
 class Worker:
     """One process with its two pipes; a context manager that leaves nothing of it, whatever its functions started."""
 
-    def __init__(self, functions: Sequence[dict[str, Any]]) -> None:
-        """functions: {spec, path} of each. Its first messages are one for each of them, up to one with an `error`."""
+    def __init__(self, functions: Sequence[dict[str, Any]], memory: int, network: bool) -> None:
+        """functions: {spec, path} of each. memory: bytes that it may take. network: whether it keeps the network.
+
+        Its first message is {network}: why it has one although it should not, or null. Then comes one for each
+        function, up to one with an `error`.
+        """
         taken, self._in = os.pipe()
         self._out, given = os.pipe()
         self._process = subprocess.Popen(
@@ -39,12 +50,12 @@ class Worker:
             stdin=subprocess.DEVNULL,
             pass_fds=(taken, given),
             start_new_session=True,  # so that what a function has started goes with it
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"},
+            env=_environment(),
         )
         os.close(taken)
         os.close(given)
         self._unread = b""
-        self._say(list(functions))
+        self._say({"memory": memory, "network": network, "functions": list(functions)})
 
     def __enter__(self) -> Self:
         return self
@@ -101,3 +112,8 @@ class Worker:
         with suppress(BrokenPipeError):  # `receive` says how it ended
             while data:
                 data = data[os.write(self._in, data) :]
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"}
