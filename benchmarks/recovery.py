@@ -210,7 +210,7 @@ def was_fenced(running: Running, moment: Moment, notes: Notes) -> list[str]:
 
 
 def stayed(running: Running, moment: Moment, notes: Notes) -> list[str]:
-    """How long each stage's successor waited for the pod whose sidecar stays."""
+    """How long each stage's successor waited for the pod whose sidecar stays, and how long that held its node."""
     timeline = running.timeline
     ends = {life.role: timeline.ended[life.uid] for life in timeline.lives.values() if life.uid in timeline.ended}
     begins = {life.role: timeline.created[life.uid] for life in timeline.lives.values()}
@@ -218,6 +218,7 @@ def stayed(running: Running, moment: Moment, notes: Notes) -> list[str]:
         first = timeline.of(later)[0].uid
         begun = timeline.created[first] if later == TRAINEE else begins[later]
         notes[f"secondsFrom{former.capitalize()}To{later.capitalize()}"] = round(begun - ends[former])
+    notes["secondsItsNodeWasHeld"] = round(timeline.seen[moment.life.uid] - timeline.ended[moment.life.uid])
     return []
 
 

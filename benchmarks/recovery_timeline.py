@@ -36,6 +36,8 @@ class Timeline(PodHistory):
     ready: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
     """When the trainer's container ended, of those pods whose node could still tell."""
+    seen: dict[str, float] = field(default_factory=dict)
+    """When the pod was last there."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why the pod as a whole ended, where its node said so."""
     steps: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Timeline(PodHistory):
     def record(self, pod: dict[str, Any]) -> None:
         super().record(pod)
         uid, status = pod["metadata"]["uid"], pod["status"]
+        self.seen[uid] = time.time()
         self.created[uid] = _seconds(pod["metadata"]["creationTimestamp"])
         for condition in status.get("conditions", ()):
             if (condition["type"], condition["status"]) == ("Ready", "True"):
