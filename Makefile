@@ -30,7 +30,7 @@ cluster: setup ## A real Kubernetes of three nodes on this machine, with the ope
 	@$(PYTHON) -m tests.rig up
 
 ##@ Develop
-.PHONY: setup test unit real soak faults lint format crd benchmark
+.PHONY: setup test unit real soak faults recovery lint format crd benchmark
 setup: .venv/.dev ## Create or refresh .venv with everything that development needs
 
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
@@ -53,6 +53,9 @@ soak: setup ## 100,000 histories of a job, other ones each time (HISTORIES=n for
 
 faults: setup ## One fault at each moment of a DPO and a PPO job's life (EACH=n: only each n-th moment; root, Go; hours)
 	@ALIGNMENT_FAULTS=$(or $(EACH),1) $(PYTHON) -m pytest tests/cluster/test_single_faults.py -s
+
+recovery: setup ## What faults of real nodes cost: seconds to replacement, steps lost (ONLY=name; root, Go; 40 minutes)
+	@$(PYTHON) -m benchmarks.recovery $(if $(ONLY),--only $(ONLY))
 
 lint: setup ## Style, format, types, layers, and whether generated files are up to date
 	@$(BIN)/ruff check --quiet

@@ -71,6 +71,11 @@ class PodHistory:
         seen = [(life.role, life.index, life.life) for life in self.lives.values()]
         return sorted({life for life in seen if seen.count(life) > 1})
 
+    def look(self, pods: list[dict[str, Any]]) -> None:
+        """All that there are now."""
+        for pod in pods:
+            self.record(pod)
+
     def record(self, pod: dict[str, Any]) -> None:
         labels, metadata = pod["metadata"]["labels"], pod["metadata"]
         self.lives[metadata["uid"]] = Life(
@@ -173,14 +178,13 @@ class Jobs:
             return str(error.stderr)
 
     @contextmanager
-    def watching(self, name: str) -> Iterator[PodHistory]:
-        """Records every pod of the job from now on."""
-        history, stop = PodHistory(), threading.Event()
+    def watching(self, name: str, history: PodHistory | None = None) -> Iterator[PodHistory]:
+        """Records every pod of the job from now on, in `history` where one is given."""
+        history, stop = history or PodHistory(), threading.Event()
 
         def look() -> None:
             while not stop.wait(0.3):
-                for pod in self.pods(name):
-                    history.record(pod)
+                history.look(self.pods(name))
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()

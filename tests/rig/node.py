@@ -36,10 +36,14 @@ KERNEL_SETTINGS = {
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What a test asks for: a name and a pool (`onDemand` or `spot`)."""
+    """What a test asks for: a name and a pool (`onDemand`, `spot`, or one that no trainer asks for).
+
+    unsafe_sysctls: what pods may set there beyond the safe ones; a pod that asks for more is turned away on arrival.
+    """
 
     name: str
     pool: str
+    unsafe_sysctls: tuple[str, ...] = ()
 
     @property
     def taints(self) -> list[dict[str, str]]:
@@ -250,6 +254,7 @@ def kubelet_config(node: Node) -> dict[str, Any]:
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "shutdownGracePeriod": "0s",
         "maxPods": 200,
+        "allowedUnsafeSysctls": list(node.spec.unsafe_sysctls),
         "registryPullQPS": 0,
         "eventRecordQPS": 0,
         "kubeAPIQPS": 100,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 from alignment_api.contract.status import InstanceRecord
 from alignment_operator.names import instance_name
@@ -15,6 +16,10 @@ from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
 from alignment_operator.plan.terminations import termination_of
 from alignment_operator.plan.types import Instance, Removal
+
+BESIDE_GRACE = timedelta(seconds=30)
+"""Kubernetes' own default, for containers that run on when ours has ended: a pool's notice is for what ours must save,
+and until they are gone the node's GPUs are nobody's."""
 
 
 def missing_instances(snapshot: Snapshot, stage: StageLayout, records: Records) -> tuple[Instance, ...]:
@@ -42,7 +47,10 @@ def removals(pods: Pods, stage: StageLayout | None, records: Records, keep_logs:
         failed = [pod for pod, end in ended if end is not None and end.policy.end == "failed" and not pod.lingers]
         keep |= set({(pod.role, pod.index): pod.uid for pod in sorted(failed, key=lambda pod: pod.life)}.values())
     going = (pod for pod in pods if pod.uid not in keep and pod.gone_by is None)
-    return tuple(Removal(pod.name, pod.uid, version=None if pod.ended else pod.version) for pod in going)
+    return tuple(
+        Removal(pod.name, pod.uid, BESIDE_GRACE if pod.lingers else None, None if pod.ended else pod.version)
+        for pod in going
+    )
 
 
 def _instance(snapshot: Snapshot, stage: StageLayout, record: InstanceRecord, attempt: int) -> Instance:

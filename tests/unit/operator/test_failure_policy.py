@@ -353,7 +353,7 @@ def test_a_process_that_has_ended_beside_a_container_that_runs_on_has_ended(trai
     training.change(name, lingers=True)
     plan = training.reconcile()
     assert training.status.stage == "evaluate"
-    assert [removal.name for removal in plan.delete] == [name]
+    assert [(removal.name, removal.grace) for removal in plan.delete] == [(name, timedelta(seconds=30))]
 
 
 def test_a_failed_pod_that_holds_its_node_is_deleted_and_holds_nobody_back(training: SmallCluster) -> None:

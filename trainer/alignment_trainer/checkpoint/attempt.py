@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alignment_trainer.checkpoint.claims import (
     Claim,
+    check_term,
     checkpoints_folder,
     claim_term,
     prune_checkpoints,
@@ -64,4 +65,5 @@ def make_checkpoints(instance: Instance, claim: Claim) -> Checkpoints:
         claim.term,
         instance.spec.checkpoint.keep,
         prune=lambda _folder, keep: prune_checkpoints(storage, claim.term, keep),
+        fence=lambda: check_term(storage, claim.term),
     )

@@ -163,14 +163,20 @@ def _lineage_checkpoints(storage: Path, claims: list[Claim]) -> list[Path]:
     ]
 
 
+def check_term(storage: Path, term: int) -> list[Claim]:
+    """Every claim. Raises FencedError for who does not hold the newest."""
+    claims = read_claims(storage)
+    if claims[-1].term != term:
+        raise FencedError(f"term {term} is over: attempt {claims[-1].attempt} has claimed term {claims[-1].term}")
+    return claims
+
+
 def prune_checkpoints(storage: Path, term: int, keep: int) -> None:
     """Leaves the newest `keep` checkpoints of the lineage, for the holder of the newest term.
 
     Raises FencedError for the holder of an older one, who removes nothing: its successor may be reading them.
     """
-    claims = read_claims(storage)
-    if claims[-1].term != term:
-        raise FencedError(f"term {term} is over: attempt {claims[-1].attempt} has claimed term {claims[-1].term}")
+    claims = check_term(storage, term)
     kept = set(_lineage_checkpoints(storage, claims)[:keep])
     for older in sorted(checkpoints_folder(storage).iterdir()):
         for folder in list_checkpoints(older):

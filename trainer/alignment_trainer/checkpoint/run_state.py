@@ -79,6 +79,8 @@ class Checkpoints:
     """The checkpoints of one attempt, under its term.
 
     keep: newest ones that stay. prune: removes the others, given the term's folder and `keep`.
+    fence: raises where a newer attempt has claimed; asked before a checkpoint is begun (a fenced writer takes no room
+    from its successor) and again before it is sealed. What slips through in between is no ancestor of anything.
     extra_parts: writes what else belongs to a checkpoint (a critic's state), on every rank; returns its parts.
     """
 
@@ -87,6 +89,7 @@ class Checkpoints:
     keep: int
     newest: Checkpoint | None = None
     prune: Callable[[Path, int], None] = prune
+    fence: Callable[[], object] = lambda: None
     extra_parts: Callable[[Path], list[Part]] = lambda folder: []
 
     def save(self, engine: Engine, position: Position) -> Checkpoint:
@@ -95,11 +98,13 @@ class Checkpoints:
             return self.newest
         folder = checkpoint_folder(self.root, self.term, position.step, position.updates)
         if distributed.rank() == 0:
+            self.fence()
             start_checkpoint(folder)
         distributed.barrier()
         written = write_state(engine, folder) + _write_position(position, folder) + self.extra_parts(folder)
         parts = [part for parts in distributed.gather_objects(written) for part in parts]
         if distributed.rank() == 0:
+            self.fence()
             write_checkpoint(folder, self.term, position.step, parts, position.updates)
             self.prune(folder.parent, self.keep)
         distributed.barrier()
