@@ -1,5 +1,6 @@
 """Tokens are what the model meets at inference, and a prompt stands on one side of the split."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from tests.tiny import tiny_tokenizer
 
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow, parse_prompt, parse_row
-from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, held_out_prompts
+from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, Texts, held_out_prompts
 
 LLAMA3_LIKE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] | trim }}<|im_end|>{% endfor %}"
@@ -141,3 +142,36 @@ def test_a_share_grows_until_it_holds_enough_rows() -> None:
     assert len(held_out_prompts(rows, 0.02, seed=0, least=11)) == 3
     assert held_out_prompts(rows, 0.02, seed=0) < held_out_prompts(rows, 0.02, seed=0, least=11)
     assert len(held_out_prompts(rows, 0.02, seed=0, least=1000)) == 20
+
+
+@pytest.mark.parametrize("template", ["", LLAMA3_LIKE])
+def test_many_rows_at_once_are_encoded_as_one_by_one(template: str) -> None:
+    rows = [preference(f"2 + {number} =", f" {2 + number}", " 5" * number) for number in range(1, 40)]
+    pairs = PairTokenizer(tiny_tokenizer(template or None), 64)
+    found = pairs.encode_each([InvalidRow("broken"), *rows])
+    assert str(found[0]) == "broken"
+    for row, example in zip(rows, found[1:], strict=True):
+        if isinstance(example, InvalidRow):
+            with pytest.raises(InvalidRow, match=re.escape(str(example))):
+                pairs.encode(row)
+        else:
+            assert example == pairs.encode(row)
+    assert {type(each) for each in found[1:]} == {InvalidRow, PreferenceExample}, "some are too long, others are not"
+
+
+@pytest.mark.parametrize("first", [None, "<|im_start|>"])
+def test_what_all_cores_make_of_texts_is_what_the_tokenizer_makes_of_each(first: str | None) -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    tokenizer.bos_token = first
+    start = () if first is None else (tokenizer.bos_token_id,)
+    texts = [
+        "",
+        "2 + 2 = 4\n",
+        "na\u00efve \u65e5\u672c \U0001f600",
+        "<|im_start|>user",
+        " ".join(map(str, range(900))),
+    ]
+    alone = [(*start, *tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding()
+    assert Texts(tokenizer).ids(texts) == alone

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from jinja2 import TemplateSyntaxError
 
@@ -16,6 +17,9 @@ from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, Prom
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
+Row = TypeVar("Row", PreferenceRow, PromptRow)
+Example = TypeVar("Example")
+T = TypeVar("T")
 TEMPLATE_SECONDS = 10.0
 """For one conversation, which takes a template a millisecond: far beyond any machine's load."""
 
@@ -46,14 +50,19 @@ class Texts:
             raise InvalidRow(f"the chat template refuses turns of roles {roles}: {describe(error)}") from error
         return text
 
-    def ids(self, text: str) -> TokenIds:
-        """Of a text that holds its special tokens itself."""
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    def ids(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Of each text. One that a template made holds its special tokens itself; another stands behind the tokenizer's
+        first token, where it has one."""
+        start = () if self.has_template or self._tokenizer.bos_token_id is None else (self._tokenizer.bos_token_id,)
+        return [(*start, *found) for found in self._plain_ids(texts)]
 
-    def plain_ids(self, text: str) -> TokenIds:
-        """Of a text without a template: behind the tokenizer's first token, where it has one."""
-        start = self._tokenizer.bos_token_id
-        return self.ids(text) if start is None else (start, *self.ids(text))
+    def _plain_ids(self, texts: Sequence[str]) -> Iterable[Sequence[int]]:
+        if not self._tokenizer.is_fast:
+            return [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        backend = self._tokenizer.backend_tokenizer  # all cores, and nothing made of a text but its ids
+        backend.no_truncation()
+        backend.no_padding()
+        return (found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
     def plain_prompt(self, row: PreferenceRow | PromptRow) -> str:
         """The one text that a model without a template continues. Raises InvalidRow for a conversation."""
@@ -88,27 +97,68 @@ class Room:
             )
 
 
-class PromptTokenizer:
-    """Encodes prompts up to the assistant's turn, with one tokenizer."""
+class RowTokenizer(ABC, Generic[Row, Example]):
+    """Encodes rows with one tokenizer, many at a time: it works on all cores only then."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._texts = Texts(tokenizer)
+
+    def encode(self, row: Row) -> Example:
+        """One row. Raises InvalidRow."""
+        (found,) = self.encode_each([row])
+        if isinstance(found, InvalidRow):
+            raise found
+        return found
+
+    def encode_each(self, rows: Sequence[Row | InvalidRow]) -> list[Example | InvalidRow]:
+        """Of each row the example, or what is wrong with it; what is known to be wrong stays as it is."""
+        rendered = [row if isinstance(row, InvalidRow) else attempt(self._render, row) for row in rows]
+        texts = [text for found in rendered if not isinstance(found, InvalidRow) for text in found]
+        ids = iter(self._texts.ids(texts))
+        return [
+            found if isinstance(found, InvalidRow) else attempt(self._example, row, [next(ids) for _ in found])
+            for row, found in zip(rows, rendered, strict=True)
+        ]
+
+    @abstractmethod
+    def _render(self, row: Row) -> Sequence[str]:
+        """The texts of a row, as many for each. Raises InvalidRow for one that cannot be rendered."""
+
+    @abstractmethod
+    def _example(self, row: Row, ids: Sequence[TokenIds]) -> Example:
+        """The row, whose texts have these ids. Raises InvalidRow for one that is empty or too long."""
+
+
+def attempt(make: Callable[..., T], *arguments: object) -> T | InvalidRow:
+    """What is made of the arguments, or what was raised for them."""
+    try:
+        return make(*arguments)
+    except InvalidRow as error:
+        return error
+
+
+class PromptTokenizer(RowTokenizer[PromptRow, PromptExample]):
+    """Encodes prompts up to the assistant's turn."""
 
     def __init__(self, tokenizer: Any, room: Room) -> None:
-        self._texts, self._room = Texts(tokenizer), room
+        super().__init__(tokenizer)
+        self._room = room
 
-    def encode(self, row: PromptRow) -> PromptExample:
-        """Raises InvalidRow for a prompt that cannot be rendered, is empty or leaves no room for its completions."""
-        texts = self._texts
-        if texts.has_template:
-            prompt = texts.ids(texts.render(row.prompt, add_generation_prompt=True))
-        else:
-            prompt = texts.plain_ids(texts.plain_prompt(row))
+    def _render(self, row: PromptRow) -> Sequence[str]:
+        if self._texts.has_template:
+            return (self._texts.render(row.prompt, add_generation_prompt=True),)
+        return (self._texts.plain_prompt(row),)
+
+    def _example(self, row: PromptRow, ids: Sequence[TokenIds]) -> PromptExample:
+        (prompt,) = ids
         if not prompt:
             raise InvalidRow("`prompt` has no tokens; write the text that completions answer")
         self._room.check(len(prompt))
         return PromptExample(row.number, prompt, row.fields)
 
 
-class PairTokenizer:
-    """Encodes preferences with one tokenizer.
+class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
+    """Encodes preferences.
 
     With a chat template the prompt is rendered up to the assistant's turn (`add_generation_prompt`) and a completion
     is what the template adds for the answer, to the end of its turn. Without one, prompt and completion are plain
@@ -116,13 +166,12 @@ class PairTokenizer:
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
+        super().__init__(tokenizer)
         self._tokenizer, self._max_length = tokenizer, max_length
-        self._texts = Texts(tokenizer)
         self._special = frozenset(tokenizer.all_special_ids)
 
-    def encode(self, row: PreferenceRow) -> PreferenceExample:
-        """Raises InvalidRow for a row that cannot be rendered, is empty or is too long."""
-        prompt, chosen, rejected = self._render(row) if self._texts.has_template else self._join(row)
+    def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> PreferenceExample:
+        prompt, chosen, rejected = ids
         boundary = _common_start(prompt, chosen, rejected)
         if boundary < 1:
             raise InvalidRow("`prompt` has no tokens; write the text that the two completions answer")
@@ -132,8 +181,11 @@ class PairTokenizer:
         self._check(example)
         return example
 
-    def _render(self, row: PreferenceRow) -> tuple[TokenIds, TokenIds, TokenIds]:
+    def _render(self, row: PreferenceRow) -> Sequence[str]:
         texts = self._texts
+        if not texts.has_template:
+            prompt = texts.plain_prompt(row)
+            return prompt, prompt + row.chosen, prompt + row.rejected
         prompt = texts.render(row.prompt, add_generation_prompt=True)
         chosen = texts.render([*row.prompt, Message("assistant", row.chosen)])
         rejected = texts.render([*row.prompt, Message("assistant", row.rejected)])
@@ -142,15 +194,7 @@ class PairTokenizer:
                 raise InvalidRow(
                     f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`"
                 )
-        return texts.ids(prompt), texts.ids(chosen), texts.ids(rejected)
-
-    def _join(self, row: PreferenceRow) -> tuple[TokenIds, TokenIds, TokenIds]:
-        texts, prompt = self._texts, self._texts.plain_prompt(row)
-        return (
-            texts.plain_ids(prompt),
-            texts.plain_ids(prompt + row.chosen),
-            texts.plain_ids(prompt + row.rejected),
-        )
+        return prompt, chosen, rejected
 
     def _end(self, completion: TokenIds) -> TokenIds:
         """To its last special token (templates add a line break behind it), else closed by the tokenizer's own."""
@@ -189,6 +233,9 @@ class HasPrompt(Protocol):
 
 def _common_start(*sequences: TokenIds) -> int:
     """How many first tokens all share: a token that merges prompt and completion belongs to the completion."""
+    whole = sequences[0]
+    if all(sequence[: len(whole)] == whole for sequence in sequences):
+        return len(whole)  # the usual case, at the speed of a comparison
     return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
