@@ -83,7 +83,7 @@ def _assert_resumed_together(storage: Path, history: PodHistory) -> None:
     claims = [json.loads(path.read_text()) for path in sorted((storage / "claims").glob("*.json"))]
     assert [claim["attempt"] for claim in claims] == lives[0]
     start = claims[1]["start"]
-    (manifest,) = (storage / "checkpoints" / "0001").glob(f"{start['step']:08d}*/manifest.json")
+    (manifest,) = (storage / "checkpoints" / f"{start['term']:04d}").glob(f"{start['step']:08d}*/manifest.json")
     parts = {part["name"].split("-")[0] for part in json.loads(manifest.read_text())["parts"]}
     assert {"state", "critic"} <= parts
 
