@@ -290,6 +290,9 @@ def test_cut_files_and_files_of_another_format_are_refused(whole, tmp_path):
     assert "is not a safetensors file" in refusal(folder)
     file.write_bytes(content[:9] + b"!" + content[10:])
     assert "its header is no JSON" in refusal(folder)
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "each with `dtype`, `shape` and `data_offsets`; copy it again" in refusal(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

@@ -157,6 +157,16 @@ def test_a_server_tells_its_version_and_its_error_and_is_forgotten_when_silent(
     assert publisher.servers() == ()
 
 
+def test_no_more_servers_are_remembered_than_a_role_may_have(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher, client = served
+    monkeypatch.setattr(module, "MOST_SERVERS", 2)
+    answers = [client.get("/v1/weights", params=POLL | {"name": f"rollout-{n}"}).status_code for n in (0, 1, 2, 1)]
+    assert answers == [204, 204, 503, 204]
+    monkeypatch.setattr(module, "HEARD_WITHIN", 0.0)
+    assert client.get("/v1/weights", params=POLL | {"name": "rollout-2"}).status_code == 204
+    assert publisher.servers() == ()
+
+
 @pytest.mark.parametrize(("told", "url"), [("10.2.0.7", "http://10.2.0.7:8000"), ("fd00::7", "http://[fd00::7]:8000")])
 def test_a_server_is_asked_at_the_address_that_it_says(served: Served, told: str, url: str) -> None:
     """Its polls may come from a proxy's address, at which nobody else reaches it."""

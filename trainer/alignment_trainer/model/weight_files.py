@@ -179,17 +179,19 @@ def _header(path: Path) -> dict[str, StoredTensor]:
             raise InvalidModelError(f"{path} is not a safetensors file ({size} bytes); copy it again")
         try:
             header: dict[str, dict[str, Any]] = json.loads(file.read(length))
-        except ValueError as error:
+            header.pop("__metadata__", None)
+            stored = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidModelError(
-                f"{path} is not a safetensors file: its header is no JSON; copy it again"
+                f"{path} is not a safetensors file: its header is no JSON of tensors, each with `dtype`, `shape` and "
+                "`data_offsets`; copy it again"
             ) from error
-    header.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    end = max((tensor.end for tensor in stored.values()), default=8 + length)
     if end != size:
         raise InvalidModelError(f"{path} has {size} bytes, its header says {end}: it was cut off; copy it again")
-    return {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+    return stored
 
 
 def _stored(path: Path, data: int, entry: Mapping[str, Any]) -> StoredTensor:
-    begin, end = entry["data_offsets"]
-    return StoredTensor(path, entry["dtype"], tuple(entry["shape"]), data + begin, data + end)
+    begin, end = map(int, entry["data_offsets"])
+    return StoredTensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), data + begin, data + end)

@@ -20,7 +20,7 @@ from alignment_trainer.data.group_arrays import (
     groups_of,
 )
 from alignment_trainer.data.packing import PromptGroup
-from alignment_trainer.process.errors import WireError
+from alignment_trainer.process.errors import WireError, describe
 
 MAX_HEADER_BYTES = 16 * 1024
 """Of a body: some ten tensors, and a few words about them."""
@@ -128,4 +128,4 @@ def load_body(body: bytes) -> tuple[Arrays, dict[str, str]]:
         arrays = load(body)
         return arrays, json.loads(body[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError) as error:
-        raise WireError(f"not safetensors ({len(body)} bytes): {error}") from error
+        raise WireError(f"not safetensors ({len(body)} bytes): {describe(error)}") from error

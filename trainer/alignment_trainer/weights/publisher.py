@@ -34,6 +34,8 @@ PART_BYTES = 512 * 2**20
 """Of one part, where no tensor is larger: what is fetched again when one is damaged."""
 HEARD_WITHIN = 10.0
 """Seconds after which a server that does not poll is forgotten; it polls about twice a second."""
+MOST_SERVERS = 512
+"""Remembered at once: twice as many as the role may have, for each may have been replaced just now."""
 KEPT_VERSIONS = 2
 """A server that is still fetching the one before may end that."""
 
@@ -111,9 +113,13 @@ class WeightPublisher:
         """Those that polled within the last HEARD_WITHIN seconds, by name."""
         now = time.monotonic()
         with self._lock:
-            self._heard = {name: one for name, one in self._heard.items() if now - one[1] <= HEARD_WITHIN}
+            self._forget_silent(now)
             heard = sorted(self._heard.items())
         return tuple(replace(server, silent_seconds=now - at) for _, (server, at) in heard)
+
+    def _forget_silent(self, now: float) -> None:
+        """Of those that polled. The lock is held."""
+        self._heard = {name: one for name, one in self._heard.items() if now - one[1] <= HEARD_WITHIN}
 
     def _forget(self, keep: int) -> None:
         """Removes all but the newest `keep` versions; who still reads one of their files reads it to its end."""
@@ -135,12 +141,23 @@ class WeightPublisher:
             advice = "send ?name=rollout-0&address=10.0.0.7&port=8000&attempt=0&version=0, error=... where it took none"
             return JSONResponse({"error": f"not a poll ({error!r}); {advice}"}, 400)
         with self._lock:
-            self._heard[server.name] = server, time.monotonic()
+            if not self._remember(server):
+                return JSONResponse({"error": f"{MOST_SERVERS} servers poll already; lower spec.roles.rollout"}, 503)
             newest = self._published[-1].manifest if self._published else None
             self._note_delivery(server, newest)
         if newest is None:
             return Response(status_code=204)
         return Response(newest.model_dump_json(), media_type="application/json")
+
+    def _remember(self, server: RolloutServer) -> bool:
+        """Whether there is room for this one. The lock is held."""
+        now = time.monotonic()
+        if len(self._heard) >= MOST_SERVERS:
+            self._forget_silent(now)
+        if len(self._heard) >= MOST_SERVERS and server.name not in self._heard:
+            return False
+        self._heard[server.name] = server, now
+        return True
 
     def _note_delivery(self, server: RolloutServer, newest: WeightManifest | None) -> None:
         """What the gauge holds in the end is the time of the slowest; who came after the weights is not waited for."""
