@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-_PATTERN = r"^([0-9]+(\.[0-9]+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+_UNIT = "(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?"
+_PATTERN = rf"^([0-9]+(\.[0-9]+)?){_UNIT}$"
+_POSITIVE_PATTERN = rf"^(0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*){_UNIT}$"
 _SCALE: dict[str | None, Decimal] = {None: Decimal(1), "m": Decimal("0.001")}
 for _power, _unit in enumerate("kMGTP", 1):
     _SCALE[_unit] = Decimal(1000**_power)
@@ -36,16 +38,19 @@ def _from_integer(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+_SCHEMA = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
+
 Quantity = Annotated[
     str,
     BeforeValidator(_from_integer),
     AfterValidator(_check),
-    WithJsonSchema(
-        {
-            "x-kubernetes-int-or-string": True,
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "pattern": _PATTERN,
-            "x-kubernetes-validations": [_ABOVE_ZERO],
-        }
-    ),
+    WithJsonSchema(_SCHEMA | {"pattern": _PATTERN, "x-kubernetes-validations": [_ABOVE_ZERO]}),
 ]
+ListedQuantity = Annotated[
+    str,
+    BeforeValidator(_from_integer),
+    AfterValidator(_check),
+    WithJsonSchema(_SCHEMA | {"minimum": 1, "pattern": _POSITIVE_PATTERN}),
+]
+"""One within a list. The apiserver reckons a rule's cost by the longest string that could be there, once for each item,
+and refuses a CRD that costs too much; so here the pattern says that it is above zero."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from alignment_api.contract.base import Contract
 from alignment_api.contract.inputs import Data, Model
 from alignment_api.contract.numbers import Count, Fraction, NotNegative, Positive
-from alignment_api.contract.quantity import Quantity
+from alignment_api.contract.quantity import ListedQuantity
 from alignment_api.contract.sources import ReadableSource
 
 
@@ -58,7 +58,7 @@ class PythonFunction(Contract):
     first_call_timeout_seconds: Positive = 120.0
     """Seconds for its first call in a process, and for the import of its module: it may load a model there. Default
     120: some GB from a volume. `prepare` refuses a function that takes longer."""
-    memory: Quantity = "2Gi"
+    memory: ListedQuantity = "2Gi"
     """Memory that it may take, beside 1 GiB for all functions together, which share a process; each process that it
     starts may take as much. On a completion for which it takes more it scores 0, as after `timeoutSeconds`. Default
     2Gi: torch takes one, a judge of 250 million parameters in fp32 the other."""
