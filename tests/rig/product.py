@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ EXAMPLE_MODEL = "SmolLM2-135M-Instruct"
 OPERATOR_IMAGE = ("localhost/alignment-operator", "rig")
 NAMESPACE = "alignment-system"
 MOUNTED_AT = "/opt/rig"
+HIDING = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+"""What makes a CPU an older one for torch; where the tests have it, so have the pods."""
 
 
 def trainer_pod_template() -> dict[str, Any]:
@@ -43,7 +46,9 @@ def trainer_pod_template() -> dict[str, Any]:
         {"name": name, "mountPath": f"{MOUNTED_AT}/{below}", "readOnly": True} for name, (_, below) in folders.items()
     ]
     path = ":".join(f"{MOUNTED_AT}/{below}" for _, below in folders.values())
-    env = [{"name": "PYTHONPATH", "value": path}, {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}]
+    variables = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    variables |= {name: os.environ[name] for name in HIDING if name in os.environ}
+    env = [{"name": name, "value": value} for name, value in variables.items()]
     container = {"name": "trainer", "volumeMounts": mounts, "env": env}
     return {"spec": {"containers": [container], "volumes": volumes}}
 
