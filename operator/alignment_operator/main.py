@@ -33,11 +33,14 @@ def main() -> None:
     """`alignment-operator`."""
     arguments = parser().parse_args()
     _log_json(arguments.log_level)
+    problems: list[BaseException] = []
     try:
         uvloop.run(_until_told(arguments))
     except* (ConfigException, LeaseLost, *UNREADABLE) as errors:
-        for error in _each(errors):
-            log.critical("%s", error)
+        problems += _each(errors)  # told below: before Python 3.11.4 an exit in here becomes a group with a traceback
+    for problem in problems:
+        log.critical("%s", problem)
+    if problems:
         sys.exit(1)
 
 
