@@ -126,7 +126,7 @@ def _shards(job: TinyJob) -> list[Path]:
 
 
 def _rows_done(job: TinyJob) -> int:
-    progress = httpx.get(f"{job.url('prepare')}/status", timeout=5).json()["progress"]
+    progress = httpx.get(f"{job.url('prepare')}/status", timeout=5).json().get("progress")
     return int(progress["step"]) if progress else 0
 
 
