@@ -85,6 +85,15 @@ def test_each_stage_has_its_own_pods_and_attempts_count_on() -> None:
     assert [stage.name for stage in cluster.status.stages] == ["prepare", "reward", "train", "evaluate"]
 
 
+def test_a_stages_pods_are_made_in_one_order_whatever_was_recorded(training: SmallCluster) -> None:
+    """Of the same state two passes make the same plan: here the evaluator's record is new, its servers' are not."""
+    training.do_well()
+    plan = training.plan()
+    training.record(plan)
+    assert [instance.role for instance in plan.create] == ["evaluator", "reference", "reward", "rollout", "rollout"]
+    assert training.plan().create == plan.create
+
+
 def test_everybody_is_told_whom_to_call() -> None:
     cluster = SmallCluster(make_job(ppo_spec()))
     peers = {}
