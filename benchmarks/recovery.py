@@ -212,12 +212,9 @@ def was_fenced(running: Running, moment: Moment, notes: Notes) -> list[str]:
 def stayed(running: Running, moment: Moment, notes: Notes) -> list[str]:
     """How long each stage's successor waited for the pod whose sidecar stays, and how long that held its node."""
     timeline = running.timeline
-    ends = {life.role: timeline.ended[life.uid] for life in timeline.lives.values() if life.uid in timeline.ended}
-    begins = {life.role: timeline.created[life.uid] for life in timeline.lives.values()}
     for former, later in (("prepare", TRAINEE), (TRAINEE, "evaluator")):
-        first = timeline.of(later)[0].uid
-        begun = timeline.created[first] if later == TRAINEE else begins[later]
-        notes[f"secondsFrom{former.capitalize()}To{later.capitalize()}"] = round(begun - ends[former])
+        ended, begun = timeline.ended[timeline.of(former)[-1].uid], timeline.created[timeline.of(later)[0].uid]
+        notes[f"secondsFrom{former.capitalize()}To{later.capitalize()}"] = round(begun - ended)
     notes["secondsItsNodeWasHeld"] = round(timeline.seen[moment.life.uid] - timeline.ended[moment.life.uid])
     return []
 
