@@ -26,12 +26,11 @@ def missing_instances(snapshot: Snapshot, stage: StageLayout, records: Records) 
     """The open lives of the stage that have no pod yet, in the order of its slots."""
     readiness, attempt = Readiness(snapshot, stage, records), records.attempt
     avoid = tuple(node.name for node in records.avoided)
-    lives = {(record.role, record.index): record for record in records.open()}
-    wanted = (lives[slot] for group in stage.groups for slot in group if slot in lives)
     return tuple(
         replace(_instance(snapshot, stage, record, attempt), gated=readiness.must_wait(record.role), avoid=avoid)
-        for record in wanted
-        if snapshot.pods.of(record) is None
+        for group in stage.groups
+        for record in records.of(group)
+        if record.end is None and snapshot.pods.of(record) is None
     )
 
 
