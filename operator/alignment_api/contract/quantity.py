@@ -40,17 +40,10 @@ def _from_integer(value: object) -> object:
 
 _SCHEMA = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
 
+_Checked = Annotated[str, BeforeValidator(_from_integer), AfterValidator(_check)]
 Quantity = Annotated[
-    str,
-    BeforeValidator(_from_integer),
-    AfterValidator(_check),
-    WithJsonSchema(_SCHEMA | {"pattern": _PATTERN, "x-kubernetes-validations": [_ABOVE_ZERO]}),
+    _Checked, WithJsonSchema(_SCHEMA | {"pattern": _PATTERN, "x-kubernetes-validations": [_ABOVE_ZERO]})
 ]
-ListedQuantity = Annotated[
-    str,
-    BeforeValidator(_from_integer),
-    AfterValidator(_check),
-    WithJsonSchema(_SCHEMA | {"minimum": 1, "pattern": _POSITIVE_PATTERN}),
-]
+ListedQuantity = Annotated[_Checked, WithJsonSchema(_SCHEMA | {"minimum": 1, "pattern": _POSITIVE_PATTERN})]
 """One within a list. The apiserver reckons a rule's cost by the longest string that could be there, once for each item,
 and refuses a CRD that costs too much; so here the pattern says that it is above zero."""

@@ -152,10 +152,10 @@ class WeightPublisher:
     def _remember(self, server: RolloutServer) -> bool:
         """Whether there is room for this one. The lock is held."""
         now = time.monotonic()
-        if len(self._heard) >= MOST_SERVERS:
+        if server.name not in self._heard and len(self._heard) >= MOST_SERVERS:
             self._forget_silent(now)
-        if len(self._heard) >= MOST_SERVERS and server.name not in self._heard:
-            return False
+            if len(self._heard) >= MOST_SERVERS:
+                return False
         self._heard[server.name] = server, now
         return True
 
