@@ -9,48 +9,20 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from tests.unit.operator.small_cluster import MODEL, SmallCluster, make_job, ppo_spec
+from tests.unit.operator.pods import PLATFORM, instance_of, pod_of
+from tests.unit.operator.small_cluster import MODEL, make_job, ppo_spec
 
 from alignment_api.contract.context import Context, Pins
-from alignment_api.contract.platform import Gpu, Platform, Pool, Pools
+from alignment_api.contract.platform import Platform, Pool, Pools
 from alignment_api.contract.status import AlignmentJobStatus, PrecisionReport
 from alignment_api.derived.stages import stages_of
-from alignment_operator.kube.observe import see_pod
 from alignment_operator.places import neighbours, read_sources, sources_of_role
-from alignment_operator.plan.types import Instance
 from alignment_operator.resources import build_pod
 from alignment_operator.resources.pod import SCRAPED, STAYS
 
 GOLDEN = Path(__file__).parent / "golden"
-PLATFORM = Platform(
-    pools=Pools(
-        on_demand=Pool(
-            node_selector={"pool": "on-demand"},
-            tolerations=({"key": "gpu", "operator": "Exists"},),
-            gpu=Gpu(product="H100-SXM5", memory_gib=80),
-        ),
-        spot=Pool(node_selector={"pool": "spot"}, notice_seconds=30),
-        cpu=Pool(node_selector={"pool": "cpu"}),
-    ),
-    image="registry.example/trainer:1",
-)
 SECRET = {"credentials": [{"secretName": "hf-token"}]}
 GANG = {"roles": {"policy": {"replicas": 2, "gpus": 4, "cpu": "16", "memory": "256Gi"}}}
-
-
-def instance_of(spec: dict[str, Any], role: str, platform: Platform = PLATFORM) -> Instance:
-    """The instance that the planner itself makes."""
-    cluster = SmallCluster(make_job(spec), platform)
-    for _ in range(10):
-        found = [instance for instance in cluster.reconcile().create if instance.role == role]
-        if found:
-            return found[0]
-        cluster.do_well()
-    raise AssertionError(f"no {role} was planned")
-
-
-def pod_of(spec: dict[str, Any], role: str, platform: Platform = PLATFORM) -> dict[str, Any]:
-    return build_pod(make_job(spec), instance_of(spec, role, platform), platform)
 
 
 def context_of(pod: dict[str, Any]) -> Context:
@@ -383,54 +355,3 @@ def test_a_pod_on_cpus_asks_for_no_gpu() -> None:
     resources = pod_of({}, "reference")["spec"]["containers"][0]["resources"]
     held = {"memory": "7Gi", "ephemeral-storage": "4Gi"}
     assert resources == {"requests": {"cpu": "1", **held}, "limits": held}
-
-
-NOT_GPU_1 = {"key": "metadata.name", "operator": "NotIn", "values": ["gpu-1"]}
-NOT_GPU_2 = {"key": "metadata.name", "operator": "NotIn", "values": ["gpu-2"]}
-
-
-def node_terms(template: dict[str, Any], avoid: tuple[str, ...]) -> list[dict[str, Any]]:
-    spec = {"roles": {"policy": {"podTemplate": {"spec": template}}}}
-    instance = replace(instance_of(spec, "policy"), avoid=avoid)
-    affinity = build_pod(make_job(spec), instance, PLATFORM)["spec"]["affinity"]
-    assert affinity.get("podAffinity") == template.get("affinity", {}).get("podAffinity")
-    terms: list[dict[str, Any]] = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
-        "nodeSelectorTerms"
-    ]
-    return terms
-
-
-def test_a_pod_keeps_away_from_each_node_that_turned_one_away() -> None:
-    assert node_terms({}, ("gpu-1", "gpu-2")) == [{"matchFields": [NOT_GPU_1, NOT_GPU_2]}]
-    assert "affinity" not in pod_of({}, "policy")["spec"]
-
-
-def test_it_keeps_away_in_every_alternative_of_a_pod_templates_affinity() -> None:
-    zones = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")]
-    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": zones}}
-    terms = node_terms({"affinity": {"nodeAffinity": required, "podAffinity": {}}}, ("gpu-1",))
-    assert terms == [zone | {"matchFields": [NOT_GPU_1]} for zone in zones]
-
-
-def test_it_keeps_away_and_stays_beside_those_with_whom_it_shares_a_volume() -> None:
-    job, instance = make_job(PPO), instance_of(PPO, "critic")
-    near = replace(instance, beside=("actor", "critic"))
-    beside = build_pod(job, near, PLATFORM)["spec"]["affinity"]
-    affinity = build_pod(job, replace(near, avoid=("gpu-1",)), PLATFORM)["spec"]["affinity"]
-    assert affinity["podAffinity"] == beside["podAffinity"]
-    (required,) = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert required == {"matchFields": [NOT_GPU_1]}
-
-
-def test_what_a_pod_keeps_away_from_is_read_back_apart_from_what_its_template_says() -> None:
-    other = {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["theirs"]}]}
-    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [other]}}
-    spec = {"roles": {"policy": {"podTemplate": {"spec": {"affinity": {"nodeAffinity": required}}}}}}
-
-    def avoids(*nodes: str) -> tuple[str, ...]:
-        pod = build_pod(make_job(spec), replace(instance_of(spec, "policy"), avoid=nodes), PLATFORM)
-        pod["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
-        return see_pod(pod).view.avoids
-
-    assert avoids() == ()
-    assert avoids("gpu-1", "gpu-2") == ("gpu-1", "gpu-2")

@@ -175,3 +175,4 @@ async def test_a_damaged_part_is_told_in_the_end_and_polls_go_on_meanwhile(
             part.write_bytes(whole)
             await _until(lambda: sampler.key == (1, 1))
             await _until(lambda: publisher.servers()[0].error is None)
+    assert sampler.calls == ["pause", "apply", "resume"]  # not once with the damaged part
