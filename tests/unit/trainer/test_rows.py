@@ -101,6 +101,14 @@ def test_a_parquet_file_reads_like_its_json_lines(tmp_path: Path) -> None:
     assert [(r.prompt, r.chosen) for r in from_parquet] == [(r.prompt, r.chosen) for r in from_lines]
 
 
+def test_a_file_without_line_breaks_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    with (tmp_path / "rows.jsonl").open("wb") as file:
+        file.write(b'{"prompt": 1}\n[')
+        file.truncate(1 << 33)
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: a line of 64 MiB or more; write one row a line"):
+        list(read_rows(tmp_path))
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,chosen\n")
     for path in (tmp_path, tmp_path / "rows.csv"):
@@ -130,7 +138,8 @@ def test_one_row_without_rejected_does_not_change_the_format() -> None:
 
 
 def test_a_complaint_shows_twenty_rows_and_counts_the_rest() -> None:
-    error = complain([Problem(n, f"pairs.jsonl:{n}", "bad") for n in range(1, 51)], 400, "file:///pairs.jsonl")
+    first = [Problem(n, f"pairs.jsonl:{n}", "bad") for n in range(1, 21)]
+    error = complain(first, 50, 400, "file:///pairs.jsonl")
     lines = str(error).splitlines()
     assert lines[0].startswith("file:///pairs.jsonl: 50 of 400 rows are invalid")
     assert lines[1:3] == ["pairs.jsonl:1: bad", "pairs.jsonl:2: bad"]

@@ -1,11 +1,13 @@
 """Prepared data and the reference's cache are whole, or they are refused."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from alignment_api.contract.spec import Training
 from alignment_api.contract.status import DataReport, ModelReport, PrecisionReport
@@ -18,9 +20,9 @@ from alignment_trainer.data.prepared import (
     Manifest,
     PreparedData,
     fingerprint_of,
-    flatten,
     open_prepared,
     open_prompts,
+    prepared_folder,
     write_prepared,
 )
 from alignment_trainer.data.reference import (
@@ -33,20 +35,38 @@ from alignment_trainer.data.reference import (
 )
 from alignment_trainer.data.rows import Problem
 from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.spool import Pieces, Selection, spool_in
 
 ROWS = [PreferenceExample(3, (1, 2), (3,), (4, 5, 6)), PreferenceExample(8, (7,), (8, 9), (10,))]
 
 FP32 = PrecisionReport(value="fp32", why="spec.training.precision is fp32")
 
 
+MODEL = ModelReport(parameters=1, fingerprint="m")
+
+
+def write(storage: Path, train: list[Any], evaluation: list[Any], model: ModelReport = MODEL) -> None:
+    """As `prepare` leaves rows of one kind, with one that was dropped."""
+    is_prompts = isinstance(train[0], PromptExample)
+    name, parts = ("prompts", PROMPT_PARTS) if is_prompts else ("preferences", PREFERENCE_PARTS)
+    with spool_in(prepared_folder(storage), parts, seed=0) as spool:
+        for example in (*train, *evaluation):
+            spool.add([example], [json.dumps(example.fields)] if is_prompts else [])
+        spool.problems.add([Problem(4, "a.jsonl:4", "empty")])
+        places = np.arange(len(spool))
+        splits = {
+            "train": Selection(spool, places[: len(train)]),
+            "evaluation": Selection(spool, places[len(train) :]),
+        }
+        data = DataReport(format=name, rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits))
+        manifest = Manifest(request="r", origins={}, data=data, model=model, precision=FP32, parts={})
+        write_prepared(storage, manifest, splits, spool.problems.lines())
+
+
 def prepare(
     storage: Path, train: list[PreferenceExample] = ROWS, evaluation: list[PreferenceExample] = ROWS
 ) -> PreparedData:
-    splits = {"train": flatten(train, PREFERENCE_PARTS), "evaluation": flatten(evaluation, PREFERENCE_PARTS)}
-    data = DataReport(format="preferences", rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits))
-    model = ModelReport(parameters=1, fingerprint="m")
-    manifest = Manifest(request="r", origins={}, data=data, model=model, precision=FP32, parts={})
-    write_prepared(storage, manifest, splits, [Problem(4, "a.jsonl:4", "empty")])
+    write(storage, train, evaluation)
     return open_prepared(storage)
 
 
@@ -58,18 +78,9 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert '"row": 4' in (tmp_path / "prepared" / "invalid.jsonl").read_text()
 
 
-def prepare_prompts(storage: Path, rows: list[PromptExample]) -> None:
-    splits = {split: flatten(rows, PROMPT_PARTS) for split in ("train", "evaluation")}
-    fields = {split: [json.dumps(example.fields) for example in rows] for split in splits}
-    data = DataReport(format="prompts", rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits, fields))
-    model = ModelReport(parameters=1, fingerprint="m")
-    manifest = Manifest(request="r", origins={}, data=data, model=model, precision=FP32, parts={})
-    write_prepared(storage, manifest, splits, [], fields)
-
-
 def test_prompts_come_back_with_their_rows(tmp_path: Path) -> None:
     rows = [PromptExample(3, (1, 2), {"prompt": "a\nb\u2028c", "answer": 4}), PromptExample(8, (7,), {"prompt": "d"})]
-    prepare_prompts(tmp_path, rows)
+    write(tmp_path, rows, rows)
     prepared = open_prompts(tmp_path)
     assert list(prepared.train) == list(prepared.evaluation) == rows
     with pytest.raises(DamagedDataError, match="holds prompts, not preferences"):
@@ -79,9 +90,45 @@ def test_prompts_come_back_with_their_rows(tmp_path: Path) -> None:
         open_prompts(tmp_path)
 
 
-def test_the_fingerprint_follows_every_token_and_border() -> None:
+def test_the_files_are_those_of_the_safetensors_format(tmp_path: Path) -> None:
+    """By its own reader; the fingerprint is SHA-256 over names, lengths and arrays, worked out here."""
+    prepared, total = prepare(tmp_path, ROWS, ROWS[1:]), hashlib.sha256()
+    for split in ("evaluation", "train"):
+        for name, array in sorted(load_file(tmp_path / "prepared" / f"{split}.safetensors").items()):
+            total.update(f"{split}/{name}/{len(array)}\0".encode() + array.astype("<i4").tobytes())
+    assert prepared.manifest.data.fingerprint == total.hexdigest()
+    arrays = {name: a.tolist() for name, a in load_file(tmp_path / "prepared" / "train.safetensors").items()}
+    assert arrays == {
+        "row": [3, 8],
+        "prompt_tokens": [1, 2, 7],
+        "prompt_lengths": [2, 1],
+        "chosen_tokens": [3, 8, 9],
+        "chosen_lengths": [1, 2],
+        "rejected_tokens": [4, 5, 6, 10],
+        "rejected_lengths": [3, 1],
+    }
+
+
+@pytest.mark.parametrize("places", [[], [0], [2], [0, 1, 2, 3], [0, 2, 3], [1, 3]])
+def test_chosen_pieces_are_read_in_their_order(tmp_path: Path, places: list[int]) -> None:
+    pieces, bodies = Pieces(tmp_path / "pieces"), [b"one", b"", b"three", b"4" * (3 << 20)]
+    for body in bodies:
+        pieces.add([len(body)], body)
+    assert b"".join(pieces.read(np.array(places, np.int64))) == b"".join(bodies[place] for place in places)
+    pieces.close()
+
+
+def test_what_a_killed_process_left_of_its_rows_goes(tmp_path: Path) -> None:
+    (tmp_path / "prepared" / ".rows-abc").mkdir(parents=True)
+    (tmp_path / "prepared" / ".rows-abc" / "prompt").write_bytes(b"1234")
+    prepare(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "prepared").iterdir())
+    assert names == ["evaluation.safetensors", "invalid.jsonl", "manifest.json", "train.safetensors"]
+
+
+def test_the_fingerprint_follows_every_token_and_border(tmp_path: Path) -> None:
     def of(*rows: PreferenceExample) -> str:
-        return fingerprint_of({"train": flatten(rows, PREFERENCE_PARTS)})
+        return prepare(tmp_path, list(rows)).manifest.data.fingerprint
 
     moved = PreferenceExample(3, (1,), (2, 3), (4, 5, 6))
     assert of(*ROWS) == of(*ROWS)
@@ -169,9 +216,7 @@ def test_log_probs_of_another_model_are_not_read(tmp_path: Path) -> None:
     rows = needed_rows(prepared, TRAINING)
     reference_cache(prepared).write(rows.keys[:2], LOGPROBS)
     model = prepared.manifest.model.model_copy(update={"fingerprint": "another"})
-    manifest = prepared.manifest.model_copy(update={"model": model})
-    splits = {split: flatten(ROWS, PREFERENCE_PARTS) for split in ("train", "evaluation")}
-    write_prepared(tmp_path, manifest, splits, [])
+    write(tmp_path, ROWS, ROWS, model)
     other = open_prepared(tmp_path)
     assert reference_cache(other).missing(needed_rows(other, TRAINING)).tolist() == [0, 1]
 

@@ -8,7 +8,7 @@ from tests.tiny import tiny_tokenizer
 
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow, parse_prompt, parse_row
-from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, Texts, held_out_prompts
+from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, Texts
 
 LLAMA3_LIKE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] | trim }}<|im_end|>{% endfor %}"
@@ -117,31 +117,6 @@ def test_a_prompt_leaves_room_for_its_completion(tokenizer: Any) -> None:
     complaint = rf"`prompt` is {length} tokens; with 20 of a completion \(spec\.algorithm\.grpo\.maxNewTokens\)"
     with pytest.raises(InvalidRow, match=complaint):
         PromptTokenizer(tokenizer, room(length + 19)).encode(row)
-
-
-def example(prompt: int, row: int) -> PreferenceExample:
-    return PreferenceExample(row, (prompt,), (1,), (2,))
-
-
-def test_every_pair_of_a_prompt_is_on_the_same_side_whatever_the_order() -> None:
-    rows = [example(prompt, row) for row, prompt in enumerate([*range(50), *range(50)])]
-    held_out = held_out_prompts(rows, 0.1, seed=0)
-    assert len(held_out) == 5
-    assert held_out == held_out_prompts(rows[::-1], 0.1, seed=0)
-    assert held_out != held_out_prompts(rows, 0.1, seed=1)
-
-
-def test_a_small_share_of_few_prompts_still_holds_one_out() -> None:
-    assert len(held_out_prompts([example(n, n) for n in range(4)], 0.02, seed=0)) == 1
-
-
-def test_a_share_grows_until_it_holds_enough_rows() -> None:
-    """20 prompts of 5 rows each: 2% is one prompt, and 11 rows take three."""
-    rows = [example(prompt, prompt) for prompt in range(20) for _ in range(5)]
-    assert len(held_out_prompts(rows, 0.02, seed=0)) == 1
-    assert len(held_out_prompts(rows, 0.02, seed=0, least=11)) == 3
-    assert held_out_prompts(rows, 0.02, seed=0) < held_out_prompts(rows, 0.02, seed=0, least=11)
-    assert len(held_out_prompts(rows, 0.02, seed=0, least=1000)) == 20
 
 
 @pytest.mark.parametrize("template", ["", LLAMA3_LIKE])

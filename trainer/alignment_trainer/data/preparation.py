@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from alignment_api.contract.inputs import Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.finding import DataSources
-from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, Int32, fingerprint_of, flatten
+from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
     InvalidRow,
     Problem,
@@ -27,7 +29,9 @@ from alignment_trainer.data.rows import (
     parse_row,
     read_rows,
 )
-from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, attempt, held_out_prompts
+from alignment_trainer.data.splits import PromptKeys, held_out
+from alignment_trainer.data.spool import Selection, Spool
+from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, attempt
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.metrics import Metrics
 
@@ -64,19 +68,17 @@ class Request:
 
     data: Data
     field: str
-    seed: int
     per_step: int
     least_held_out: int = 1
 
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """Tokenized rows by split, of prompts also the rows as they were written, what was found, and what was dropped."""
+    """Tokenized rows by split, and what was found. dropped: the invalid ones, as lines."""
 
-    arrays: dict[str, dict[str, Int32]]
-    fields: dict[str, list[str]]
+    splits: dict[str, Selection]
     report: DataReport
-    invalid: tuple[Problem, ...]
+    dropped: Iterator[bytes]
 
 
 def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceExample]:
@@ -107,72 +109,79 @@ def _as_json(examples: Sequence[PromptExample]) -> list[str]:
     return [json.dumps(dict(example.fields), default=str) for example in examples]
 
 
-def prepare_rows(request: Request, form: RowFormat[Example], sources: DataSources, metrics: Metrics) -> PreparedRows:
-    """Reads, checks, tokenizes and splits. Raises UserError that names every invalid row, or what is empty."""
+def prepare_rows(
+    request: Request, form: RowFormat[Example], sources: DataSources, spool: Spool, metrics: Metrics
+) -> PreparedRows:
+    """Reads, checks, tokenizes and splits. Raises UserError that names invalid rows, or what is empty.
+
+    spool: empty, of the format's parts; it has the rows for as long as it is open.
+    """
     data = request.data
-    examples, invalid = _encode(data.source, sources.train.path, form, metrics)
-    if sources.evaluation is None:
-        held_out = _held_out(request, examples)
-        evaluation = [example for example in examples if example.prompt in held_out]
-    else:
-        evaluation, more = _encode(data.evaluation.source or "", sources.evaluation.path, form, metrics)
-        invalid = [*invalid, *more]
-        held_out = frozenset(example.prompt for example in evaluation)
+    _tokenize(data.source, sources.train.path, form, spool, metrics)
+    given = len(spool)
+    if sources.evaluation is not None:
+        _tokenize(data.evaluation.source or "", sources.evaluation.path, form, spool, metrics)
+    splits = _split(request, spool, given)
+    invalid = len(spool.problems)
     if invalid and data.on_invalid == "refuse":
-        raise complain(invalid, len(examples) + len(invalid), data.source, request.field)
-    train = [example for example in examples if example.prompt not in held_out]
-    _check_counts(request, examples, train, evaluation)
-    arrays = {"train": flatten(train, form.parts), "evaluation": flatten(evaluation, form.parts)}
-    fields = {"train": form.fields(train), "evaluation": form.fields(evaluation)}
+        raise complain(spool.problems.first, invalid, len(spool) + invalid, data.source, request.field)
+    train, evaluation = splits["train"], splits["evaluation"]
+    _check_counts(request, spool.prompts()[:given], len(train), len(evaluation))
     report = DataReport(
         format=form.name,
         rows=len(train),
         evaluation_rows=len(evaluation),
-        invalid_rows=len(invalid),
-        fingerprint=fingerprint_of(arrays, fields),
+        invalid_rows=invalid,
+        fingerprint=fingerprint_of(splits),
         revision=sources.train.revision,
     )
     log.info("data prepared", extra=report.model_dump(by_alias=False))
-    return PreparedRows(arrays, fields, report, tuple(invalid))
+    return PreparedRows(splits, report, spool.problems.lines())
 
 
-def _held_out(request: Request, examples: Sequence[Example]) -> frozenset[tuple[int, ...]]:
-    """A share that the user chose stays as it is; the default grows until it is enough."""
-    chosen = request.data.evaluation.fraction
-    if chosen is not None:
-        return held_out_prompts(examples, chosen, request.seed)
-    return held_out_prompts(examples, DEFAULT_FRACTION, request.seed, request.least_held_out)
+def _split(request: Request, spool: Spool, given: int) -> dict[str, Selection]:
+    """A share that the user chose stays as it is; the default grows until it is enough.
+
+    given: rows of the first source; those of a second one are held out, with the prompts that both have.
+    """
+    prompts, chosen = spool.prompts(), request.data.evaluation.fraction
+    if request.data.evaluation.source is not None:
+        is_out = np.isin(prompts, prompts[given:])
+        evaluation = np.arange(given, len(prompts))
+    else:
+        least = request.least_held_out if chosen is None else 1
+        is_out = held_out(prompts, DEFAULT_FRACTION if chosen is None else chosen, least)
+        evaluation = np.flatnonzero(is_out)
+    return {"train": Selection(spool, np.flatnonzero(~is_out)), "evaluation": Selection(spool, evaluation)}
 
 
-def _encode(source: str, path: Path, form: RowFormat[Example], metrics: Metrics) -> tuple[list[Example], list[Problem]]:
+def _tokenize(source: str, path: Path, form: RowFormat[Example], spool: Spool, metrics: Metrics) -> None:
     form.check(read_rows(path), source)
-    examples: list[Example] = []
-    invalid: list[Problem] = []
+    found = len(spool) + len(spool.problems)
     rows = read_rows(path)
     while some := list(islice(rows, ROWS_AT_ONCE)):
-        for row, found in zip(some, form.encode(some), strict=True):
-            if isinstance(found, InvalidRow):
-                invalid.append(Problem(row.number, row.place, str(found)))
-            else:
-                examples.append(found)
+        encoded = form.encode(some)
+        examples = [one for one in encoded if not isinstance(one, InvalidRow)]
+        spool.add(examples, form.fields(examples))
+        pairs = zip(some, encoded, strict=True)
+        spool.problems.add(
+            [Problem(row.number, row.place, str(one)) for row, one in pairs if isinstance(one, InvalidRow)]
+        )
         metrics.set("rows", some[-1].number)
-    if not examples and not invalid:
+    if found == len(spool) + len(spool.problems):
         raise UserError("NoRows", f"{source}: holds no rows; write at least two {form.name} with different prompts")
-    return examples, invalid
 
 
-def _check_counts(
-    request: Request, examples: Sequence[Example], train: Sequence[Example], evaluation: Sequence[Example]
-) -> None:
+def _check_counts(request: Request, prompts: PromptKeys, train: int, evaluation: int) -> None:
+    """prompts: of the rows of the first source. train, evaluation: rows."""
     data, least = request.data, request.least_held_out
-    distinct = len({example.prompt for example in examples})
-    found = f"{len(examples)} valid rows ({distinct} different prompts)"
+    found = f"{len(prompts)} valid rows ({len(np.unique(prompts))} different prompts)"
     if not evaluation:
         raise UserError("NoRows", f"{data.evaluation.source or data.source}: no valid row is held out")
-    if len(evaluation) < least:
+    if evaluation < least:
         raise UserError(
             "TooFewHeldOut",
-            f"{request.field}.evaluation: {len(evaluation)} pairs are held out of {found}, and a reward model is "
+            f"{request.field}.evaluation: {evaluation} pairs are held out of {found}, and a reward model is "
             f"judged on {least} at least; raise `fraction`, name a `source` of more pairs, or give more pairs in all",
         )
     if not train:
@@ -180,5 +189,5 @@ def _check_counts(
             "NoRows",
             f"{data.source}: no rows are left to train on: all {found} are held out; add rows with other prompts",
         )
-    if len(train) < request.per_step:
-        log.warning("a step takes %d rows, but there are %d training rows", request.per_step, len(train))
+    if train < request.per_step:
+        log.warning("a step takes %d rows, but there are %d training rows", request.per_step, train)

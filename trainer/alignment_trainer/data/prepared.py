@@ -7,27 +7,29 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
 
 from alignment_api.contract.base import Contract
 from alignment_api.contract.status import DataReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
-from alignment_trainer.data.rows import Problem
+from alignment_trainer.data.spool import TOKEN, Column, Int32, Selection
 
-Int32 = NDArray[np.int32]
 SPLITS = ("train", "evaluation")
 PREFERENCE_PARTS = ("prompt", "chosen", "rejected")
 PROMPT_PARTS = ("prompt",)
 ROW_KEY = np.dtype("S16")
+_ROWS_AT_ONCE = 512
+"""Whose tokens are hashed in one go."""
+_ALIGNED = 8
+"""Bytes; where the arrays of a file begin."""
 Example = TypeVar("Example", bound=PreferenceExample | PromptExample)
 
 
@@ -55,12 +57,14 @@ class Manifest(Contract):
 
 
 class Stored(Sequence[Example]):
-    """Rows as flat token arrays, made into examples when asked for."""
+    """Rows in a file of flat token arrays, read when asked for; in memory are their numbers and lengths."""
 
-    def __init__(self, arrays: dict[str, Int32], parts: tuple[str, ...]) -> None:
-        self._rows, self._parts = arrays["row"], parts
-        self._tokens = {part: arrays[f"{part}_tokens"] for part in parts}
-        self._ends = {part: np.cumsum(arrays[f"{part}_lengths"], dtype=np.int64) for part in parts}
+    def __init__(self, path: Path, parts: tuple[str, ...]) -> None:
+        arrays: Any = safe_open(path, framework="numpy")
+        self._rows, self._parts = arrays.get_tensor("row"), parts
+        self._tokens = {part: arrays.get_slice(f"{part}_tokens") for part in parts}
+        lengths = {part: arrays.get_tensor(f"{part}_lengths") for part in parts}
+        self._ends = {part: np.cumsum(lengths[part], dtype=np.int64) for part in parts}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -75,7 +79,7 @@ class Stored(Sequence[Example]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         place = index % len(self)
-        return self._example(place, [self._part(part, place) for part in self._parts])
+        return self._example(place, [tuple(self._between(part, place, place + 1).tolist()) for part in self._parts])
 
     def lengths(self, part: str) -> NDArray[np.int64]:
         """Tokens of each row's part, (rows,)."""
@@ -84,19 +88,28 @@ class Stored(Sequence[Example]):
     def keys(self) -> NDArray[np.bytes_]:
         """(rows,) what each row is known by: 16 bytes of a hash of its tokens and of where its parts end."""
         lengths = np.stack([self.lengths(part) for part in self._parts], axis=1).astype("<i8")
-        heads = _pieces(lengths.ravel(), np.arange(1, len(self) + 1) * len(self._parts))
-        parts = [_pieces(self._tokens[part].astype("<i4"), self._ends[part]) for part in self._parts]
-        found = (_digest_pieces(head, pieces) for head, *pieces in zip(heads, *parts, strict=True))
+        pieces = (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(self), _ROWS_AT_ONCE))
+        found = (digest for rows in pieces for digest in self._digests(rows, lengths[rows]))
         return np.fromiter(found, dtype=ROW_KEY, count=len(self))
+
+    def _digests(self, rows: slice, lengths: NDArray[np.int64]) -> Iterator[bytes]:
+        """lengths: (rows, parts)."""
+        heads = _pieces(lengths.ravel(), np.arange(1, len(lengths) + 1) * len(self._parts))
+        parts = [
+            _pieces(self._between(part, rows.start, rows.start + len(lengths)), np.cumsum(of_part))
+            for part, of_part in zip(self._parts, lengths.T, strict=True)
+        ]
+        return (_digest_pieces(head, pieces) for head, *pieces in zip(heads, *parts, strict=True))
 
     @abstractmethod
     def _example(self, place: int, parts: list[TokenIds]) -> Example:
         """The row at a place, from its token sequences."""
 
-    def _part(self, part: str, place: int) -> TokenIds:
+    def _between(self, part: str, first: int, stop: int) -> Int32:
+        """The tokens of some consecutive rows."""
         ends = self._ends[part]
-        start = int(ends[place - 1]) if place else 0
-        return tuple(self._tokens[part][start : int(ends[place])].tolist())
+        tokens: Int32 = self._tokens[part][int(ends[first - 1]) if first else 0 : int(ends[stop - 1])]
+        return tokens.astype(TOKEN, copy=False)
 
 
 def _pieces(values: NDArray[np.integer[Any]], ends: NDArray[np.int64]) -> Iterator[memoryview]:
@@ -115,8 +128,8 @@ def _digest_pieces(head: memoryview, pieces: Iterable[memoryview]) -> bytes:
 class Examples(Stored[PreferenceExample]):
     """Preferences."""
 
-    def __init__(self, arrays: dict[str, Int32]) -> None:
-        super().__init__(arrays, PREFERENCE_PARTS)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, PREFERENCE_PARTS)
 
     def packed_lengths(self) -> NDArray[np.int64]:
         """(rows,) tokens of each as one row with a shared prompt (`PromptGroup.length`)."""
@@ -127,38 +140,35 @@ class Examples(Stored[PreferenceExample]):
 
 
 class Prompts(Stored[PromptExample]):
-    """Prompts. fields: of each the row as the user wrote it, as JSON."""
+    """Prompts. fields: a file of the rows as the user wrote them, a line of JSON each."""
 
-    def __init__(self, arrays: dict[str, Int32], fields: Sequence[str]) -> None:
-        super().__init__(arrays, PROMPT_PARTS)
-        self._fields = fields
+    def __init__(self, path: Path, fields: Path) -> None:
+        super().__init__(path, PROMPT_PARTS)
+        self._fields = np.memmap(fields, np.uint8, "r")
+        self._line_ends = _line_ends(fields)
 
     def _example(self, place: int, parts: list[TokenIds]) -> PromptExample:
-        return PromptExample(int(self._rows[place]), parts[0], json.loads(self._fields[place]))
+        start = self._line_ends[place - 1] if place else 0
+        line = self._fields[start : self._line_ends[place]].tobytes()
+        return PromptExample(int(self._rows[place]), parts[0], json.loads(line))
 
 
-def flatten(examples: Iterable[PreferenceExample | PromptExample], parts: Sequence[str]) -> dict[str, Int32]:
-    """Flat int32 arrays: <part>_tokens, <part>_lengths for each part (prompt, chosen, rejected), and row."""
-    listed = list(examples)
-    arrays = {"row": np.array([example.row for example in listed], dtype=np.int32)}
-    for part in parts:
-        sequences = [getattr(example, part) for example in listed]
-        arrays[f"{part}_lengths"] = np.array([len(tokens) for tokens in sequences], dtype=np.int32)
-        arrays[f"{part}_tokens"] = np.array([token for tokens in sequences for token in tokens], dtype=np.int32)
-    return arrays
+def _line_ends(path: Path) -> NDArray[np.int64]:
+    """(lines,) the place behind each line of a file."""
+    with path.open("rb") as lines:
+        return np.cumsum(np.fromiter(map(len, lines), np.int64))
 
 
-def fingerprint_of(
-    splits: Mapping[str, dict[str, Int32]], fields: Mapping[str, Sequence[str]] = MappingProxyType({})
-) -> str:
+def fingerprint_of(splits: Mapping[str, Selection]) -> str:
     """SHA-256 of tokenized rows: of every array of every split, by name, and of the fields that are kept."""
     total = hashlib.sha256()
-    for split in sorted(splits):
-        for name, array in sorted(splits[split].items()):
-            total.update(f"{split}/{name}/{len(array)}\0".encode())
-            total.update(array.astype("<i4").tobytes())
-        for line in fields.get(split, ()):
-            total.update(f"{line}\n".encode())
+    for split, rows in sorted(splits.items()):
+        for name, column in rows.columns().items():
+            total.update(f"{split}/{name}/{column.length}\0".encode())
+            for block in column.read():
+                total.update(block)
+        for block in rows.fields():
+            total.update(block)
     return total.hexdigest()
 
 
@@ -191,28 +201,45 @@ def prepared_folder(storage: Path) -> Path:
 
 
 def write_prepared(
-    storage: Path,
-    manifest: Manifest,
-    splits: Mapping[str, dict[str, Int32]],
-    invalid: Sequence[Problem],
-    fields: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    storage: Path, manifest: Manifest, splits: Mapping[str, Selection], invalid: Iterable[bytes]
 ) -> None:
     """Replaces what was prepared: parts first, the manifest, with their checksums, last.
 
     The reference's log-probs stay: they are kept by a row's own tokens, and the rows may be the same again.
+    invalid: the lines of what was dropped.
     """
     folder = prepared_folder(storage)
     (folder / "manifest.json").unlink(missing_ok=True)
-    parts = [
-        write_atomically(folder / f"{split}.safetensors", lambda path, arrays=splits[split]: save_file(arrays, path))  # type: ignore[misc]
-        for split in SPLITS
-    ]
-    lines = [json.dumps({"row": p.row, "problem": f"{p.place}: {p.problem}"}) for p in invalid]
-    texts = {"invalid.jsonl": lines} | {_fields_file(split): rows for split, rows in fields.items() if rows}
-    for name, rows in texts.items():
-        parts.append(write_text_atomically(folder / name, "".join(f"{row}\n" for row in rows)))
-    manifest = manifest.model_copy(update={"parts": {part.name: sha256(part) for part in parts}})
+    bodies = {"invalid.jsonl": invalid}
+    for split, rows in splits.items():
+        bodies[f"{split}.safetensors"] = _as_safetensors(rows.columns())
+        if rows.keeps_fields:
+            bodies[_fields_file(split)] = rows.fields()
+    parts = {name: sha256(_write_blocks(folder / name, body)) for name, body in bodies.items()}
+    manifest = manifest.model_copy(update={"parts": parts})
     write_text_atomically(folder / "manifest.json", manifest.model_dump_json(indent=1))
+
+
+def _write_blocks(path: Path, blocks: Iterable[bytes]) -> Path:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.writelines(blocks)
+
+    return write_atomically(path, write)
+
+
+def _as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
+    """A file in that format (huggingface/safetensors, README), which its own writer makes of whole arrays alone."""
+    ends = list(accumulate(column.length * TOKEN.itemsize for column in columns.values()))
+    header = {
+        name: {"dtype": "I32", "shape": [column.length], "data_offsets": [end - column.length * TOKEN.itemsize, end]}
+        for (name, column), end in zip(columns.items(), ends, strict=True)
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    yield len(text).to_bytes(8, "little") + text
+    for column in columns.values():
+        yield from column.read()
 
 
 def keep_precision(storage: Path, manifest: Manifest, precision: PrecisionReport) -> None:
@@ -237,17 +264,14 @@ def read_manifest(storage: Path) -> Manifest | None:
 def open_prepared(storage: Path) -> PreparedData:
     """The prepared preferences, every part checked. Raises DamagedDataError."""
     folder, manifest = _verified(storage, "preferences")
-    train, evaluation = (Examples(load_file(folder / f"{split}.safetensors")) for split in SPLITS)
+    train, evaluation = (Examples(folder / f"{split}.safetensors") for split in SPLITS)
     return PreparedData(folder, manifest, train, evaluation)
 
 
 def open_prompts(storage: Path) -> PreparedPrompts:
     """The prepared prompts, every part checked. Raises DamagedDataError."""
     folder, manifest = _verified(storage, "prompts")
-    train, evaluation = (
-        Prompts(load_file(folder / f"{split}.safetensors"), (folder / _fields_file(split)).read_text().split("\n"))
-        for split in SPLITS
-    )
+    train, evaluation = (Prompts(folder / f"{split}.safetensors", folder / _fields_file(split)) for split in SPLITS)
     return PreparedPrompts(folder, manifest, train, evaluation)
 
 

@@ -130,9 +130,9 @@ class ReferenceCache:
         if not shards:
             return np.full((len(keys), 2), np.nan, dtype=np.float32)
         held, logprobs = _joined(shards)
-        places = dict(zip(held.tolist(), range(len(held)), strict=True))
-        found = np.fromiter((places.get(key, -1) for key in keys.tolist()), dtype=np.int64, count=len(keys))
-        return np.where(found[:, None] >= 0, logprobs[found], np.float32(np.nan))
+        order = np.argsort(held, kind="stable")
+        places = order[np.searchsorted(held, keys, side="right", sorter=order) - 1]
+        return np.where((held[places] == keys)[:, None], logprobs[places], np.float32(np.nan))
 
     def missing(self, rows: ReferenceRows) -> Places:
         """Indices of the rows that are to be computed, each row once, however often it is written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ _OTHER_FORMATS = {
     frozenset({"prompt"}): "prompts alone",
 }
 _LOOKED_AT = 100
-_SHOWN = 20
+_LINE_BYTES = 1 << 26
+"""Of one row: 64 MiB, far beyond any maxLength; a file without line breaks is not read into memory."""
+_PARQUET_ROWS = 256
+_BUFFER_BYTES = 1 << 20
+"""Of a column that is read from Parquet; without it a whole row group is."""
+SHOWN_PROBLEMS = 20
+"""Of invalid rows, the first; the others are counted."""
 
 
 class InvalidRow(ValueError):
@@ -107,7 +114,9 @@ def data_files(path: Path) -> list[Path]:
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, object, str | None]]:
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(partial(lines.readline, _LINE_BYTES), b""), start=1):
+            if len(line) == _LINE_BYTES:
+                raise UserError("UnknownFile", f"{file.name}:{number}: a line of 64 MiB or more; write one row a line")
             if not line.strip():
                 continue
             try:
@@ -130,8 +139,8 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
         ) from error
     number = 0
     try:
-        with ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(batch_size=1024):
+        with ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+            for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS):
                 for value in batch.to_pylist():
                     number += 1
                     yield number, value, None
@@ -272,10 +281,10 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def complain(problems: Sequence[Problem], rows: int, source: str, field: str = "spec.data") -> UserError:
+def complain(first: Sequence[Problem], invalid: int, rows: int, source: str, field: str = "spec.data") -> UserError:
     """One error that names the invalid rows of a source: the first ones by file and line, the others by their count."""
-    lines = [f"{problem.place}: {problem.problem}" for problem in problems[:_SHOWN]]
-    hidden = len(problems) - len(lines)
+    lines = [f"{problem.place}: {problem.problem}" for problem in first[:SHOWN_PROBLEMS]]
+    hidden = invalid - len(lines)
     rest = [f"... and {hidden} more"] if hidden else []
-    head = f"{source}: {len(problems)} of {rows} rows are invalid; mend them, or write {field}.onInvalid: drop"
+    head = f"{source}: {invalid} of {rows} rows are invalid; mend them, or write {field}.onInvalid: drop"
     return UserError("InvalidData", "\n".join([head, *lines, *rest]))

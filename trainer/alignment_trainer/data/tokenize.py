@@ -1,14 +1,12 @@
-"""Preferences and prompts to token ids, by the tokenizer's chat template where it has one; their split by prompt."""
+"""Preferences and prompts to token ids, by the tokenizer's chat template where it has one."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import takewhile
+from typing import Any, Generic, TypeVar
 
 from jinja2 import TemplateSyntaxError
 
@@ -224,33 +222,9 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
             )
 
 
-class HasPrompt(Protocol):
-    """An example of either format."""
-
-    @property
-    def prompt(self) -> TokenIds: ...
-
-
 def _common_start(*sequences: TokenIds) -> int:
     """How many first tokens all share: a token that merges prompt and completion belongs to the completion."""
     whole = sequences[0]
     if all(sequence[: len(whole)] == whole for sequence in sequences):
         return len(whole)  # the usual case, at the speed of a comparison
     return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
-
-
-def held_out_prompts(examples: Sequence[HasPrompt], fraction: float, seed: int, least: int = 1) -> frozenset[TokenIds]:
-    """The prompts that are held out: `fraction` of the distinct ones, those with the lowest seeded hashes.
-
-    At least one, if there are two, and as many more as it takes for `least` rows. Independent of the order of rows.
-    """
-    rows = Counter(example.prompt for example in examples)
-    ordered = sorted(rows, key=lambda prompt: _hash(prompt, seed))
-    count = max(1, round(fraction * len(ordered)))
-    held = accumulate(rows[prompt] for prompt in ordered)
-    enough = next((number for number, total in enumerate(held, start=1) if total >= least), len(ordered))
-    return frozenset(ordered[: max(count, enough)])
-
-
-def _hash(prompt: TokenIds, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{prompt}".encode()).digest()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
 from alignment_api.contract.rewards import Reward
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.rewards.answer import Answer
-from alignment_trainer.rewards.calls import REASON, Function, FunctionCalls, NotStarted, Reply, functions_of
+from alignment_trainer.rewards.calls import BATCH, REASON, Function, FunctionCalls, NotStarted, Reply, functions_of
 from alignment_trainer.rewards.scorer import larger_memory, mistake
 
 _TEXT = "The answer is 42."
@@ -26,18 +27,25 @@ def check_functions(
     field: of the algorithm, `spec.algorithm.grpo`. Raises UserError that names the reward's field, or the row: where a
     function raises, takes too long, ends its process, or returns no number.
     """
-    every = [Answer("", 0, row) for row in rows]
-    tried = [*every[:1], *(Answer(_TEXT, _TEXT_TOKENS, item.row) for item in every[:1])]
+    answers = (Answer("", 0, row) for row in rows)
+    tried = [each for item in islice(answers, 1) for each in (item, Answer(_TEXT, _TEXT_TOKENS, item.row))]
     functions = tuple(functions_of(rewards, sources, field))
     with closing(FunctionCalls(functions)) as calls:
         try:
             calls.start()
         except NotStarted as error:
             raise UserError(REASON, f"{error}; importing its module must end, and leave the process alive") from error
-        for place, function in enumerate(functions):
-            items = tried if function.spec.numeric_answer is None else [*tried, *every[1:]]
-            with closing(calls.replies(place, items)) as replies:
-                _look_at(function, items, replies)
+        for place in range(len(functions)):
+            _try(calls, place, tried)
+        looking = [place for place, function in enumerate(functions) if function.spec.numeric_answer is not None]
+        while looking and (some := list(islice(answers, BATCH))):
+            for place in looking:
+                _try(calls, place, some)
+
+
+def _try(calls: FunctionCalls, place: int, items: Sequence[Answer]) -> None:
+    with closing(calls.replies(place, items)) as replies:
+        _look_at(calls.functions[place], items, replies)
 
 
 def _look_at(function: Function, items: Sequence[Answer], replies: Iterable[Reply]) -> None:

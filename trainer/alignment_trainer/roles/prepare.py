@@ -17,18 +17,20 @@ from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.checkpoint.claims import check_room, needed_bytes, read_claims
 from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.checkpoint.ownership import take_folders
-from alignment_trainer.data.finding import DataSources, find_data
-from alignment_trainer.data.preparation import PreparedRows, Request, preferences, prepare_rows, prompts
+from alignment_trainer.data.finding import find_data
+from alignment_trainer.data.preparation import Request, RowFormat, preferences, prepare_rows, prompts
 from alignment_trainer.data.prepared import (
     Manifest,
     check_prepared,
     digest,
     keep_precision,
     open_prepared,
+    prepared_folder,
     read_manifest,
     write_prepared,
 )
 from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.data.spool import spool_in
 from alignment_trainer.experience.online_checks import check_online, check_rows
 from alignment_trainer.experience.reference import fill_reference
 from alignment_trainer.model.inspect import (
@@ -142,32 +144,31 @@ def _prepare_data(
         keep_precision(stage.storage, former, precision)
         return
     board.update(state="tokenizing data")
-    with stage.metrics.phase("tokenize"):
-        rows = _read(stage, sources, load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field))
-    manifest = Manifest(
-        request=request,
-        origins=_origins(spec),
-        data=rows.report,
-        model=pinned.report,
-        precision=precision,
-        reward_models=reward_models,
-        parts={},
-    )
-    write_prepared(stage.storage, manifest, rows.arrays, rows.invalid, rows.fields)
+    tokenizer = load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field)
+    form: RowFormat[Any] = prompts(spec, tokenizer) if spec.algorithm.online else preferences(spec, tokenizer)
+    with spool_in(prepared_folder(stage.storage), form.parts, spec.training.seed) as spool:
+        with stage.metrics.phase("tokenize"):
+            rows = prepare_rows(_rows_asked(stage), form, sources, spool, stage.metrics)
+        manifest = Manifest(
+            request=request,
+            origins=_origins(spec),
+            data=rows.report,
+            model=pinned.report,
+            precision=precision,
+            reward_models=reward_models,
+            parts={},
+        )
+        write_prepared(stage.storage, manifest, rows.splits, rows.dropped)
 
 
-def _read(stage: Instance, sources: DataSources, tokenizer: Any) -> PreparedRows:
+def _rows_asked(stage: Instance) -> Request:
     spec, online = stage.spec, stage.spec.algorithm.online
-    request = Request(
+    return Request(
         data=spec.data,
         field=stage.data_field,
-        seed=spec.training.seed,
         per_step=online.prompts_per_rollout if online else spec.training.batch_size,
         least_held_out=LEAST_HELD_OUT if stage.makes_reward else 1,
     )
-    if online:
-        return prepare_rows(request, prompts(spec, tokenizer), sources, stage.metrics)
-    return prepare_rows(request, preferences(spec, tokenizer), sources, stage.metrics)
 
 
 def _former(stage: Instance, origin: str) -> Manifest | None:
