@@ -9,13 +9,20 @@ from pathlib import Path
 
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_api.derived.sizing import FROZEN_BYTES, copies_of, replicas_of, scratch_bytes
+from alignment_api.derived.sizing import (
+    FROZEN_BYTES,
+    SNAPSHOT_BYTES,
+    TRAINED_BYTES,
+    copies_of,
+    replicas_of,
+    scratch_bytes,
+)
 from alignment_api.derived.stages import stages_of
 from alignment_api.rules.mutability import SCALABLE
 from alignment_cli.display import memory_text
 
-_TRAINED_BYTES = 16
-"""A parameter in training: fp32 weight, gradient and AdamW's two moments, 4 bytes each."""
+_TRAINED_BYTES = TRAINED_BYTES + SNAPSHOT_BYTES
+"""A parameter in training: fp32 weight, gradient, AdamW's two moments, and a checkpoint's copy of them."""
 _FROZEN_BYTES = 4
 """A parameter of a frozen model that computes as the policy does: its fp32 weight."""
 _PROCESS_BYTES = 2**29

@@ -183,7 +183,7 @@ class CheckpointStatus(Contract):
     step: int
     """Optimizer steps it holds."""
     verified_at: datetime
-    """When its checksums were read back."""
+    """When it was sealed: every part flushed to the disk, its checksum taken while it was written."""
 
 
 class DataReport(Contract):

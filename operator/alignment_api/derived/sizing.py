@@ -20,6 +20,8 @@ from alignment_api.contract.spec import AlignmentJobSpec
 GIB = 1024**3
 TRAINED_BYTES = 16
 """Bytes per parameter of a trainee, over all its ranks."""
+SNAPSHOT_BYTES = 12
+"""Bytes per parameter, in host memory, of a checkpoint on its way to storage: fp32 weight and AdamW's two moments."""
 FROZEN_BYTES = {"auto": 4, "bf16": 2, "fp32": 4}
 """Bytes per parameter of a frozen copy."""
 HEADROOM = Fraction(6, 5)
@@ -75,7 +77,7 @@ def size_of(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int | Non
     cores = gpus * CORES_PER_GPU or processes
     scratch = math.ceil(scratch_bytes(spec, role, known) / GIB)
     cache = math.ceil(_cache_bytes(spec, role, pool) / GIB) if pool.gpu is None else 0
-    memory = _host_gib(spec, role, processes, known) + scratch + cache
+    memory = _host_gib(spec, role, pool, processes, known) + scratch + cache
     return Size(processes, gpus, wanted.cpu or str(cores), wanted.memory or f"{memory}Gi", scratch)
 
 
@@ -113,6 +115,7 @@ def shortage(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> 
     size = size_of(spec, role, pool, parameters)
     need = state_bytes(spec, role, parameters) / _sharers(spec, role) + _cache_bytes(spec, role, pool)
     need += scratch_bytes(spec, role, parameters) if pool.gpu is None else 0  # a GPU's weights are not in its memory
+    need += _snapshot(spec, role, pool, parameters)
     found = size.gpus * pool.gpu.memory_gib * GIB if pool.gpu else float(quantity_value(size.memory))
     if need <= found:
         return None
@@ -141,10 +144,18 @@ def _gpus(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> int
     return max(1, math.ceil(need / Fraction(pool.gpu.memory_gib * GIB)))
 
 
-def _host_gib(spec: AlignmentJobSpec, role: str, processes: int, parameters: int) -> int:
+def _host_gib(spec: AlignmentJobSpec, role: str, pool: Pool, processes: int, parameters: int) -> int:
     """On a CPU pool the state lives here; on a GPU pool it passes through, when it is loaded and when it is saved."""
     shared = state_bytes(spec, role, parameters) * HEADROOM / _sharers(spec, role)
+    shared += _snapshot(spec, role, pool, parameters)
     return math.ceil(shared / GIB) + PROCESS_GIB * processes
+
+
+def _snapshot(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> Fraction:
+    """Bytes of a pod's share of a checkpoint that is being written; on a GPU pool loading takes as much host memory."""
+    if pool.gpu or not ROLES[role].trainable:
+        return Fraction(0)
+    return Fraction(SNAPSHOT_BYTES * parameters * copies_of(spec, role), _sharers(spec, role))
 
 
 def _sharers(spec: AlignmentJobSpec, role: str) -> int:

@@ -120,7 +120,7 @@ def checkpoint_verified(status: AlignmentJobStatus) -> tuple[Statement, ...]:
     if status.checkpoint is None:
         told = any(condition.type == "CheckpointVerified" for condition in status.conditions)
         return (Statement("CheckpointVerified", "False", "NotYet", "this stage has saved nothing yet"),) if told else ()
-    message = f"step {status.checkpoint.step}, read back at {status.checkpoint.verified_at:%Y-%m-%d %H:%M:%S} UTC"
+    message = f"step {status.checkpoint.step}, sealed at {status.checkpoint.verified_at:%Y-%m-%d %H:%M:%S} UTC"
     return (Statement("CheckpointVerified", "True", "Verified", message),)
 
 

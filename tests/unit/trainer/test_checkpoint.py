@@ -9,19 +9,19 @@ from alignment_trainer.checkpoint.checkpoint import (
     list_checkpoints,
     newest_verified,
     prune,
-    seal_part,
     start_checkpoint,
     verify,
     write_checkpoint,
+    write_parts,
 )
+from alignment_trainer.data.drafts import TextDraft
 
 
 def checkpoint(checkpoints: Path, step: int) -> Path:
     folder = checkpoint_folder(checkpoints, term=1, step=step)
     start_checkpoint(folder)
-    for name in ("a.safetensors", "b.safetensors"):
-        (folder / name).write_bytes(f"{name} of step {step}".encode() * 1000)
-    write_checkpoint(folder, 1, step, [seal_part(folder / name) for name in ("a.safetensors", "b.safetensors")])
+    drafts = [TextDraft(name, f"{name} of step {step}" * 1000) for name in ("a.safetensors", "b.safetensors")]
+    write_checkpoint(folder, 1, step, write_parts(folder, drafts))
     return folder
 
 

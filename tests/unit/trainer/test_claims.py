@@ -8,9 +8,9 @@ import pytest
 
 from alignment_trainer.checkpoint.checkpoint import (
     DamagedCheckpointError,
-    seal_part,
     start_checkpoint,
     write_checkpoint,
+    write_parts,
 )
 from alignment_trainer.checkpoint.claims import (
     CheckpointName,
@@ -25,6 +25,7 @@ from alignment_trainer.checkpoint.claims import (
     resume_from,
     start_of,
 )
+from alignment_trainer.data.drafts import TextDraft
 from alignment_trainer.process.errors import UserError
 
 UID = "job-a"
@@ -33,9 +34,8 @@ UID = "job-a"
 def checkpoint(storage: Path, term: int, step: int) -> Path:
     folder = checkpoints_folder(storage) / f"{term:04d}" / f"{step:08d}"
     start_checkpoint(folder)
-    part = folder / "state.bin"
-    part.write_bytes(bytes([term, step]))
-    return write_checkpoint(folder, term, step, [seal_part(part)]).folder
+    parts = write_parts(folder, [TextDraft("state.bin", f"{term}/{step}")])
+    return write_checkpoint(folder, term, step, parts).folder
 
 
 def test_the_first_claim_starts_from_the_model_as_it_came(tmp_path: Path) -> None:

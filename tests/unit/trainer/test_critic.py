@@ -101,7 +101,7 @@ def test_it_values_updates_and_checkpoints_as_one_in_this_process(job: TinyJob, 
 
     folder = checkpoint_folder(checkpoints_folder(job.folder / "run"), term=1, step=2)
     start_checkpoint(folder)
-    write_checkpoint(folder, 1, 2, remote.write(folder))
+    write_checkpoint(folder, 1, 2, remote.snapshot(folder)())
     assert {part.name.partition("-")[0] for part in verify(folder).parts} == {"critic"}
     resumed = local(job)
     assert resumed.begin(Start(folder)) == 2

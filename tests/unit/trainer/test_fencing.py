@@ -52,11 +52,11 @@ def test_a_fenced_attempt_begins_no_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_during_which_a_successor_claims_is_not_sealed(tmp_path: Path) -> None:
     run, instance = first_attempt(tmp_path)
 
-    def claim_meanwhile(folder: Path) -> list[Part]:
+    def claim_meanwhile() -> list[Part]:
         claim_again(instance)
         return []
 
-    run.checkpoints.extra_parts = claim_meanwhile
+    run.checkpoints.extra_parts = lambda folder: claim_meanwhile
     with pytest.raises(FencedError, match="term 1 is over"):
         train(run)
     assert list(checkpoints_folder(instance.storage).rglob("manifest.json")) == []

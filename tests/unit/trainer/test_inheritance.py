@@ -170,15 +170,15 @@ def test_actor_and_critic_alike_take_weights_alone(ppo: TinyJob, tmp_path: Path)
 
 def save_moved(engine: Engine, folder: Path, prefix: str) -> Path:
     """A checkpoint after a step, with weights that are not those of the model."""
-    from alignment_trainer.checkpoint.checkpoint import start_checkpoint, write_checkpoint
-    from alignment_trainer.checkpoint.run_state import write_state
+    from alignment_trainer.checkpoint.checkpoint import start_checkpoint, write_checkpoint, write_parts
+    from alignment_trainer.checkpoint.run_state import draft_trainee
 
     for _, parameter in engine._scorer.named_parameters():
         parameter.grad = torch.ones_like(parameter)
     engine.step(1e-3)
     start_checkpoint(folder)
     torch.manual_seed(5)
-    write_checkpoint(folder, 1, 1, write_state(engine, folder, prefix))
+    write_checkpoint(folder, 1, 1, write_parts(folder, draft_trainee(engine, prefix)))
     return folder
 
 

@@ -11,8 +11,8 @@ import torch
 from online_runs import END, HereAndNow, OnlineSetting, critic_network, online_run
 from ranks import run_ranks
 
-from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify
-from alignment_trainer.data.experience import SAMPLES_FILE, Experience, load_experience, save_experience, subgroups
+from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify, write_parts
+from alignment_trainer.data.experience import SAMPLES_FILE, Experience, experience_draft, load_experience, subgroups
 from alignment_trainer.data.packing import PromptGroup, pack_whole
 from alignment_trainer.experience.minibatches import minibatches, plan_micros
 from alignment_trainer.loop.offline import Interrupted
@@ -251,7 +251,7 @@ def test_an_experience_survives_its_file(tmp_path: Path) -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).float()
     fields = ("learnt", "rollout_logprobs", "policy_logprobs", "ref_logprobs", "values", "advantages", "returns")
     experience = Experience(GROUPS, mask, **{name: torch.randn(4, 3) * mask for name in fields})
-    save_experience(experience, tmp_path)
+    write_parts(tmp_path, [experience_draft(experience)])
     back = load_experience(tmp_path)
     assert back.groups == GROUPS
     assert all(torch.equal(getattr(back, name), getattr(experience, name)) for name in ("mask", *fields))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_runs import VOCABULARY
 
 from alignment_trainer.algorithms.losses import reward_model_loss
+from alignment_trainer.checkpoint.checkpoint import write_parts
 from alignment_trainer.data.experience import Rollout
 from alignment_trainer.data.packing import PromptGroup, pack_whole
 from alignment_trainer.engines import ENGINES, OptimizerOptions
@@ -100,7 +101,7 @@ def test_the_unit_is_part_of_a_checkpoint(tmp_path: Path, updates: int) -> None:
     critic = trainer()
     for step in range(updates):
         update(critic, step, torch.linspace(-1, 2, 6), 0.8)
-    assert {part.name for part in critic.write(tmp_path)} >= {"critic-unit.json"}
+    assert {part.name for part in write_parts(tmp_path, critic.drafts())} >= {"critic-unit.json"}
     model = value_scorer(critic_network(9.9))
     load_weights(model, tmp_path, PREFIX)
     engine = ENGINES["none"](model, OptimizerOptions(0.0, 1e9), "fp32", CPU)

@@ -8,11 +8,12 @@ is gone.
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from alignment_trainer.data.files import flush, sha256, write_text_atomically
+from alignment_trainer.data.drafts import Draft
+from alignment_trainer.data.files import flush, sha256, write_hashed, write_text_atomically
 from alignment_trainer.process.errors import describe
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ class Part:
     name: str
     bytes: int
     sha256: str
+
+
+Write = Callable[[], list[Part]]
+"""What is left to do once a snapshot is taken: writes this rank's parts, with no collective of the training thread."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,13 @@ def start_checkpoint(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def seal_part(path: Path) -> Part:
-    """Flushes a written part to the disk and reads it back for its checksum."""
-    flush(path)
-    return Part(path.name, path.stat().st_size, sha256(path))
+def write_parts(folder: Path, drafts: Iterable[Draft]) -> list[Part]:
+    """Writes, hashes in the same pass, and flushes to the disk."""
+    return [Part(draft.name, *write_hashed(folder / draft.name, draft.pieces())) for draft in drafts]
 
 
 def write_checkpoint(folder: Path, term: int, step: int, parts: Iterable[Part], updates: int = 0) -> Checkpoint:
-    """Writes the manifest of sealed parts: from here on the folder is a checkpoint, whatever happens to the machine."""
+    """Seals it by the manifest: from here on the folder is a checkpoint, whatever happens to the machine."""
     checkpoint = Checkpoint(folder, term, step, tuple(sorted(parts, key=lambda part: part.name)), updates)
     manifest = {"term": term, "step": step, "updates": updates, "parts": [asdict(part) for part in checkpoint.parts]}
     write_text_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))

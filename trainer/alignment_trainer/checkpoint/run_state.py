@@ -6,24 +6,27 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from alignment_trainer.algorithms.advantages import RunningMoments
+from alignment_trainer.checkpoint.background import Background
 from alignment_trainer.checkpoint.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
     Part,
+    Write,
     checkpoint_folder,
     prune,
     read_checkpoint,
-    seal_part,
     start_checkpoint,
     verify,
     write_checkpoint,
+    write_parts,
 )
+from alignment_trainer.data.drafts import Draft, TensorDraft, TextDraft
 from alignment_trainer.engines.base import Engine
-from alignment_trainer.engines.state import save_state
+from alignment_trainer.engines.state import draft_state
 from alignment_trainer.process import distributed
 
 POSITION = "position.json"
@@ -76,12 +79,15 @@ class Position:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one attempt, under its term.
+    """The checkpoints of one attempt, under its term; at most one of them is on its way.
+
+    Every rank's part is copied between two steps, and written, hashed and sealed while the next ones are computed: the
+    thread that writes has a group of ranks of its own.
 
     keep: newest ones that stay. prune: removes the others, given the term's folder and `keep`.
     fence: raises where a newer attempt has claimed; asked before a checkpoint is begun (a fenced writer takes no room
     from its successor) and again before it is sealed. What slips through in between is no ancestor of anything.
-    extra_parts: writes what else belongs to a checkpoint (a critic's state), on every rank; returns its parts.
+    extra_parts: takes a snapshot of what else belongs to a checkpoint (a critic's state), on every rank.
     """
 
     root: Path
@@ -90,43 +96,70 @@ class Checkpoints:
     newest: Checkpoint | None = None
     prune: Callable[[Path, int], None] = prune
     fence: Callable[[], object] = lambda: None
-    extra_parts: Callable[[Path], list[Part]] = lambda folder: []
+    extra_parts: Callable[[Path], Write] = lambda folder: list
+    _background: Background[Checkpoint] = field(default_factory=Background)
 
-    def save(self, engine: Engine, position: Position) -> Checkpoint:
-        """Writes, reads back and seals; collective."""
-        if self.newest is not None and (self.newest.step, self.newest.updates) == (position.step, position.updates):
-            return self.newest
+    def save(self, engine: Engine, position: Position) -> None:
+        """Takes a snapshot and returns while it is written; collective. What was saved before must have settled.
+
+        Nothing to do where the position is that of the newest checkpoint. Raises UserError for numbers that are not
+        finite.
+        """
+        if self.newest_of(position) is not None:
+            return
         folder = checkpoint_folder(self.root, self.term, position.step, position.updates)
         if distributed.rank() == 0:
             self.fence()
             start_checkpoint(folder)
         distributed.barrier()
-        written = write_state(engine, folder) + _write_position(position, folder) + self.extra_parts(folder)
-        parts = [part for parts in distributed.gather_objects(written) for part in parts]
-        if distributed.rank() == 0:
-            self.fence()
-            write_checkpoint(folder, self.term, position.step, parts, position.updates)
-            self.prune(folder.parent, self.keep)
-        distributed.barrier()
-        self.newest = read_checkpoint(folder)
-        return self.newest
+        drafts = [*draft_trainee(engine), *_draft_position(position)]
+        writes = (lambda: write_parts(folder, drafts), self.extra_parts(folder))
+        self._background.start(lambda: self._write(folder, position, writes))
+
+    def newest_of(self, position: Position) -> Checkpoint | None:
+        """The newest checkpoint, where it is that of a position."""
+        newest = self.newest
+        return newest if newest and (newest.step, newest.updates) == (position.step, position.updates) else None
+
+    def poll(self) -> Checkpoint | None:
+        """What was saved, where it has been sealed since the last look; collective. Raises what ended its writing."""
+        return self.settle() if self._background.is_done() else None
+
+    def settle(self) -> Checkpoint | None:
+        """The same once it is sealed; None where nothing is on its way. Raises what ended its writing."""
+        sealed = self._background.result()
+        self.newest = sealed or self.newest
+        return sealed
+
+    def close(self) -> Checkpoint | None:
+        """As `settle`, for who leaves by an error: what ended the writing is logged alone."""
+        return self._background.close()
+
+    def _write(self, folder: Path, position: Position, writes: tuple[Write, ...]) -> Checkpoint:
+        written = self._background.together(lambda: [part for write in writes for part in write()])
+        parts = [part for of_rank in written for part in of_rank]
+        sealed = self._background.together(
+            lambda: self._seal(folder, position, parts) if distributed.rank() == 0 else None
+        )
+        return next(checkpoint for checkpoint in sealed if checkpoint is not None)
+
+    def _seal(self, folder: Path, position: Position, parts: list[Part]) -> Checkpoint:
+        self.fence()
+        checkpoint = write_checkpoint(folder, self.term, position.step, parts, position.updates)
+        self.prune(folder.parent, self.keep)
+        return checkpoint
 
 
-def write_state(engine: Engine, folder: Path, prefix: str = "") -> list[Part]:
-    """This rank's part of a trainee: weights, moments, random numbers; collective.
+def draft_trainee(engine: Engine, prefix: str = "") -> list[Draft]:
+    """A snapshot of this rank's part of a trainee: weights, moments, random numbers; collective.
 
     prefix: tells the files of two trainees in one checkpoint apart. Raises UserError for numbers that are not finite.
     """
-    random = _random_file(folder, prefix)
-    save_file(random_state(), random)
-    return [seal_part(save_state(engine, folder, prefix)), seal_part(random)]
+    return [draft_state(engine, prefix), TensorDraft(_random_file(prefix), random_state())]
 
 
-def _write_position(position: Position, folder: Path) -> list[Part]:
-    if distributed.rank() != 0:
-        return []
-    (folder / POSITION).write_text(json.dumps(asdict(position)))
-    return [seal_part(folder / POSITION)]
+def _draft_position(position: Position) -> list[Draft]:
+    return [TextDraft(POSITION, json.dumps(asdict(position)))] if distributed.rank() == 0 else []
 
 
 def restore(folder: Path, engine: Engine, prefix: str = "") -> Position:
@@ -136,14 +169,14 @@ def restore(folder: Path, engine: Engine, prefix: str = "") -> Position:
     the random numbers it was seeded with.
     """
     engine.load(folder, prefix)
-    random = _random_file(folder, prefix)
-    if random.name in {part.name for part in read_checkpoint(folder).parts}:
-        set_random_state(load_file(random))
+    random = _random_file(prefix)
+    if random in {part.name for part in read_checkpoint(folder).parts}:
+        set_random_state(load_file(folder / random))
     return Position.read(folder) if not prefix else Position()  # a critic follows its actor's
 
 
-def _random_file(folder: Path, prefix: str) -> Path:
-    return folder / f"{prefix}random-{distributed.rank():05d}.safetensors"
+def _random_file(prefix: str) -> str:
+    return f"{prefix}random-{distributed.rank():05d}.safetensors"
 
 
 def verify_together(folder: Path) -> Checkpoint:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from alignment_trainer.data.drafts import TensorDraft
 from alignment_trainer.data.examples import PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
 from alignment_trainer.data.group_arrays import Arrays, cut_by, group_arrays, groups_of, int32_array
@@ -159,17 +160,14 @@ SAMPLES_FILE = "samples.safetensors"
 _TENSORS = tuple(field.name for field in fields(Experience) if field.name != "groups")
 
 
-def save_experience(experience: Experience, folder: Path) -> Path:
-    """Writes it into a checkpoint's folder."""
+def experience_draft(experience: Experience) -> TensorDraft:
+    """The file that a checkpoint in the middle of a step has beside the state."""
     tensors = {name: torch.from_numpy(array) for name, array in group_arrays(experience.groups).items()}
-    tensors |= {name: getattr(experience, name).contiguous() for name in _TENSORS}
-    path = folder / EXPERIENCE_FILE
-    save_file(tensors, path)
-    return path
+    return TensorDraft(EXPERIENCE_FILE, tensors | {name: getattr(experience, name).contiguous() for name in _TENSORS})
 
 
 def load_experience(folder: Path) -> Experience:
-    """What `save_experience` wrote."""
+    """What `experience_draft` was written as."""
     tensors = load_file(folder / EXPERIENCE_FILE)
     groups = groups_of({name: tensor.numpy() for name, tensor in tensors.items() if name not in _TENSORS})
     return Experience(groups, **{name: tensors[name] for name in _TENSORS})

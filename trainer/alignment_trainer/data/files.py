@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+_CHUNK_BYTES = 8 * 1024**2
+"""That are hashed and written at once."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
@@ -43,6 +46,25 @@ def create_exclusively(path: Path, text: str) -> bool:
         temporary.unlink(missing_ok=True)
     flush(path.parent)
     return True
+
+
+def write_hashed(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Writes and hashes in one pass, and flushes to the disk. Returns the bytes written and their SHA-256."""
+    digest, written = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for chunk in _chunks(pieces):
+            digest.update(chunk)
+            written += file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return written, digest.hexdigest()
+
+
+def _chunks(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _CHUNK_BYTES):
+            yield view[start : start + _CHUNK_BYTES]
 
 
 def flush(path: Path) -> None:

@@ -74,7 +74,7 @@ class Engine(ABC):
 
     @abstractmethod
     def load(self, folder: Path, prefix: str = "") -> None:
-        """Takes the optimizer's state from a folder that `engines.state.save_state` wrote, for any number of ranks.
+        """Takes the optimizer's state from a folder with parts of `engines.state.draft_state`, for any number of ranks.
 
         The weights are loaded into the model before an engine is made of it (`engines.state.load_weights`).
         """

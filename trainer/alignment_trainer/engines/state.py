@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from alignment_trainer.data.drafts import TensorDraft
 from alignment_trainer.engines.base import Engine, ParameterState
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.process import distributed
@@ -27,8 +27,8 @@ class IncompleteStateError(ValueError):
     """A part of the training state is missing."""
 
 
-def save_state(engine: Engine, folder: Path, prefix: str = "") -> Path:
-    """Writes this rank's part and returns its path; collective. Raises UserError, on every rank."""
+def draft_state(engine: Engine, prefix: str = "") -> TensorDraft:
+    """A copy of this rank's part, to be written; collective. Raises UserError, on every rank."""
     rank, ranks = distributed.rank(), distributed.world_size()
     tensors = {
         f"{kind}/{name}": getattr(state, kind)
@@ -37,9 +37,8 @@ def save_state(engine: Engine, folder: Path, prefix: str = "") -> Path:
         for kind in KINDS
     }
     refuse_not_finite(tensors)
-    path = folder / f"{prefix}state-{rank:05d}-of-{ranks:05d}.safetensors"
-    save_file(tensors, path, metadata={"steps": str(engine.steps)})
-    return path
+    name = f"{prefix}state-{rank:05d}-of-{ranks:05d}.safetensors"
+    return TensorDraft(name, tensors, metadata={"steps": str(engine.steps)})
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:

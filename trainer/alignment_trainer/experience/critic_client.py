@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from alignment_trainer.checkpoint.attempt import Start
-from alignment_trainer.checkpoint.checkpoint import Part
+from alignment_trainer.checkpoint.checkpoint import Part, Write, write_parts
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.minibatches import UpdateKey
@@ -50,8 +50,8 @@ class Critic(Protocol):
     def finish_update(self) -> dict[str, float]:
         """Metrics of the update that was started last."""
 
-    def write(self, folder: Path) -> list[Part]:
-        """Writes the critic's part of a checkpoint; the parts that this rank adds to its manifest."""
+    def snapshot(self, folder: Path) -> Write:
+        """Takes a snapshot of the critic's part of the checkpoint in that folder, to be written."""
 
     def close(self) -> None:
         """Lets go of what it holds."""
@@ -72,8 +72,8 @@ class NoCritic:
     def finish_update(self) -> dict[str, float]:
         return {}
 
-    def write(self, folder: Path) -> list[Part]:
-        return []
+    def snapshot(self, folder: Path) -> Write:
+        return list
 
     def close(self) -> None:
         return None
@@ -100,8 +100,9 @@ class LocalCritic:
     def finish_update(self) -> dict[str, float]:
         return self._metrics
 
-    def write(self, folder: Path) -> list[Part]:
-        return self._begun().write(folder)
+    def snapshot(self, folder: Path) -> Write:
+        drafts = self._begun().drafts()
+        return lambda: write_parts(folder, drafts)
 
     def close(self) -> None:
         self._trainer = None
@@ -165,10 +166,14 @@ class RemoteCritic:
         metrics: dict[str, float] = json.loads(answer)
         return metrics
 
-    def write(self, folder: Path) -> list[Part]:
+    def snapshot(self, folder: Path) -> Write:
+        """The critic writes it itself; its parts are rank 0's to add."""
         body = wire.encode_write(folder, self._address.storage)
-        parts = json.loads(self._on_first_rank(wire.WRITE_PATH, lambda: body))["parts"]
-        return [Part(**part) for part in parts] if distributed.rank() == 0 else []
+        self._on_first_rank(wire.WRITE_PATH, lambda: body)
+        return self._written if distributed.rank() == 0 else list
+
+    def _written(self) -> list[Part]:
+        return [Part(**part) for part in json.loads(self._post(wire.WRITTEN_PATH, b""))["parts"]]
 
     def close(self) -> None:
         """Releases the critic too: asked to go, it need not wait for this actor to save."""

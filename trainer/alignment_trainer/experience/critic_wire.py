@@ -23,8 +23,8 @@ from alignment_trainer.experience.value_trainer import ValueBatch
 from alignment_trainer.process.errors import WireError
 from alignment_trainer.serving.wire import groups_from, load_body
 
-PATHS = tuple(f"/v1/critic/{what}" for what in ("begin", "values", "update", "write", "alive", "release"))
-BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, ALIVE_PATH, RELEASE_PATH = PATHS
+PATHS = tuple(f"/v1/critic/{what}" for what in ("begin", "values", "update", "write", "written", "alive", "release"))
+BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, WRITTEN_PATH, ALIVE_PATH, RELEASE_PATH = PATHS
 ATTEMPT_HEADER = "X-Alignment-Attempt"
 """Of every request: a critic answers its own gang's actor alone (409 otherwise)."""
 _VALUES = ("values", "returns", "weights")

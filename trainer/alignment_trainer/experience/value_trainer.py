@@ -12,8 +12,8 @@ from torch import Tensor
 
 from alignment_trainer.algorithms.advantages import explained_variance
 from alignment_trainer.algorithms.losses import value_loss
-from alignment_trainer.checkpoint.checkpoint import Part, seal_part
-from alignment_trainer.checkpoint.run_state import write_state
+from alignment_trainer.checkpoint.run_state import draft_trainee
+from alignment_trainer.data.drafts import Draft, TextDraft
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PromptGroup, pack, split_groups
 from alignment_trainer.engines.base import Engine
@@ -108,13 +108,10 @@ class ValueTrainer:
         """Optimizer steps done."""
         return self._engine.steps
 
-    def write(self, folder: Path) -> list[Part]:
-        """This rank's part of a checkpoint."""
-        parts = write_state(self._engine, folder, PREFIX)
-        if distributed.rank() == 0:
-            (folder / _UNIT_FILE).write_text(json.dumps({"unit": self._unit}))
-            parts.append(seal_part(folder / _UNIT_FILE))
-        return parts
+    def drafts(self) -> list[Draft]:
+        """A snapshot of this rank's part of a checkpoint."""
+        unit = [TextDraft(_UNIT_FILE, json.dumps({"unit": self._unit}))] if distributed.rank() == 0 else []
+        return [*draft_trainee(self._engine, PREFIX), *unit]
 
     def restore_unit(self, folder: Path) -> None:
         """Takes up the unit of a checkpoint whose state its engine has taken up."""

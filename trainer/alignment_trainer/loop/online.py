@@ -14,19 +14,20 @@ from torch import Tensor
 
 from alignment_trainer.algorithms.advantages import RunningMoments, kl_estimate
 from alignment_trainer.algorithms.online import Targets, TokenBatch
-from alignment_trainer.checkpoint.checkpoint import Checkpoint, Part, seal_part
+from alignment_trainer.checkpoint.checkpoint import Checkpoint, Write, write_parts
 from alignment_trainer.checkpoint.run_state import Position
+from alignment_trainer.data.drafts import Draft
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import (
     Experience,
     Rollout,
     Samples,
     Scored,
+    experience_draft,
     flatten,
     mask_of,
     padded,
     rollout_of,
-    save_experience,
     save_samples,
     subgroups,
     with_ends,
@@ -66,7 +67,7 @@ class OnlineRun:
     tally: StepTally = field(default_factory=StepTally)
 
     def __post_init__(self) -> None:
-        self.services.checkpoints.extra_parts = self._write_extra_parts
+        self.services.checkpoints.extra_parts = self._extra_parts
 
     @property
     def position(self) -> Position:
@@ -287,26 +288,42 @@ class OnlineRun:
     def after_step(self) -> None:
         """Saves and evaluates where it is time to. The last step is saved; its evaluation comes after the export."""
         step, last = self.position.step, self.position.step == self.options.total_steps
+        self._tell(self.services.checkpoints.poll())
         if step % self.options.checkpoint_every == 0 or last:
             self.save()
         if step % self.options.evaluate_every == 0 and not last:
             with self.services.timing.phase("evaluate"):
                 self.services.evaluate(self.position)
 
-    def save(self) -> Checkpoint:
-        """Saves the position that was reached, in the middle of a step too; actor and critic together. Collective."""
-        checkpoint = self.services.checkpoints.save(self.trainees.engine, self.position)
-        if distributed.rank() == 0:
-            if self.progress.samples.completions:
-                save_samples(self.prompts.of_step(self.position.step), self.progress.samples, checkpoint.folder)
-            self.services.observer.saved(checkpoint)
-        return checkpoint
+    def save(self) -> None:
+        """Saves the position that was reached, in the middle of a step too, actor and critic together, in the
+        background. Collective."""
+        self.settle()
+        self.services.checkpoints.save(self.trainees.engine, self.position)
 
-    def _write_extra_parts(self, folder: Path) -> list[Part]:
-        parts = self.trainees.critic.write(folder)
-        if self.progress.unfinished is not None and distributed.rank() == 0:
-            parts = [*parts, seal_part(save_experience(self.progress.unfinished, folder))]
-        return parts
+    def settle(self) -> None:
+        """Waits until what was saved is sealed, and keeps beside it what was sampled since. Raises what kept it from
+        being sealed."""
+        self._tell(self.services.checkpoints.settle())
+        newest, samples = self.services.checkpoints.newest_of(self.position), self.progress.samples
+        if distributed.rank() == 0 and newest is not None and samples.completions:
+            save_samples(self.prompts.of_step(self.position.step), samples, newest.folder)
+
+    def close(self) -> None:
+        """Waits until what is still on its way is sealed, or is not: the run has ended by another error."""
+        self._tell(self.services.checkpoints.close())
+
+    def _tell(self, sealed: Checkpoint | None) -> None:
+        if sealed is not None and distributed.rank() == 0:
+            self.services.observer.saved(sealed)
+
+    def _extra_parts(self, folder: Path) -> Write:
+        critic, drafts = self.trainees.critic.snapshot(folder), self._draft_experience()
+        return lambda: [*critic(), *write_parts(folder, drafts)]
+
+    def _draft_experience(self) -> list[Draft]:
+        unfinished = self.progress.unfinished if distributed.rank() == 0 else None
+        return [experience_draft(unfinished)] if unfinished is not None else []
 
     def _far_enough(self) -> bool:
         limit, seen = self.update_options.max_update_kl, self.tally.updates.get("update_kl")

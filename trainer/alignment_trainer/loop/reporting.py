@@ -69,7 +69,7 @@ class Reporter:
         log.info("step %d of %d", report.step, report.total_steps, extra={"step": report.step, **rounded})
 
     def saved(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint is written and read back."""
+        """A checkpoint is sealed."""
         status = checkpoint_status(checkpoint)
         self._metrics.set("checkpoint_step", checkpoint.step)
         self._board.update(checkpoint=status)
@@ -103,7 +103,7 @@ class Reporter:
 
 
 def checkpoint_status(checkpoint: Checkpoint) -> CheckpointStatus:
-    """A checkpoint that was just verified, as status says it."""
+    """A checkpoint that was just sealed, as status says it."""
     return CheckpointStatus(step=checkpoint.step, verified_at=datetime.now(UTC))
 
 

@@ -12,9 +12,13 @@ def train(run: Run) -> None:
                 run.engine.backward(run.loss(micro))
             run.finish(batch)
             run.after_step()
+        run.settle()
     except Interrupted:
         run.save()
+        run.settle()
         raise
+    finally:
+        run.close()
 
 
 def train_online(run: OnlineRun) -> None:
@@ -26,6 +30,10 @@ def train_online(run: OnlineRun) -> None:
                 run.update(minibatch)
             run.deliver()
             run.after_step()
+        run.settle()
     except Interrupted:
         run.save()
+        run.settle()
         raise
+    finally:
+        run.close()

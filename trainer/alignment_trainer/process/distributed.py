@@ -51,6 +51,11 @@ def process_group(device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT)
         dist.destroy_process_group()
 
 
+def group_beside() -> dist.ProcessGroup | None:
+    """A group of all ranks for another thread, whose collectives meet none of the training thread's; collective."""
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world_size() > 1 else None
+
+
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
@@ -68,12 +73,12 @@ def any_rank(flag: bool) -> bool:
     return bool(sum_over_ranks(torch.tensor(int(flag))).item())
 
 
-def gather_objects(value: T) -> list[T]:
-    """Every rank's value, in order of rank, on every rank."""
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Every rank's value, in order of rank, on every rank. group: one of `group_beside`; None for the training's."""
     if world_size() == 1:
         return [value]
     gathered: list[T | None] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered  # type: ignore[return-value]
 
 

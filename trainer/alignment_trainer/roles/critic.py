@@ -11,17 +11,21 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.checkpoint.attempt import Start
+from alignment_trainer.checkpoint.background import Background
+from alignment_trainer.checkpoint.checkpoint import Part, write_parts
+from alignment_trainer.data.drafts import Draft
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.engines.state import holds_state
 from alignment_trainer.experience import critic_wire as wire
@@ -31,7 +35,7 @@ from alignment_trainer.loop.build import Origin, load_trainee
 from alignment_trainer.model.config import read_config
 from alignment_trainer.model.tasks import CRITIC
 from alignment_trainer.process import distributed
-from alignment_trainer.process.errors import WireError
+from alignment_trainer.process.errors import WireError, describe
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import finite_ones
 from alignment_trainer.process.status_server import refuse
@@ -59,6 +63,8 @@ class CriticInbox:
     attempt: int
     patience: float
     """Seconds without a sign of life after which one that is asked to go takes its actor for gone."""
+    writing: Background[list[Part]] = field(default_factory=Background)
+    """The critic's part of a checkpoint, on its way to storage."""
     calls: queue.SimpleQueue[tuple[CriticCall, Future[bytes]]] = field(default_factory=queue.SimpleQueue)
     released: bool = False
     """The actor needs it no more."""
@@ -80,15 +86,29 @@ class CriticInbox:
             if path in (wire.ALIVE_PATH, wire.RELEASE_PATH):
                 self.released = path == wire.RELEASE_PATH
                 return Response()
+            if path == wire.WRITTEN_PATH:
+                return await self._written()
             done: Future[bytes] = Future()
             self.calls.put((CriticCall(path, await request.body()), done))
             return Response(await asyncio.wrap_future(done), media_type="application/octet-stream")
 
         return answer
 
+    async def _written(self) -> Response:
+        """The parts of what was written last, once it is."""
+        if self.writing.work is None:
+            return refuse(400, "nothing was asked to be written")
+        try:
+            parts = await asyncio.shield(asyncio.wrap_future(self.writing.work))
+        except Exception as error:
+            log.warning("what was asked to be written is not: %s", describe(error))
+            return refuse(503, "this critic goes: it could not write")
+        return JSONResponse({"parts": [asdict(part) for part in parts]})
+
     def next(self, asked_to_go: Callable[[], bool]) -> CriticCall | None:
-        """The next call; None where it is time to go."""
+        """The next call; None where it is time to go. Raises what kept a checkpoint's part from being written."""
         while not self.may_go(asked_to_go):
+            self.writing.raise_failure()
             with contextlib.suppress(queue.Empty):
                 call, asker = self.calls.get(timeout=_TICK)
                 if asker.set_running_or_notify_cancel():  # from here on its client cannot take it back
@@ -113,8 +133,8 @@ class CriticInbox:
 class CriticService:
     """Carries out calls, the same on every rank."""
 
-    def __init__(self, instance: Instance, device: torch.device) -> None:
-        self._instance, self._device = instance, device
+    def __init__(self, instance: Instance, device: torch.device, writing: Background[list[Part]]) -> None:
+        self._instance, self._device, self._writing = instance, device, writing
         self._trainer: ValueTrainer | None = None
         self._vocabulary = 0
         self._actions: dict[str, Callable[[bytes], bytes]] = {
@@ -158,9 +178,17 @@ class CriticService:
         return json.dumps(metrics).encode()
 
     def _write(self, body: bytes) -> bytes:
+        """Answers once the snapshot is taken. A repeat writes the same once more."""
         trainer, folder = self._begun(), wire.decode_write(body, self._instance.storage)
-        written = distributed.gather_objects(trainer.write(folder))
-        return json.dumps({"parts": [asdict(part) for parts in written for part in parts]}).encode()
+        self._writing.result()
+        drafts = trainer.drafts()
+        self._writing.start(lambda: self._write_parts(folder, drafts))
+        return b""
+
+    def _write_parts(self, folder: Path, drafts: list[Draft]) -> list[Part]:
+        """Every rank's."""
+        written = self._writing.together(lambda: write_parts(folder, drafts))
+        return [part for parts in written for part in parts]
 
     def _begun(self) -> ValueTrainer:
         if self._trainer is None:
@@ -177,7 +205,8 @@ def run(instance: Instance) -> Outcome:
             for path in wire.PATHS:
                 instance.server.add_route(path, inbox.handler(path))
         instance.board.update(state="waiting for the actor", ready=True)
-        _serve(inbox, CriticService(instance, device), instance.stop)
+        with closing(inbox.writing):
+            _serve(inbox, CriticService(instance, device, inbox.writing), instance.stop)
         inbox.gone = True
         instance.board.update(state="leaving", ready=False)
     return Outcome(result="interrupted")

@@ -1,0 +1,186 @@
+"""A checkpoint is a snapshot that is written beside the next steps, and counts once it is sealed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+from roles import forkserver
+from safetensors import safe_open
+from tiny_runs import Recorder, Setting, tiny_run
+
+from alignment_trainer.checkpoint.checkpoint import Part, list_checkpoints, verify, write_parts
+from alignment_trainer.checkpoint.claims import checkpoints_folder, claim_term, remove_unfinished, start_of
+from alignment_trainer.data.drafts import TensorDraft
+from alignment_trainer.loop.offline import Run, StepReport
+from alignment_trainer.loop.train import train
+from alignment_trainer.process.errors import failure_of
+from alignment_trainer.roles.critic import CriticInbox
+
+pytestmark = pytest.mark.timeout(300)
+
+PATIENCE = 120.0
+"""Seconds after which what never comes is given up."""
+
+
+class Releasing(Recorder):
+    """Lets a held write go on once a step is done."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step, self.released = step, threading.Event()
+        self.told_before: list[int] = []
+
+    def stepped(self, report: StepReport) -> None:
+        super().stepped(report)
+        if report.step == self.step:
+            self.told_before = [checkpoint.step for checkpoint in self.checkpoints]
+            self.released.set()
+
+    def hold(self) -> list[Part]:
+        assert self.released.wait(PATIENCE), "no step was computed while this was written"
+        return []
+
+
+def held_run(folder: Path, until: int, setting: Setting) -> tuple[Run, Releasing]:
+    run, _ = tiny_run(folder, setting)
+    observer = Releasing(until)
+    run.hooks = replace(run.hooks, observer=observer)
+    run.checkpoints.extra_parts = lambda _: observer.hold
+    return run, observer
+
+
+def test_steps_go_on_while_a_checkpoint_is_written_and_it_is_told_once_sealed(tmp_path: Path) -> None:
+    run, observer = held_run(tmp_path, 5, Setting(steps=6, checkpoint_every=3))
+    train(run)
+    assert observer.told_before == []
+    assert [checkpoint.step for checkpoint in observer.checkpoints] == [3, 6]
+
+
+def test_what_is_written_is_the_state_of_the_step_that_was_saved(tmp_path: Path) -> None:
+    """Written while steps 3 and 4 change the weights: byte for byte what a run that ends with step 2 saves."""
+    late, _ = held_run(tmp_path / "late", 4, Setting(steps=5, checkpoint_every=2, learning_rate=1e-2))
+    train(late)
+    early, _ = tiny_run(tmp_path / "early", Setting(steps=5, checkpoint_every=2, learning_rate=1e-2))
+    for batch in early.batches():
+        for micro in batch.micros:
+            early.engine.backward(early.loss(micro))
+        early.finish(batch)
+        if batch.step == 1:
+            early.save()
+            early.settle()
+            break
+    early.close()
+    parts = [
+        {part.name: part for part in verify(tmp_path / kind / "0001" / "00000002").parts} for kind in ("late", "early")
+    ]
+    for name in ("state-00000-of-00001.safetensors", "position.json"):
+        assert parts[0][name] == parts[1][name]
+
+
+def full_disk() -> list[Part]:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_write_ends_the_run_by_name_and_seals_nothing(tmp_path: Path) -> None:
+    run, recorder = tiny_run(tmp_path, Setting(steps=6, checkpoint_every=2))
+    run.checkpoints.extra_parts = lambda folder: full_disk
+    with pytest.raises(OSError, match="No space left") as error:
+        train(run)
+    assert failure_of(error.value).reason == "StorageFull"
+    assert recorder.checkpoints == []
+    assert list_checkpoints(tmp_path / "0001") == []
+
+
+def test_a_write_that_fails_on_one_rank_ends_all_of_them_by_the_same_name(tmp_path: Path) -> None:
+    found = run_ranks(2, "test_saving:fail_on_rank_1", folder=str(tmp_path))
+    assert found == ["StorageFull", "StorageFull"]
+    assert list(tmp_path.rglob("manifest.json")) == []
+
+
+def fail_on_rank_1(folder: str) -> str:
+    from alignment_trainer.process import distributed
+
+    run, _ = tiny_run(Path(folder), Setting(sharding="zero2", steps=4, checkpoint_every=2))
+    run.checkpoints.extra_parts = lambda _: full_disk if distributed.rank() == 1 else list
+    with pytest.raises(OSError) as error:  # noqa: PT011 (its name is what is returned)
+        train(run)
+    return failure_of(error.value).reason
+
+
+def test_an_error_in_a_later_step_loses_no_checkpoint_that_is_on_its_way(tmp_path: Path) -> None:
+    run, observer = held_run(tmp_path, 3, Setting(steps=6, checkpoint_every=2))
+
+    def fail(step: int) -> None:
+        raise RuntimeError(f"step {step} failed")
+
+    run.hooks = replace(run.hooks, evaluate=fail)
+    run.options = replace(run.options, evaluate_every=3)
+    with pytest.raises(RuntimeError, match="step 3 failed"):
+        train(run)
+    assert [verify(folder).step for folder in list_checkpoints(tmp_path / "0001")] == [2]
+    assert [checkpoint.step for checkpoint in observer.checkpoints] == [2]
+
+
+def test_killed_in_the_middle_of_a_write_the_next_attempt_has_the_former_checkpoint_and_no_orphan(
+    tmp_path: Path,
+) -> None:
+    claim_term(tmp_path, "job", attempt=1)
+    killed = forkserver.Process(target=train_and_die, args=(tmp_path,))
+    killed.start()
+    killed.join(PATIENCE)
+    assert killed.exitcode == -signal.SIGKILL
+    term = checkpoints_folder(tmp_path) / "0001"
+    assert sorted(folder.name for folder in term.iterdir()) == ["00000002", "00000004"]
+    claim = claim_term(tmp_path, "job", attempt=2)
+    assert start_of(tmp_path, claim) == term / "00000002"
+    remove_unfinished(tmp_path, claim.term)
+    assert [folder.name for folder in term.iterdir()] == ["00000002"]
+
+
+def train_and_die(storage: Path) -> None:
+    run, _ = tiny_run(checkpoints_folder(storage), Setting(steps=6, checkpoint_every=2))
+    run.checkpoints.extra_parts = lambda folder: die if folder.name == "00000004" else list
+    train(run)
+
+
+def die() -> list[Part]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def test_a_critic_that_cannot_write_its_part_ends_by_that_reason() -> None:
+    inbox = CriticInbox(attempt=1, patience=1.0)
+    inbox.writing.start(full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        inbox.next(lambda: False)
+    inbox.writing.close()
+
+
+def test_a_part_is_hashed_while_it_is_written_and_is_read_by_safetensors(tmp_path: Path) -> None:
+    tensors = {
+        "weight": torch.randn(3000, 1500),  # more than is written at once
+        "half": torch.randn(5).bfloat16(),
+        "scalar": torch.tensor(2.5),
+        "none": torch.zeros(0, 4),
+        "ids": torch.arange(7, dtype=torch.int32),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "flags": torch.tensor([True, False]),
+    }
+    [part] = write_parts(tmp_path, [TensorDraft("part.safetensors", tensors, {"steps": "7"})])
+    content = (tmp_path / part.name).read_bytes()
+    assert (part.bytes, part.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    with safe_open(tmp_path / part.name, framework="pt") as file:
+        assert file.metadata() == {"steps": "7"}
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            assert file.get_tensor(name).dtype == tensor.dtype
+            assert torch.equal(file.get_tensor(name), tensor), name
