@@ -19,9 +19,9 @@ _TEXT_TOKENS = 6
 
 def check_functions(
     rewards: Sequence[Reward], sources: Mapping[str, str], field: str, rows: Iterable[Mapping[str, Any]] = ()
-) -> None:
+) -> str | None:
     """Makes every function, and tries each on two completions of the first row; on all `rows` where it looks up
-    answers there.
+    answers there. Returns why functions that ask for no network keep that of this process; None where they have none.
 
     field: of the algorithm, `spec.algorithm.grpo`. Raises UserError that names the reward's field, or the row: where a
     function raises, takes too long, ends its process, or returns no number.
@@ -38,6 +38,7 @@ def check_functions(
             items = tried if function.spec.numeric_answer is None else [*tried, *every[1:]]
             with closing(calls.replies(place, items)) as replies:
                 _look_at(function, items, replies)
+        return calls.network_kept
 
 
 def _look_at(function: Function, items: Sequence[Answer], replies: Iterable[Reply]) -> None:
