@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recovery_timeline import TRAINEE, Timeline
-from tests.e2e.jobs import NAMESPACE, SIZES, Jobs, Life, dpo_job, make_claims
+from tests.e2e.jobs import NAMESPACE, SIZES, Jobs, Life, dpo_job, make_claims, repeating
 from tests.rig import BASE, NodeSpec, Rig, install_chart, platform_values, prepare
 from tests.rig.node import POOL_LABEL
 from tests.rig.product import NAMESPACE as OPERATOR_NAMESPACE
@@ -285,7 +285,7 @@ def run(jobs: Jobs, work: Path, name: str, scenario: Scenario) -> dict[str, Any]
     with nodes_given_back(jobs.rig):
         try:
             scenario.before(jobs.rig)
-            with jobs.watching(name, timeline):
+            with jobs.watching(name, timeline), repeating(lambda: look_at(jobs.pods(name), timeline)):
                 jobs.apply(the_job(name, scenario))
                 moment = scenario.meet(running, notes)
                 status = jobs.wait_complete(name)
@@ -296,6 +296,12 @@ def run(jobs: Jobs, work: Path, name: str, scenario: Scenario) -> dict[str, Any]
         jobs.delete(name)
     jobs.await_gone(name, "pods", keep=0)
     return measured | {"notes": notes}
+
+
+def look_at(pods: list[dict[str, Any]], timeline: Timeline) -> None:
+    """Some three times a second."""
+    timeline.look(pods)
+    time.sleep(0.3)
 
 
 def measure(timeline: Timeline, moment: Moment, status: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What happened to a job, and when, as seen from outside: pods by the API, steps by asking them, its storage."""
+"""What happened to a job, and when, as seen from outside: pods by a watch, steps by asking them, its storage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Timeline(PodHistory):
     """When the manifest of a checkpoint, by term and step, was written. One that was removed stays here."""
 
     def look(self, pods: list[dict[str, Any]]) -> None:
-        super().look(pods)
+        """Ask the trainees among these pods how far they are, and see what is in the storage."""
         for pod in pods:
             status = pod["status"]
             if status.get("podIP") and pod["metadata"]["labels"]["alignment.run/role"] == TRAINEE:

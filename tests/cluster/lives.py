@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.cluster.fault_proxy import FaultProxy, Strike, Write, fault_proxy
 from tests.cluster.operating import CLAIM, FAILED, PLATFORM, PREPARED, SCORED, TRAINED, Manifest, Operator, Place
+from tests.cluster.warm_operator import WarmOperator, Warmth
 from tests.rig.cluster import Rig
 from tests.rig.control_plane import ADMIN
 
@@ -206,16 +207,25 @@ class Told:
     struck: bool
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Where lives are lived, and by whose operators."""
+
+    rig: Rig
+    warmth: Warmth
+
+
 def live(
-    rig: Rig, namespace: str, folder: Path, course: Course, fault: Strike | Spoiled | None, like: Summary | None
+    setting: Setting, namespace: str, folder: Path, course: Course, fault: Strike | Spoiled | None, like: Summary | None
 ) -> Told:
     """One job from its creation to its end under one fault; with `like`, it may take a while to look the same."""
+    rig = setting.rig
     rig.kubectl("create", "namespace", namespace)
     folder.mkdir()
     (folder / "platform.yaml").write_text(PLATFORM + course.gang)
     place, api = Place(rig, namespace), Api(rig, namespace)
     with fault_proxy(rig) as proxy:
-        operator = Operator(place, folder, kubeconfig=proxy.kubeconfig(folder))
+        operator = WarmOperator(setting.warmth, place, folder, proxy.kubeconfig(folder))
         if isinstance(fault, Spoiled):
             proxy.fault(fault.method, fault.path, every=2, **fault.what)
         else:
@@ -225,7 +235,7 @@ def live(
             return _lived(place, api, proxy, operator, course, like)
         finally:
             api.close()
-            if operator.process is not None and operator.process.poll() is None:
+            if operator.is_running():
                 operator.kill()
             rig.kubectl("delete", "namespace", namespace, "--wait=false")
 
@@ -259,7 +269,6 @@ def _succeed(api: Api, proxy: FaultProxy, operator: Operator) -> None:
     """An operator that was struck dead is killed and followed by another one. Its Lease would expire in 15 s; that it
     does is another test's matter."""
     strike = proxy.strike
-    assert operator.process is not None
     if strike is None or strike.what not in ("die", "lag") or not strike.struck.is_set() or not proxy.silent:
         return
     operator.kill()

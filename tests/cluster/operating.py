@@ -184,20 +184,24 @@ class Operator:
         program = "from alignment_operator.main import main; main()"
         if lease is not None:
             program = f"from alignment_operator.kube import leadership as l; l.NAMESPACE_LEASE = {lease!r}; {program}"
-        self._command = [sys.executable, "-c", program, f"--port={self.port}"]
-        self._command += [f"--kubeconfig={kubeconfig or place.rig.kubeconfig}"]
-        self._command += [] if everywhere else [f"--namespace={place.namespace}"]
+        self._command = [sys.executable, "-c", program]
+        self._arguments = [f"--port={self.port}", f"--kubeconfig={kubeconfig or place.rig.kubeconfig}"]
+        self._arguments += [] if everywhere else [f"--namespace={place.namespace}"]
         platform = folder / "platform.yaml"
         if not platform.exists():
             platform.write_text(PLATFORM)
         self._platform = str(platform)
         self.process: subprocess.Popen[bytes] | None = None
 
+    def arguments(self, platform: str | None = None) -> list[str]:
+        """Its command line."""
+        return [*self._arguments, f"--platform={platform or self._platform}"]
+
     def start(self, platform: str | None = None) -> None:
         path = os.pathsep.join(str(REPOSITORY / folder) for folder in ("operator", "trainer"))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._command, f"--platform={platform or self._platform}"],
+                [*self._command, *self.arguments(platform)],
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": path},
             )
@@ -207,6 +211,10 @@ class Operator:
         assert self.process is not None
         self.process.send_signal(by)
         return self.process.wait(timeout=300)
+
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.process is not None and self.process.poll() is None
 
     def is_healthy(self) -> bool:
         """What a readiness probe is told."""
@@ -242,7 +250,7 @@ def operating(place: Place, folder: Path, **options: Any) -> Iterator[Operator]:
     try:
         yield operator
     finally:
-        if operator.process is not None and operator.process.poll() is None:
+        if operator.is_running():
             operator.kill(signal.SIGTERM)
     assert operator.errors() == []
 

@@ -106,5 +106,5 @@ def started(operator: Operator) -> Iterator[None]:
         eventually(operator.is_healthy, "it to lead")
         yield
     finally:
-        if operator.process is not None and operator.process.poll() is None:
+        if operator.is_running():
             operator.kill()

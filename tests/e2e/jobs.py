@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from tests.rig import Rig
 from tests.tiny import write_model, write_pairs
@@ -40,6 +42,8 @@ def score(completion, row):
 that a PPO job stands still while servers come and go, however fast the machine is."""
 STANDSTILL_SECONDS = 600
 """Status changes with every step and every pod; what takes longest in between is a cold import of torch or vLLM."""
+WATCH_SECONDS = 5
+"""After which a watch of pods ends and is resumed; who stops listening waits for so long."""
 SIZES = {"cpu": "100m", "memory": "3Gi"}
 """Three trainers fit the machine of the tests; each import of torch takes half a gigabyte."""
 
@@ -71,12 +75,8 @@ class PodHistory:
         seen = [(life.role, life.index, life.life) for life in self.lives.values()]
         return sorted({life for life in seen if seen.count(life) > 1})
 
-    def look(self, pods: list[dict[str, Any]]) -> None:
-        """All that there are now."""
-        for pod in pods:
-            self.record(pod)
-
     def record(self, pod: dict[str, Any]) -> None:
+        """How a pod stands; told of every change, up to its end."""
         labels, metadata = pod["metadata"]["labels"], pod["metadata"]
         self.lives[metadata["uid"]] = Life(
             labels[f"{LABELS}/role"],
@@ -179,20 +179,51 @@ class Jobs:
 
     @contextmanager
     def watching(self, name: str, history: PodHistory | None = None) -> Iterator[PodHistory]:
-        """Records every pod of the job from now on, in `history` where one is given."""
-        history, stop = history or PodHistory(), threading.Event()
+        """Records every change of the job's pods from now on, in `history` where one is given: by the API's watch, so
+        that no pod is missed, however short its life."""
+        history = history or PodHistory()
+        versions = [""]
 
-        def look() -> None:
-            while not stop.wait(0.3):
-                history.look(self.pods(name))
+        def hear() -> None:
+            versions.append(self._hear(name, history, versions.pop()))
 
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        try:
+        with repeating(hear):
             yield history
-        finally:
-            stop.set()
-            thread.join(timeout=30)
+
+    def _hear(self, name: str, history: PodHistory, version: str) -> str:
+        """Records for WATCH_SECONDS what follows a version (empty: what is, and what follows); returns the next one."""
+        options = {"watch": "1", "labelSelector": f"{LABELS}/job={name}", "allowWatchBookmarks": "true"}
+        query = urlencode(options | {"timeoutSeconds": WATCH_SECONDS, "resourceVersion": version})
+        try:
+            with self.rig.ask(f"/api/v1/namespaces/{self.namespace}/pods?{query}", WATCH_SECONDS + 30) as lines:
+                for line in lines:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        return ""  # too old
+                    if event["type"] != "BOOKMARK":
+                        history.record(event["object"])
+                    version = event["object"]["metadata"]["resourceVersion"]
+        except (OSError, HTTPException):
+            time.sleep(1)  # the apiserver is away
+        return version
+
+
+@contextmanager
+def repeating(step: Callable[[], object]) -> Iterator[None]:
+    """Again and again meanwhile, in a thread of its own."""
+    stop = threading.Event()
+
+    def go() -> None:
+        while not stop.is_set():
+            step()
+
+    thread = threading.Thread(target=go, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=60)
 
 
 def condition(status: dict[str, Any], kind: str) -> str | None:

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -123,6 +124,14 @@ class Rig:
         """`kubectl get ... -o json`, read."""
         found: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
         return found
+
+    def ask(self, path: str, timeout: float) -> HTTPResponse:
+        """GET a path of the API as administrator; seconds of silence until TimeoutError."""
+        request = urllib.request.Request(f"{self.layout.api_address}{path}")
+        request.add_header("Authorization", f"Bearer {self.credentials.token(ADMIN)}")
+        context = ssl.create_default_context(cafile=str(self.layout.ca))
+        answer: HTTPResponse = urllib.request.urlopen(request, context=context, timeout=timeout)
+        return answer
 
     def apply(self, *objects: Mapping[str, Any]) -> None:
         """`kubectl apply` of some manifests."""
@@ -308,11 +317,8 @@ class Rig:
     def _api_ready(self) -> bool:
         if not self.layout.ca.exists():
             return False
-        request = urllib.request.Request(f"{self.layout.api_address}/readyz")
-        request.add_header("Authorization", f"Bearer {self.credentials.token(ADMIN)}")
         try:
-            context = ssl.create_default_context(cafile=str(self.layout.ca))
-            with urllib.request.urlopen(request, context=context, timeout=5) as answer:
+            with self.ask("/readyz", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError):
             return False

@@ -119,6 +119,8 @@ class Outcome(Contract):
     """Of prepare."""
     reward_models: dict[str, ModelReport] | None = None
     """Of prepare: reward models that exist, by the reward's name."""
+    functions_network: str | None = None
+    """Of prepare: why reward functions that ask for no network keep that of their pod; absent where they have none."""
     evaluation: EvaluationReport | None = None
     """Of the evaluator, and of the policy in stage `reward`."""
 

@@ -24,6 +24,8 @@ ConditionType = Literal[
     "PoolsAvailable",
     "GangScheduling",
     "ObjectsCreated",
+    "ImagePinned",
+    "FunctionsOffline",
 ]
 """Those that we set; others may add theirs."""
 _CONDITION_TYPE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
@@ -162,6 +164,15 @@ class AvoidedNode(Contract):
     """Until then no new pod of this job goes there."""
     reason: str
     """What it said, as one CamelCase word."""
+
+
+class ImagePin(Contract):
+    """What an image was when the first pod of the job ran it."""
+
+    image: str
+    """As the pod's spec named it."""
+    id: str
+    """As the kubelet named what it ran: `repository@sha256:...`, or what only its node knows."""
 
 
 class Progress(Contract):
@@ -307,6 +318,8 @@ class AlignmentJobStatus(Contract):
     """Where results are."""
     platform: PinnedPlatform | None = None
     """Image, pools, output and all else that the job keeps of the platform as it was when the job was admitted."""
+    images: tuple[ImagePin, ...] = ()
+    """What the trainer's containers have run, at most 16: later pods ask the registry for that very digest."""
     single_node_claims: tuple[str, ...] = ()
     """Claims that one node alone can mount at a time, as found at admission: the pods of a stage that share one run on
     one node."""

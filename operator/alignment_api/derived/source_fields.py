@@ -41,8 +41,19 @@ def _sources_in(value: Contract | tuple[Any, ...], path: FieldPath) -> Iterator[
 
 @cache
 def _fields(kind: type[Contract]) -> tuple[tuple[str, str, bool], ...]:
-    """Name, alias and whether it is a source, of each field; every pass asks several times."""
-    return tuple((name, str(field.alias), _is_source(field)) for name, field in kind.model_fields.items())
+    """Name, alias and whether it is a source, of each field that is one or may hold one; every pass asks several
+    times."""
+    return tuple(
+        (name, str(field.alias), _is_source(field))
+        for name, field in kind.model_fields.items()
+        if _is_source(field) or _holds_sources(field.annotation)
+    )
+
+
+def _holds_sources(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, Contract):
+        return bool(_fields(annotation))
+    return any(_holds_sources(option) for option in get_args(annotation))
 
 
 def _is_source(field: FieldInfo) -> bool:

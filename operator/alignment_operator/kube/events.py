@@ -19,7 +19,14 @@ from alignment_operator.kube.leadership import ServedByAnother
 from alignment_operator.kube.paths import collection
 
 COMPONENT = "alignment-operator"
-BAD_WHEN = {"Admitted": "False", "PoolsAvailable": "False", "ObjectsCreated": "False", "Failed": "True"}
+BAD_WHEN = {
+    "Admitted": "False",
+    "PoolsAvailable": "False",
+    "ObjectsCreated": "False",
+    "ImagePinned": "False",
+    "FunctionsOffline": "False",
+    "Failed": "True",
+}
 """Condition -> the status that deserves a Warning, and an Event for each new reason."""
 MESSAGE_CHARACTERS = 1024
 QUEUE_EVENTS = 1000

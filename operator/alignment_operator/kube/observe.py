@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast, get_args
@@ -144,6 +144,8 @@ def _view(pod: Manifest, labels: Mapping[str, str]) -> PodView:
         lingers=_lingers(status, ended),
         disrupted=_disrupted(status, ended),
         rejected=_rejected(status),
+        image=_own(spec.get("containers", ())).get("image", ""),
+        image_id=_own(status.get("containerStatuses", ())).get("imageID", ""),
         exit_code=ended.get("exitCode"),
         outcome=outcome,
         reason=reason,
@@ -170,10 +172,12 @@ def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 
 def _terminated(status: Mapping[str, Any]) -> Mapping[str, Any]:
     """How our container ended; empty while it has not."""
-    for container in status.get("containerStatuses", ()):
-        if container["name"] == CONTAINER:
-            return container.get("state", {}).get("terminated") or {}
-    return {}
+    return _own(status.get("containerStatuses", ())).get("state", {}).get("terminated") or {}
+
+
+def _own(containers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What is said of our container; empty where nothing is."""
+    return next((container for container in containers if container["name"] == CONTAINER), {})
 
 
 def _lingers(status: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:

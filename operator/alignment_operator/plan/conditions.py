@@ -11,6 +11,7 @@ from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.status import AlignmentJobStatus, AvoidedNode, Condition, ConditionType
+from alignment_operator.plan.image_pins import is_pullable, runs_another
 from alignment_operator.plan.lives import Blocked
 from alignment_operator.plan.pods import waits_for
 from alignment_operator.plan.types import PodView, Refusal
@@ -66,6 +67,43 @@ def objects_created(refused: tuple[Refusal, ...] | None) -> tuple[Statement, ...
     words = [f"{refusal.what}: {refusal.message}" for refusal in refused]
     more = [f"and {len(words) - LISTED} more"] if len(words) > LISTED else []
     return (Statement("ObjectsCreated", "False", refused[0].reason, "; ".join([*words[:LISTED], *more])),)
+
+
+def image_pinned(status: AlignmentJobStatus, pods: Iterable[PodView]) -> tuple[Statement, ...]:
+    """Whether all pods of the job run the same image, whatever becomes of its tag; nothing is said before one runs.
+
+    pods: all that there are. That two digests ran stays true when their pods are gone.
+    """
+    if not status.images or any((c.type, c.reason) == ("ImagePinned", "DigestsDiffer") for c in status.conditions):
+        return ()
+    others = sorted((pod.name, pod.image_id, pin) for pod in pods if (pin := runs_another(status.images, pod)))
+    if others:
+        name, found, pin = others[0]
+        message = (
+            f"{name} runs {found} where pods before it ran {pin.id}: image `{pin.image}` was moved, or a node has an "
+            "older one; name the image by its digest (spec.image: repository@sha256:...)"
+        )
+        return (Statement("ImagePinned", "False", "DigestsDiffer", message),)
+    local = [pin for pin in status.images if not is_pullable(pin)]
+    if local:
+        message = f"image `{local[0].image}` is on its node without a registry's digest: {local[0].id} is only compared"
+        return (Statement("ImagePinned", "Unknown", "NoRegistryDigest", message),)
+    return (
+        Statement("ImagePinned", "True", "Pinned", f"what names `{status.images[0].image}` runs {status.images[0].id}"),
+    )
+
+
+def functions_offline(pods: Iterable[PodView]) -> tuple[Statement, ...]:
+    """Said where `prepare` found that reward functions which ask for no network keep that of their pod."""
+    kept = next((pod.outcome.functions_network for pod in pods if pod.outcome and pod.outcome.functions_network), None)
+    if kept is None:
+        return ()
+    message = (
+        f"reward functions keep the network of their pod, for the kernel takes it from no process there ({kept}); what "
+        "they reach is left to the NetworkPolicy. Let the pool's podTemplate name a seccompProfile that allows "
+        "unshare, or write network: true where it is meant"
+    )
+    return (Statement("FunctionsOffline", "False", "NetworkKept", message),)
 
 
 def roles_ready(

@@ -10,6 +10,7 @@ from typing import TypeVar
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.roles import ROLES, StageName
 from alignment_api.contract.status import AlignmentJobStatus, CheckpointStatus, EvaluationReport, Progress, StageStatus
+from alignment_operator.plan.image_pins import learn_images
 from alignment_operator.plan.types import PodView
 
 Fact = TypeVar("Fact")
@@ -34,6 +35,7 @@ def learn(job: AlignmentJob, pods: Iterable[PodView]) -> AlignmentJob:
         "checkpoint": checkpoint,
         "furthest_step": max(status.furthest_step, checkpoint.step if checkpoint is not None else 0),
         "evaluation": _last([status.evaluation, _evaluated(by_life, "evaluate")]),
+        "images": learn_images(status.images, by_life),
         "stages": tuple(_with_result(stage, by_life) for stage in status.stages),
     }
     return job.model_copy(update={"status": status.model_copy(update=facts)})

@@ -16,7 +16,9 @@ from alignment_operator.plan.conditions import (
     checkpoint_verified,
     data_ready,
     date_conditions,
+    functions_offline,
     gang_scheduling,
+    image_pinned,
     objects_created,
     roles_ready,
     suspended,
@@ -141,6 +143,8 @@ def _statements(
         data_ready(status, problem),
         training(pods),
         *checkpoint_verified(status),
+        *image_pinned(status, snapshot.pods),
+        *functions_offline(snapshot.pods),
     ]
     if ending is not None:
         over = Statement(ending.type, "True", ending.reason, ending.message)

@@ -55,6 +55,10 @@ class PodView:
     """Its node turned it away on arrival: its process never ran."""
     node_lost: bool = False
     """Its node is unreachable or gone."""
+    image: str = ""
+    """Of our container, as the spec names it."""
+    image_id: str = ""
+    """Of our container, as the kubelet names what it runs; empty before, and on a laptop."""
     exit_code: int | None = None
     outcome: Outcome | None = None
     reason: str | None = None

@@ -9,8 +9,10 @@ from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform, Pool
 from alignment_api.contract.quantity import quantity_value
 from alignment_api.contract.roles import PORT, ROLES
+from alignment_api.contract.status import ImagePin
 from alignment_operator import names
 from alignment_operator.places import Mount, mounts
+from alignment_operator.plan.image_pins import pinned_image
 from alignment_operator.plan.types import Instance
 from alignment_operator.resources.context import build_context
 from alignment_operator.resources.metadata import Manifest, build_metadata
@@ -48,7 +50,7 @@ def build_pod(job: AlignmentJob, instance: Instance, platform: Platform) -> Mani
     }
     role_template = getattr(job.spec.roles, instance.role).pod_template or {}
     patched = merge(_protect(merge(pod, role_template), pod), pool.pod_template)
-    return _keep_away(_seal(patched, pod), instance.avoid)
+    return _pin(_keep_away(_seal(patched, pod), instance.avoid), job.status.images)
 
 
 def _annotations(instance: Instance) -> dict[str, str]:
@@ -212,6 +214,17 @@ def _keep_away(pod: Manifest, nodes: tuple[str, ...]) -> Manifest:
     annotations = pod["metadata"]["annotations"] | {names.AVOIDED_NODES: ",".join(nodes)}
     metadata = pod["metadata"] | {"annotations": annotations}
     return pod | {"metadata": metadata, "spec": pod["spec"] | {"affinity": affinity}}
+
+
+def _pin(pod: Manifest, pins: tuple[ImagePin, ...]) -> Manifest:
+    """The pod, with what the job has already run of the image that it names. What may never be pulled stays as named: a
+    node that had it loaded may not know it by its digest."""
+    trainer = _trainer(pod)
+    pinned = pinned_image(pins, trainer["image"]) if trainer["imagePullPolicy"] != "Never" else None
+    if pinned is None:
+        return pod
+    containers = [c | {"image": pinned} if c is trainer else c for c in pod["spec"]["containers"]]
+    return pod | {"spec": pod["spec"] | {"containers": containers}}
 
 
 def _protect(patched: Manifest, built: Manifest) -> Manifest:

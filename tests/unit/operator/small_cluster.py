@@ -72,6 +72,10 @@ class SmallCluster:
         platform = self.platform.as_pinned(self.job.status.platform)
         return Observed(self.job, platform, seen, volumes, self.nodes, self.refused)
 
+    def look(self) -> tuple[object, ...]:
+        """All of the cluster that changes, to be compared."""
+        return self.job, self.now, dict(self.pods), frozenset(self.unseen)
+
     def plan(self) -> Plan:
         return make_plan(self.observe(), self.now)
 

@@ -50,6 +50,15 @@ def ended(exit_code: int, message: str | None = None, reason: str = "Error") -> 
     return {"phase": "Succeeded" if exit_code == 0 else "Failed", "containerStatuses": [container(state)]}
 
 
+def test_the_image_is_that_of_our_container_as_named_and_as_run() -> None:
+    named = [{"name": "istio-proxy", "image": "proxy:1"}, {"name": "trainer", "image": "registry.example/trainer:1"}]
+    runs = [container(RUNNING, "istio-proxy") | {"imageID": "proxy@sha256:00"}, container(RUNNING) | {"imageID": "id"}]
+    view = seen(pod(spec={"containers": named}, containerStatuses=runs)).view
+    assert (view.image, view.image_id) == ("registry.example/trainer:1", "id")
+    waiting = seen(pod(spec={"containers": named})).view
+    assert (waiting.image, waiting.image_id) == ("registry.example/trainer:1", "")
+
+
 def test_a_running_pod_is_known_by_its_labels() -> None:
     found = seen(pod(conditions=[READY], containerStatuses=[container(RUNNING)]))
     assert (found.key, found.owner_uid) == (JobKey("team-a", "helpful-dpo"), LABELS["alignment.run/uid"])

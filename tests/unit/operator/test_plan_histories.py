@@ -17,7 +17,8 @@ from alignment_operator.plan.types import Instance, Plan
 
 BUDGETS = {"failures": 10_000, "disruptions": 10_000}
 SOAK = "ALIGNMENT_SOAK_HISTORIES"
-"""Environment variable: how many histories to tell, other ones each time. A failure prints its `reproduce_failure`."""
+"""Environment variable: how many histories to tell, by pytest's `--hypothesis-seed`, else other ones each time. A
+failure prints its `reproduce_failure`."""
 WRITES_A_CHANGE = 3
 """What one thing that happens may cost in writes of the status: counted, its pod gone, the next life's UID known."""
 
@@ -40,6 +41,10 @@ class Histories(RuleBasedStateMachine):
         """Steps of others: the job, its pods, the clock; its creation included."""
         self.writes = 0
         """Of the status."""
+        self.looked: tuple[object, ...] = ()
+        """The world of the last plan that was lost: the same again would be planned the same."""
+        self.completed: tuple[object, ...] = ()
+        """The world in which nothing was left of a complete job."""
 
     @initialize(
         replicas=st.integers(1, 2),
@@ -82,8 +87,10 @@ class Histories(RuleBasedStateMachine):
         self.record(plan)
         self.apply(plan, done)
 
+    @precondition(lambda self: self.looked != self.cluster.look())
     @rule()
     def crashes_before_recording(self) -> None:
+        self.looked = self.cluster.look()
         self.cluster.plan()
 
     def record(self, plan: Plan) -> None:
@@ -272,7 +279,8 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_left_of_a_complete_job(self) -> None:
-        if self.cluster.status.phase == "Complete":
+        if self.cluster.status.phase == "Complete" and self.completed != self.cluster.look():
+            self.completed = self.cluster.look()
             plan = self.cluster.plan()
             assert plan.create == ()
             assert plan.support is None

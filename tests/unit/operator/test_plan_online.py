@@ -6,7 +6,7 @@ from datetime import timedelta
 from graphlib import TopologicalSorter
 
 import pytest
-from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
+from tests.unit.operator.small_cluster import DATA, MODEL, SmallCluster, make_job, ppo_spec
 
 from alignment_api.contract.context import Failure, Outcome
 from alignment_api.contract.platform import Platform
@@ -32,6 +32,27 @@ def training() -> SmallCluster:
 def lives(cluster: SmallCluster) -> dict[str, int]:
     """Newest life of each role of the running stage."""
     return {line.role: line.life for line in cluster.status.instances if line.end is None}
+
+
+def test_reward_functions_that_keep_a_network_are_said_to_the_end() -> None:
+    cluster = SmallCluster(make_job(ppo_spec()))
+    cluster.run_until("prepare")
+    cluster.succeed(cluster.pod("prepare").name)
+    cluster.change(
+        cluster.pod("prepare").name,
+        outcome=Outcome(result="succeeded", data=DATA, model=MODEL, functions_network="Operation not permitted"),
+    )
+    cluster.reconcile()
+    said = cluster.condition("FunctionsOffline")
+    assert said is not None
+    assert (said.status, said.reason) == ("False", "NetworkKept")
+    assert "Operation not permitted" in said.message
+    cluster.run_until("train")
+    assert cluster.condition("FunctionsOffline") == said
+
+
+def test_nothing_is_said_of_reward_functions_without_network(training: SmallCluster) -> None:
+    assert training.condition("FunctionsOffline") is None
 
 
 @pytest.mark.parametrize("algorithm", STAGES)

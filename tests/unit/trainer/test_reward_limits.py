@@ -158,6 +158,17 @@ def test_a_function_has_no_network_unless_it_asks_for_it_or_the_kernel_keeps_it_
         assert "a function has no network unless `network: true` stands beside its entrypoint" in problem
 
 
+def test_the_trial_says_whether_functions_keep_a_network_that_they_should_not_have(
+    python: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert check_functions(*python("spies", network=True), FIELD) is None
+    assert "network" not in caplog.text
+    kept = check_functions(*python("spies"), FIELD)
+    assert (kept is not None) == ("reward functions keep the network" in caplog.text)
+    assert kept is None or f"({kept})" in caplog.text
+
+
 def test_a_function_without_network_cannot_read_the_trainers_environment(
     python: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,11 +52,14 @@ def _check_critic(instance: Instance, policy: Path, trained: Sequence[Pinned], p
         has_same_shape(instance, reward, model.resolved.path, policy)
 
 
-def check_rows(instance: Instance) -> None:
-    """Tries the reward functions on what the prepared prompts say. Raises UserError that names the row."""
+def check_rows(instance: Instance) -> str | None:
+    """Tries the reward functions on what the prepared prompts say. Raises UserError that names the row.
+
+    Returns why they keep the network of this process; None where they have none, or ask for it.
+    """
     prepared = open_prompts(instance.storage)
     rows = (example.fields for example in chain(prepared.train, prepared.evaluation))
-    check_functions(instance.spec.algorithm.rewards, instance.context.sources, _field(instance), rows)
+    return check_functions(instance.spec.algorithm.rewards, instance.context.sources, _field(instance), rows)
 
 
 def _field(instance: Instance) -> str:

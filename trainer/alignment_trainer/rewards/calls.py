@@ -96,6 +96,8 @@ class FunctionCalls:
         self._worker: Worker | None = None
         self._warm: set[int] = set()
         self._proven: dict[int, Answer] = {}
+        self.network_kept: str | None = None
+        """Why functions have a network that they should not have, as the worker that started last found."""
 
     def close(self) -> None:
         """Ends the worker; another call would start one anew."""
@@ -112,7 +114,7 @@ class FunctionCalls:
         if self._worker is not None or not self.functions:
             return
         self._worker = Worker([one.described for one in self.functions], self._memory, self._network)
-        self._say_network()
+        self.network_kept = self._network_kept()
         for function in self.functions:
             try:
                 bad = self._worker.receive(_START_SECONDS + function.first_seconds).get("error")
@@ -133,8 +135,8 @@ class FunctionCalls:
     def _network(self) -> bool:
         return any(function.spec.python is not None and function.spec.python.network for function in self.functions)
 
-    def _say_network(self) -> None:
-        """Tells the log where functions have a network that they should not have."""
+    def _network_kept(self) -> str | None:
+        """Why functions have a network that they should not have; the log is told, too."""
         assert self._worker is not None
         try:
             refusal = self._worker.receive(_START_SECONDS)["network"]
@@ -143,6 +145,7 @@ class FunctionCalls:
             raise NotStarted(f"the process of the reward functions did not start: {error}; see the log") from error
         if refusal is not None:
             log.info("reward functions keep the network: the kernel takes it from no process here (%s)", refusal)
+        return None if refusal is None else str(refusal)
 
     def replies(self, place: int, items: Sequence[Answer]) -> Generator[Reply]:
         """One of the function at `place` for each item, in order. Close it where not all of them are wanted."""

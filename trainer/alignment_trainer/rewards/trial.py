@@ -20,9 +20,9 @@ _TEXT_TOKENS = 6
 
 def check_functions(
     rewards: Sequence[Reward], sources: Mapping[str, str], field: str, rows: Iterable[Mapping[str, Any]] = ()
-) -> None:
+) -> str | None:
     """Makes every function, and tries each on two completions of the first row; on all `rows` where it looks up
-    answers there.
+    answers there. Returns why functions that ask for no network keep that of this process; None where they have none.
 
     field: of the algorithm, `spec.algorithm.grpo`. Raises UserError that names the reward's field, or the row: where a
     function raises, takes too long, ends its process, or returns no number.
@@ -41,6 +41,7 @@ def check_functions(
         while looking and (some := list(islice(answers, BATCH))):
             for place in looking:
                 _try(calls, place, some)
+        return calls.network_kept
 
 
 def _try(calls: FunctionCalls, place: int, items: Sequence[Answer]) -> None:

@@ -76,14 +76,20 @@ def run(instance: Instance) -> Outcome:
     reward_models = check_online(instance, pinned[0].resolved.path, pinned[1:]) if spec.algorithm.online else {}
     for stage, of_stage in reversed(list(zip(stages, pinned, strict=True))):
         _prepare_data(stage, of_stage, reward_models if stage is instance else {}, precision)
-    if spec.algorithm.online:
-        check_rows(instance)
+    network = check_rows(instance) if spec.algorithm.online else None
     manifest = read_manifest(instance.storage)
     data = manifest.data if manifest else None
     board.update(data=data, ready=True, state="data ready")
     if _asks_reference(instance) and not fill_reference(instance, open_prepared(instance.storage)):
         return Outcome(result="interrupted", data=data, model=model, precision=precision)
-    return Outcome(result="succeeded", data=data, model=model, precision=precision, reward_models=reward_models or None)
+    return Outcome(
+        result="succeeded",
+        data=data,
+        model=model,
+        precision=precision,
+        reward_models=reward_models or None,
+        functions_network=network,
+    )
 
 
 def _asks_reference(instance: Instance) -> bool:
