@@ -68,11 +68,11 @@ class PodHistory:
 
     def of(self, role: str) -> list[Life]:
         """The lives of a role, oldest first."""
-        return sorted((life for life in self.lives.values() if life.role == role), key=lambda life: life.life)
+        return sorted((life for life in list(self.lives.values()) if life.role == role), key=lambda life: life.life)
 
     def doubled(self) -> list[tuple[str, int, int]]:
         """Lives (role, index, life) that more than one pod had: always a fault."""
-        seen = [(life.role, life.index, life.life) for life in self.lives.values()]
+        seen = [(life.role, life.index, life.life) for life in list(self.lives.values())]
         return sorted({life for life in seen if seen.count(life) > 1})
 
     def record(self, pod: dict[str, Any]) -> None:
