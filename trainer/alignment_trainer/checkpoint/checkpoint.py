@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from alignment_trainer.checkpoint.storage import Folder
 from alignment_trainer.data.drafts import Draft
-from alignment_trainer.data.files import flush, sha256, write_hashed, write_text_atomically
+from alignment_trainer.data.files import flush, sha256, write_text_atomically
 from alignment_trainer.process.errors import describe
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def start_checkpoint(folder: Path) -> None:
 
 def write_parts(folder: Path, drafts: Iterable[Draft]) -> list[Part]:
     """Writes, hashes in the same pass, and flushes to the disk."""
-    return [Part(draft.name, *write_hashed(folder / draft.name, draft.pieces())) for draft in drafts]
+    return [Part(draft.name, *Folder(folder).put(draft.name, draft.pieces())) for draft in drafts]
 
 
 def write_checkpoint(folder: Path, term: int, step: int, parts: Iterable[Part], updates: int = 0) -> Checkpoint:

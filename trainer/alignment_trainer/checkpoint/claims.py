@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from datetime import UTC, datetime
@@ -21,11 +22,13 @@ from alignment_trainer.checkpoint.checkpoint import (
     list_checkpoints,
     newest_verified,
 )
-from alignment_trainer.data.files import create_exclusively
+from alignment_trainer.checkpoint.storage import Folder, Storage
 from alignment_trainer.process.errors import UserError, describe
 
 CHECKPOINT_BYTES = 12
 """Per parameter: fp32 weight and AdamW's two moments."""
+_CLAIM = re.compile(r"\d+\.json")
+"""A claim's name."""
 EXPORT_BYTES = {"bf16": 2, "fp32": 4}
 """Per parameter of the exported model."""
 
@@ -64,8 +67,9 @@ class Claim(Contract):
     """When."""
 
 
-def claims_folder(storage: Path) -> Path:
-    return storage / "claims"
+def claims_of(storage: Path) -> Storage:
+    """Where the claims lie: a file a term, and nothing else."""
+    return Folder(storage / "claims")
 
 
 def checkpoints_folder(storage: Path) -> Path:
@@ -74,12 +78,14 @@ def checkpoints_folder(storage: Path) -> Path:
 
 def read_claims(storage: Path) -> list[Claim]:
     """Every claim, in order of term. Raises DamagedClaimError."""
-    claims = []
-    for path in sorted(claims_folder(storage).glob("[0-9]*.json")):
+    files, claims = claims_of(storage), []
+    for name in filter(_CLAIM.fullmatch, files.list("")):
         try:
-            claims.append(Claim.model_validate_json(path.read_text()))
+            claims.append(Claim.model_validate_json(files.get(name)))
         except ValidationError as error:
-            raise DamagedClaimError(f"{path}: not a claim: {describe(error)}; restore it from a copy") from error
+            raise DamagedClaimError(
+                f"{storage}/claims/{name}: not a claim: {describe(error)}; restore it from a copy"
+            ) from error
     return claims
 
 
@@ -103,14 +109,12 @@ def claim_term(storage: Path, uid: str, attempt: int) -> Claim:
     attempt has claimed, DamagedCheckpointError where there are checkpoints and none is whole.
     """
     check_owner(storage, uid)
-    folder = claims_folder(storage)
-    folder.mkdir(parents=True, exist_ok=True)
     while True:
         claims = read_claims(storage)
         newest = max((claim.attempt for claim in claims), default=0)
         if newest > attempt:
             raise FencedError(
-                f"{folder}: attempt {attempt} comes after attempt {newest} has claimed; it ends without a trace"
+                f"{storage}: attempt {attempt} comes after attempt {newest} has claimed; it ends without a trace"
             )
         start = newest_start(storage, claims)
         claim = Claim(
@@ -120,7 +124,7 @@ def claim_term(storage: Path, uid: str, attempt: int) -> Claim:
             start=CheckpointName(term=start.term, step=start.step, updates=start.updates) if start else None,
             claimed_at=datetime.now(UTC),
         )
-        if create_exclusively(folder / f"{claim.term:04d}.json", claim.model_dump_json(indent=1)):
+        if claims_of(storage).create(f"{claim.term:04d}.json", claim.model_dump_json(indent=1)):
             check_owner(storage, uid)
             return claim
 

@@ -13,6 +13,7 @@ from alignment_api.contract.base import Contract
 from alignment_api.contract.context import Context
 from alignment_api.derived.reward_stage import REWARD_FOLDER
 from alignment_trainer.checkpoint.claims import check_owner, check_writable, read_claims
+from alignment_trainer.checkpoint.storage import Folder, prove_claims
 from alignment_trainer.data.files import create_exclusively
 from alignment_trainer.process.errors import UserError
 
@@ -61,6 +62,7 @@ def take_folders(context: Context) -> None:
     folders = _folders(context)
     for kind, folder in folders.items():
         check_writable(folder, kind.field)
+    prove_claims(Folder(folders[STORAGE]), STORAGE.field)
     check_owner(folders[STORAGE], context.uid)
     begun = bool(read_claims(folders[STORAGE]))  # by a release that left no marks
     for kind, folder in folders.items():
