@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,9 +42,7 @@ def test_a_dpo_job_goes_from_prepare_to_its_evaluation(tmp_path, cuda):
     report = json.loads(written.read_text())
     assert report["before"]["accuracy"]["value"] == 0.5
     assert report["after"]["accuracy"]["value"] > 0.8
-    (status,) = tmp_path.glob("runs/**/status.json")
-    assert json.loads(status.read_text())["precision"]["value"] == "bf16"
-    assert re.search(r"GPU", ended.stdout + ended.stderr)
+    assert "computes in bf16" in ended.stdout + ended.stderr
 
 
 @pytest.mark.skip(reason="NOT COVERED: no GRPO or PPO job, and no vLLM server, has a test on a GPU yet")
