@@ -15,6 +15,7 @@ from alignment_api.contract.context import CONTEXT_VARIABLE, Context, Outcome
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.yaml.manifest import InvalidManifest, read_begun_manifest
 from alignment_trainer.process import launch
+from alignment_trainer.process.compiled_code import keep_compiled_code
 from alignment_trainer.process.cores import threads_per_process
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
@@ -95,6 +96,7 @@ def _run_rank(context: Context) -> Outcome:
 def _run_role(context: Context, serves: bool) -> Outcome:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(1)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores from a laptop's other roles
+    keep_compiled_code(context)
     stop, board, metrics = Interruption(), StatusBoard(context), Metrics(context.job, context.role)
     token = Path(context.token_file).read_text().strip()
     server = StatusServer((context.host, context.port), token, board, metrics.registry) if serves else None

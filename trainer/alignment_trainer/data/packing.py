@@ -61,9 +61,7 @@ class PackedBatch:
     sequences: int
 
     def to(self, device: torch.device) -> "PackedBatch":
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        moved = {name: on_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return PackedBatch(**moved, layout=self.layout, sequences=self.sequences)
 
     def sum_per_sequence(self, token_values: Tensor) -> Tensor:
@@ -75,6 +73,13 @@ class PackedBatch:
         row = torch.repeat_interleave(torch.tensor([sum(row) for row in self.layout]))
         branches = torch.tensor([branch for row in self.layout for branch in range(len(row))])
         return row, branches.repeat_interleave(torch.tensor([length for row in self.layout for length in row]))
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same numbers there. A GPU is not waited for: it copies from pinned memory when it gets there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pair_group(example: PreferenceExample) -> PromptGroup:

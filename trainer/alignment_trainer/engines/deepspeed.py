@@ -130,6 +130,7 @@ def _initialize(scorer: PackedModel, options: OptimizerOptions, precision: str, 
     if cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # torchrun's, which DeepSpeed demands of a rank alone, too
         alone = torch._C._distributed_c10d.HashStore()
         dist.init_process_group("gloo" if cpu else "nccl", store=alone, rank=0, world_size=1)
     import deepspeed  # type: ignore[import-untyped]
@@ -148,7 +149,7 @@ def _initialize(scorer: PackedModel, options: OptimizerOptions, precision: str, 
 def zero_config(options: OptimizerOptions, precision: str, stage: int, overlap: bool = False) -> dict[str, Any]:
     """DeepSpeed's configuration. Its batch sizes are placeholders: the loop calls `step` where a batch ends.
 
-    overlap: communicate on a stream of its own while the rest is computed, which CPUs have not. Not run on a GPU yet.
+    overlap: communicate on a stream of its own while the rest is computed, which CPUs have not. Run on one GPU so far.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.engines.base import (
@@ -18,20 +18,25 @@ from alignment_trainer.engines.base import (
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, to_cpu
+from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.precision import autocast
+from alignment_trainer.model.precision import CASTS, autocast
 
 
 class PlainEngine(Engine):
-    """AdamW on fp32 weights, forward under autocast where the precision is bf16."""
+    """AdamW on fp32 weights, forward under autocast where the precision is bf16.
+
+    There the weights of products are cast once a step and not at each use; the numbers are those of autocast.
+    """
 
     def __init__(self, scorer: PackedModel, options: OptimizerOptions, precision: str, device: torch.device) -> None:
         self.device = device
-        self._scorer = scorer.to(device).train()
+        self._scorer = compile_layers(scorer.to(device).train(), device)
         self._precision, self._options = precision, options
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(scorer, options.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
-        )
+        groups = parameter_groups(scorer, options.weight_decay)
+        self._masters = Masters(scorer if CASTS[precision] else nn.Module())
+        groups = [group | {"params": list(map(self._masters.of, group["params"]))} for group in groups]
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
         self._steps = 0
 
     def forward(self, batch: PackedBatch) -> Tensor:
@@ -46,9 +51,11 @@ class PlainEngine(Engine):
     def step(self, learning_rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = torch.nn.utils.clip_grad_norm_(self._scorer.parameters(), self._options.max_grad_norm).item()
+        weights = [parameter for _, parameter in self._weights()]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self._options.max_grad_norm).item()
         if math.isfinite(norm):
             self._optimizer.step()
+            self._masters.cast()
             self._steps += 1
         self._optimizer.zero_grad(set_to_none=True)
         return norm
@@ -58,11 +65,11 @@ class PlainEngine(Engine):
         return self._steps
 
     def full_state(self) -> Iterator[tuple[str, ParameterState | None]]:
-        for name, parameter in self._scorer.named_parameters():
+        for name, parameter in self._weights():
             adam = self._optimizer.state.get(parameter)
             zeros = torch.zeros_like(parameter)
             yield (
-                self._scorer.hub_names[name],
+                name,
                 ParameterState(
                     weight=to_cpu(parameter),
                     exp_avg=to_cpu(adam["exp_avg"] if adam else zeros),
@@ -71,16 +78,65 @@ class PlainEngine(Engine):
             )
 
     def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
-        for name, parameter in self._scorer.named_parameters():
-            yield self._scorer.hub_names[name], to_cpu(parameter)
+        for name, parameter in self._weights():
+            yield name, to_cpu(parameter)
 
     def load(self, folder: Path, prefix: str = "") -> None:
         saved = SavedState(folder, prefix)
         self._steps = saved.steps
-        for name, parameter in self._scorer.named_parameters():
-            hub_name = self._scorer.hub_names[name]
+        for name, parameter in self._weights():
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(saved.steps), device=self.device),
-                "exp_avg": saved.get("exp_avg", hub_name).to(self.device),
-                "exp_avg_sq": saved.get("exp_avg_sq", hub_name).to(self.device),
+                "exp_avg": saved.get("exp_avg", name).to(self.device),
+                "exp_avg_sq": saved.get("exp_avg_sq", name).to(self.device),
             }
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """In fp32, under their names in the model's folder."""
+        for name, parameter in self._scorer.named_parameters():
+            yield self._scorer.hub_names[name], self._masters.of(parameter)
+
+
+class Masters:
+    """fp32 weights beside the bf16 ones that products are computed with.
+
+    Gradients come in bf16, as autocast's do, and are summed in fp32 as they come.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._of = {parameter: _cast(parameter) for parameter in _of_products(module)}
+
+    def of(self, parameter: nn.Parameter) -> Tensor:
+        """The parameter itself where it has no master."""
+        return self._of.get(parameter, parameter)
+
+    @torch.no_grad()
+    def cast(self) -> None:
+        """Gives the parameters the values that the masters have now."""
+        if self._of:
+            torch._foreach_copy_(list(self._of), list(self._of.values()))
+
+
+def _of_products(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters of linear layers, which autocast casts whole, and of no other module."""
+    owned = [(isinstance(part, nn.Linear), p) for part in module.modules() for p in part.parameters(recurse=False)]
+    others = {parameter for linear, parameter in owned if not linear}
+    return [parameter for linear, parameter in owned if linear and parameter not in others]
+
+
+def _cast(parameter: nn.Parameter) -> Tensor:
+    """The fp32 master of a parameter that is bf16 from now on."""
+    master = parameter.detach().requires_grad_(parameter.requires_grad)
+    parameter.data = master.detach().bfloat16()
+
+    def add_up(_: Tensor) -> None:
+        assert parameter.grad is not None
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    if parameter.requires_grad:
+        parameter.register_post_accumulate_grad_hook(add_up)
+    return master

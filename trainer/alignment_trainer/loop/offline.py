@@ -14,7 +14,7 @@ from alignment_trainer.checkpoint.checkpoint import Checkpoint
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, random_state, set_random_state
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PackedBatch
+from alignment_trainer.data.packing import PackedBatch, on_device
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.loop import guard
@@ -182,7 +182,9 @@ class Run:
                 yield MicroBatch(
                     rows=tuple(examples[place].row for place in plan.places),
                     packed=self.learner.algorithm.task.pack([groups[place] for place in plan.places]),
-                    reference=self.rows.reference[[indices[place] for place in plan.places]].to(self.engine.device),
+                    reference=on_device(
+                        self.rows.reference[[indices[place] for place in plan.places]], self.engine.device
+                    ),
                     weight=torch.full((len(plan.places),), plan.counts / len(indices), device=self.engine.device),
                 )
 

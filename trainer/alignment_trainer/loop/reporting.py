@@ -7,7 +7,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from alignment_api.contract.status import CheckpointStatus, Evaluated, Progress
 from alignment_trainer.experience.metrics import COMPONENT
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WINDOW_STEPS = 20
-"""Steps over which tokens per second are averaged."""
+"""Steps over which tokens per second are averaged. The first of a process is left out: it compiles and warms up."""
 HELD_OUT = {
     "accuracy": "heldout_accuracy",
     "margin": "heldout_margin",
@@ -35,34 +35,58 @@ _COUNTED = frozenset({"prompts_trained", "dropped_prompts", "silent_steps"})
 """Of a step each; their gauges hold the sum so far."""
 
 
+class Pace(NamedTuple):
+    """How fast it goes, and how long it takes to the last step."""
+
+    tokens_per_second: float
+    eta_seconds: int
+
+
+class Steps:
+    """The last steps of this process, by which its pace is told."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW_STEPS)
+        self._is_first = True
+
+    def after(self, report: StepReport) -> Pace | None:
+        """With one more step; None after the first."""
+        if self._is_first:
+            self._is_first = False
+            return None
+        self._recent.append((report.tokens, report.seconds))
+        tokens, seconds = map(sum, zip(*self._recent, strict=True))
+        eta = (report.total_steps - report.step) * seconds / len(self._recent)
+        return Pace(tokens / max(seconds, 1e-9), round(eta))
+
+
 class Reporter:
     """The observer of a run, on rank 0. `close` it at the end: TensorBoard buffers."""
 
     def __init__(self, instance: Instance) -> None:
         self._board, self._metrics = instance.board, instance.metrics
         self._latest: dict[str, float] = {}
-        self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW_STEPS)
+        self._pace = Steps()
         self._curves = _open_curves(instance.storage) if instance.spec.tracking.tensorboard else None
 
     def stepped(self, report: StepReport) -> None:
         """One optimizer step is done."""
-        self._recent.append((report.tokens, report.seconds))
-        tokens, seconds = map(sum, zip(*self._recent, strict=True))
         values = finite_ones(report.metrics | {"gradient_norm": report.grad_norm}) | {
             "learning_rate": report.learning_rate,
-            "tokens_per_second": tokens / max(seconds, 1e-9),
             "step_seconds": report.seconds,
         }
+        pace = self._pace.after(report)
+        if pace is not None:
+            values["tokens_per_second"] = pace.tokens_per_second
         self._publish(report.step, values)
         self._metrics.set("step", report.step)
         self._metrics.add_tokens(report.tokens)
-        eta = round((report.total_steps - report.step) * seconds / len(self._recent))
         self._board.update(
             progress=Progress(
                 step=report.step,
                 total_steps=report.total_steps,
-                tokens_per_second=values["tokens_per_second"],
-                eta_seconds=eta,
+                tokens_per_second=pace.tokens_per_second if pace else None,
+                eta_seconds=pace.eta_seconds if pace else None,
             )
         )
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}

@@ -4,6 +4,8 @@ Everywhere: scaled dot-product attention piece by piece (`branch_attention`), wh
 On CUDA with FlexAttention: one kernel over the whole batch with a block mask (model/block_mask.py).
 """
 
+import os
+import shutil
 from functools import lru_cache
 from typing import Any
 
@@ -11,16 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 
-BRANCHES, FLEX = "alignment_branches", "flex_attention"
+BRANCHES, FLEX = "alignment_branches", "alignment_blocks"
 _FLEX_CAPABILITY = (8, 0)
 """Ampere: the oldest architecture that FlexAttention's kernels are tuned for."""
+_KERNEL = {"BACKEND": "TRITON"}
+"""Never the kernel for decoding, which torch takes below 128 tokens and for which some shapes have no configuration."""
 
 
 def attention_for(device: torch.device) -> str:
     """The name of the fastest attention that works on `device`."""
     flex = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLEX_CAPABILITY
-    return FLEX if flex else BRANCHES
+    return FLEX if flex and has_compiler() else BRANCHES
+
+
+@lru_cache(maxsize=1)
+def has_compiler() -> bool:
+    """Whether Triton finds what it compiles the launchers of its kernels with: CC, gcc or clang."""
+    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
 
 def branch_attention(
@@ -67,4 +78,21 @@ def _causal_after(prompt: int, branch: int, device: torch.device) -> Tensor:
     return torch.ones(branch, prompt + branch, dtype=torch.bool, device=device).tril(prompt)
 
 
+def block_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """FlexAttention by the block mask that stands for attention_mask. Shapes and result as in `branch_attention`."""
+    result: tuple[Tensor, Tensor | None] = flex_attention_forward(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,  # type: ignore[arg-type]
+        kernel_options=_KERNEL,
+        **options,
+    )
+    return result
+
+
 AttentionInterface.register(BRANCHES, branch_attention)
+AttentionInterface.register(FLEX, block_attention)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from alignment_trainer.data.packing import PackedBatch
+from alignment_trainer.data.packing import PackedBatch, on_device
 
 BLOCK = 128
 """Tokens; FlexAttention's default."""
@@ -36,7 +36,7 @@ class _Branch(NamedTuple):
 def block_mask(batch: PackedBatch) -> BlockMask:
     """Of the batch's layout, on its device. Memory: (tokens / BLOCK) squared."""
     device, tokens = batch.input_ids.device, batch.input_ids.shape[1]
-    row, branch = (tensor.to(device) for tensor in batch.places())
+    row, branch = (on_device(tensor.int(), device) for tensor in batch.places())
 
     def attends(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = (branch[query] == branch[key]) | (branch[key] == 0)
@@ -104,4 +104,4 @@ def _listed(wanted: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Te
     """How many blocks of keys each block of queries has, and which, those first; (1, 1, blocks) and (.., blocks)."""
     counts = wanted.sum(axis=1, dtype=np.int32)
     order = np.argsort(~wanted, axis=1, kind="stable").astype(np.int32)
-    return tuple(torch.from_numpy(found)[None, None].to(device) for found in (counts, order))  # type: ignore[return-value]
+    return tuple(on_device(torch.from_numpy(found)[None, None], device) for found in (counts, order))  # type: ignore[return-value]

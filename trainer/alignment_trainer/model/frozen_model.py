@@ -15,6 +15,7 @@ from torch import Tensor
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup, split_groups
+from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import autocast
 from alignment_trainer.model.tasks import ModelTask
@@ -33,7 +34,7 @@ class LocalScorer:
         for device in devices:
             model = task.load(folder, spec)
             self.vocabulary = int(model.network.config.vocab_size)
-            self._free.put((device, model.scorer.to(device).eval()))
+            self._free.put((device, compile_layers(model.scorer.to(device).eval(), device)))
         self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="scorer")
 
     def close(self) -> None:

@@ -1,0 +1,24 @@
+"""A model's layers, each compiled as one region: norms, rotary embedding and gated units fused around the products.
+
+Attention is in the same graph, so that nothing between two products goes through memory twice. What the backward pass
+can make again from what it keeps anyway (a norm, a gate) is not kept. The eager layers are the oracle of the tests.
+"""
+
+import torch
+
+from alignment_trainer.model.attention import FLEX, attention_for
+from alignment_trainer.model.heads import PackedModel
+
+
+def compile_layers(model: PackedModel, device: torch.device) -> PackedModel:
+    """The same model; where `device` takes FlexAttention, its layers are compiled at their first call.
+
+    One graph serves every layer and any number of tokens. For models that one process holds whole: engines that gather
+    weights when a layer is called do so in Python, which a graph does not run.
+    """
+    if attention_for(device) == FLEX:
+        kinds = set(model.body._no_split_modules or ())
+        for module in model.body.modules():
+            if type(module).__name__ in kinds:
+                module.compile(dynamic=True)
+    return model
