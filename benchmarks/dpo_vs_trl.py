@@ -46,7 +46,7 @@ def ours(options: argparse.Namespace) -> Report:
     policy = load_trainee(spec, Origin(options.model), None, torch.device("cpu"))
 
     def run() -> list[float]:
-        tokenizer = PairTokenizer(policy.model.tokenizer, spec.training.max_length)
+        tokenizer = PairTokenizer(policy.model.tokenizer, spec.training.max_length, spec.training.micro_batch_tokens)
         examples = [tokenizer.encode(parse_row(row)) for row in islice(read_rows(options.data), options.rows)]
         reference = score_rows(spec, policy.engine, examples)
         with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +173,11 @@ def count_tokens(options: argparse.Namespace) -> int:
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.tokenize import PairTokenizer
 
-    tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(options.model, trust_remote_code=False), options.max_length)
+    tokenizer = PairTokenizer(
+        AutoTokenizer.from_pretrained(options.model, trust_remote_code=False),
+        options.max_length,
+        2 * options.max_length,
+    )
     examples = [tokenizer.encode(parse_row(row)) for row in islice(read_rows(options.data), options.rows)]
     return sum(2 * len(example.prompt) + example.completion_tokens for example in examples)
 

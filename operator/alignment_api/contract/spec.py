@@ -30,8 +30,9 @@ class Training(Contract):
     """Sequences (pairs for pair losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches. Of
     ppo and grpo completions; it divides those of a rollout."""
     micro_batch_tokens: Annotated[int, Field(ge=64, le=100_000_000)] = 8192
-    """Tokens one rank computes at once (rows are packed without padding; larger groups are split, but one pair, or one
-    completion, is computed at least): memory against speed, never the gradient."""
+    """Tokens one rank or server computes at once: rows are packed without padding, and larger groups are split. A pair
+    or a completion with its prompt is not; one that is longer is invalid (see data.onInvalid). Memory against speed,
+    never the gradient."""
     learning_rate: Positive = 5e-7
     """Peak learning rate of AdamW. 5e-7 suits full-parameter DPO from 7B up; small models take up to 1e-5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

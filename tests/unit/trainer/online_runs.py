@@ -94,7 +94,7 @@ class HereAndNow:
     def __init__(self, network: Any, setting: OnlineSetting, options: PpoOptions | GrpoOptions) -> None:
         self._network = tiny_llama() if setting.frozen_sampler else network
         self._setting, self._options = setting, options
-        self._reference = scorer(tiny_llama())
+        self.judge = scorer(tiny_llama())
         self.sampled: list[tuple[int, int]] = []
         """(step, row) of every prompt that was sampled here."""
         self.never_ends = False
@@ -144,7 +144,7 @@ class HereAndNow:
         if self._is_asked_to_go("reference"):
             return None
         with torch.no_grad():
-            logprobs: Tensor = self._reference(pack(rollout.groups))
+            logprobs: Tensor = self.judge(pack(rollout.groups))
         return logprobs
 
 

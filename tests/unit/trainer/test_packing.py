@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignment_trainer.data.packing import PromptGroup, pack, pair_group, split_groups
+from alignment_trainer.data.packing import PromptGroup, pack, pair_group
 from alignment_trainer.engines.scoring import score_sequences, token_values
 from alignment_trainer.experience.minibatches import plan_micros
 from alignment_trainer.model.block_mask import BLOCK, block_mask
@@ -155,10 +155,10 @@ def test_an_empty_prompt_or_completion_is_refused(prompt, completions):
 
 def test_a_group_that_is_larger_than_a_micro_batch_is_split_behind_its_prompt():
     group = PromptGroup((1, 2), ((3, 4, 5), (6,), (7, 8), (9, 9, 9, 9)))
-    assert [row.completions for row in split_groups([group], 5)] == [((3, 4, 5), (6,), (7, 8)), ((9, 9, 9, 9),)]
-    assert [row.length for row in split_groups([group], 5)] == [5, 5]
-    assert [len(row.completions) for row in split_groups([group, group], 1)] == [1] * 8, "one completion at least"
-    assert split_groups([group], group.length) == [group]
+    assert [row.completions for row in pack.split([group], 5)] == [((3, 4, 5), (6,), (7, 8)), ((9, 9, 9, 9),)]
+    assert [row.length for row in pack.split([group], 5)] == [5, 5]
+    assert [len(row.completions) for row in pack.split([group, group], 1)] == [1] * 8, "one completion at least"
+    assert pack.split([group], group.length) == [group]
 
 
 def test_no_micro_batch_of_an_update_is_larger_than_the_budget():

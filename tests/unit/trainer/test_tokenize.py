@@ -26,7 +26,7 @@ def preference(prompt: str = "Tell me.", chosen: str = "Gladly.", rejected: str 
 
 
 def test_a_completion_is_the_answer_to_the_end_of_its_turn(tokenizer: Any) -> None:
-    example = PairTokenizer(tokenizer, 100).encode(preference())
+    example = PairTokenizer(tokenizer, 100, 1000).encode(preference())
     assert tokenizer.decode(example.prompt) == "<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(example.chosen) == "Gladly.<|im_end|>"
     assert tokenizer.decode(example.rejected) == "No.<|im_end|>"
@@ -36,14 +36,14 @@ def test_a_completion_is_the_answer_to_the_end_of_its_turn(tokenizer: Any) -> No
 def test_a_token_over_the_boundary_belongs_to_the_completion() -> None:
     tokenizer = tiny_tokenizer(LLAMA3_LIKE)
     row = preference(chosen="Sure", rejected="Never")
-    example = PairTokenizer(tokenizer, 100).encode(row)
+    example = PairTokenizer(tokenizer, 100, 1000).encode(row)
     assert tokenizer.decode(example.prompt + example.chosen).endswith("<|im_start|>assistant: Sure<|im_end|>")
     assert tokenizer.decode(example.prompt + example.rejected).endswith("<|im_start|>assistant: Never<|im_end|>")
 
 
 def test_without_a_chat_template_the_texts_are_joined_and_closed() -> None:
     tokenizer = tiny_tokenizer(chat_template=None)
-    example = PairTokenizer(tokenizer, 100).encode(preference("2 + 2 =", " 4", " 5"))
+    example = PairTokenizer(tokenizer, 100, 1000).encode(preference("2 + 2 =", " 4", " 5"))
     assert tokenizer.decode(example.prompt) == "2 + 2 ="
     assert tokenizer.decode(example.chosen) == " 4<|im_end|>"
     assert example.chosen[-1] == tokenizer.eos_token_id
@@ -55,29 +55,29 @@ def test_a_conversation_needs_a_chat_template() -> None:
         RawRow(1, "a:1", {"prompt": "p", "chosen": turns, "rejected": [{"role": "assistant", "content": "y"}]})
     )
     with pytest.raises(InvalidRow, match="no chat template"):
-        PairTokenizer(tiny_tokenizer(chat_template=None), 100).encode(row)
+        PairTokenizer(tiny_tokenizer(chat_template=None), 100, 1000).encode(row)
 
 
 def test_a_long_row_is_told_its_length_and_the_limit(tokenizer: Any) -> None:
     row = preference(rejected="zq" * 40)
-    length = len(PairTokenizer(tokenizer, 1000).encode(row).prompt) + 80 + 1
+    length = len(PairTokenizer(tokenizer, 1000, 1000).encode(row).prompt) + 80 + 1
     with pytest.raises(
         InvalidRow, match=rf"prompt and `rejected` are {length} tokens, more than 64 \(spec.training.maxLength\)"
     ):
-        PairTokenizer(tokenizer, 64).encode(row)
-    assert PairTokenizer(tokenizer, length).encode(row)
+        PairTokenizer(tokenizer, 64, 1000).encode(row)
+    assert PairTokenizer(tokenizer, length, 1000).encode(row)
 
 
 def test_a_template_that_drops_the_answer_makes_the_row_invalid() -> None:
     template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"  # noqa: E501
     with pytest.raises(InvalidRow, match="`chosen` is empty after the chat template"):
-        PairTokenizer(tiny_tokenizer(template), 100).encode(preference())
+        PairTokenizer(tiny_tokenizer(template), 100, 1000).encode(preference())
 
 
 def test_a_template_that_raises_names_the_roles() -> None:
     template = "{{ raise_exception('system role not supported') }}"
     with pytest.raises(InvalidRow, match=r"refuses turns of roles user: system role not supported"):
-        PairTokenizer(tiny_tokenizer(template), 100).encode(preference())
+        PairTokenizer(tiny_tokenizer(template), 100, 1000).encode(preference())
 
 
 def prompt_row(prompt: object, **fields: object) -> PromptRow:
@@ -85,7 +85,7 @@ def prompt_row(prompt: object, **fields: object) -> PromptRow:
 
 
 def room(max_length: int = 100, max_new_tokens: int = 20) -> Room:
-    return Room(max_length, max_new_tokens, "spec.algorithm.grpo.maxNewTokens")
+    return Room(max_length, 1000, max_new_tokens, "spec.algorithm.grpo.maxNewTokens")
 
 
 def test_a_prompt_ends_where_the_assistant_begins_and_keeps_its_row(tokenizer: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_prompt_ends_where_the_assistant_begins_and_keeps_its_row(tokenizer: A
 
 def test_a_prompt_is_that_of_a_preference(tokenizer: Any) -> None:
     prompt = PromptTokenizer(tokenizer, room()).encode(prompt_row("Tell me.", chosen="Gladly.", rejected="No."))
-    assert prompt.prompt == PairTokenizer(tokenizer, 100).encode(preference()).prompt
+    assert prompt.prompt == PairTokenizer(tokenizer, 100, 1000).encode(preference()).prompt
     assert prompt.fields["rejected"] == "No."
 
 
@@ -122,7 +122,7 @@ def test_a_prompt_leaves_room_for_its_completion(tokenizer: Any) -> None:
 @pytest.mark.parametrize("template", ["", LLAMA3_LIKE])
 def test_many_rows_at_once_are_encoded_as_one_by_one(template: str) -> None:
     rows = [preference(f"2 + {number} =", f" {2 + number}", " 5" * number) for number in range(1, 40)]
-    pairs = PairTokenizer(tiny_tokenizer(template or None), 64)
+    pairs = PairTokenizer(tiny_tokenizer(template or None), 64, 1000)
     found = pairs.encode_each([InvalidRow("broken"), *rows])
     assert str(found[0]) == "broken"
     for row, example in zip(rows, found[1:], strict=True):

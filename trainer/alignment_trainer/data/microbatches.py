@@ -1,6 +1,6 @@
 """Which rank computes which rows of a batch, in which micro-batches. Pure, and the same on every rank.
 
-A prompt group that is larger than a micro-batch is split before (`packing.split_groups`), so that no row is.
+A prompt group that is larger than a micro-batch is split before (`Packing.split`), so that no row is.
 
 Ranks that shard a model meet in collectives inside forward and backward, so all get the same number of micro-batches.
 """

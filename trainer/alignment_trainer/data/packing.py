@@ -6,7 +6,7 @@ computed as if it stood alone behind its prompt. The last token of a completion 
 and values, leaves it out; `pack_whole`, for scores of whole completions, reads its state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ class PromptGroup:
 
     @property
     def length(self) -> int:
-        """Tokens of the packed row."""
+        """Tokens of the row that `pack` makes of it."""
         return len(self.prompt) + sum(len(c) - 1 for c in self.completions)
 
     @property
@@ -87,21 +87,7 @@ def pair_group(example: PreferenceExample) -> PromptGroup:
     return PromptGroup(example.prompt, (example.chosen, example.rejected))
 
 
-def cut_group(group: PromptGroup, tokens: int) -> list[range]:
-    """Its completions in consecutive pieces, each a row of at most so many tokens behind the prompt; one at least."""
-    return cut_by_tokens([len(completion) - 1 for completion in group.completions], tokens - len(group.prompt))
-
-
-def split_groups(groups: Sequence[PromptGroup], tokens: int) -> list[PromptGroup]:
-    """The same completions in the same order, in groups of at most so many tokens, one completion at least."""
-    return [
-        PromptGroup(group.prompt, group.completions[piece.start : piece.stop])
-        for group in groups
-        for piece in cut_group(group, tokens)
-    ]
-
-
-def pack(groups: Sequence[PromptGroup]) -> PackedBatch:
+def _pack(groups: Sequence[PromptGroup]) -> PackedBatch:
     """One row for each group, in the order given; a predictor for each completion token, the state before it."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -128,7 +114,7 @@ def pack(groups: Sequence[PromptGroup]) -> PackedBatch:
     )
 
 
-def pack_whole(groups: Sequence[PromptGroup]) -> PackedBatch:
+def _pack_whole(groups: Sequence[PromptGroup]) -> PackedBatch:
     """One row for each group with its last tokens, too; a predictor for each completion, the state of its last token.
 
     What a reward model reads: the score of a completion is a number of its end.
@@ -152,3 +138,38 @@ def pack_whole(groups: Sequence[PromptGroup]) -> PackedBatch:
         sequence=torch.arange(len(completions)),
         sequences=len(completions),
     )
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How groups become rows. with_ends: whether a row holds the last token of each completion."""
+
+    lay_out: Callable[[Sequence[PromptGroup]], PackedBatch]
+    with_ends: bool
+
+    def __call__(self, groups: Sequence[PromptGroup]) -> PackedBatch:
+        """One row for each group, in the order given."""
+        return self.lay_out(groups)
+
+    def length(self, group: PromptGroup) -> int:
+        """Tokens of its row."""
+        return group.length + self.with_ends * len(group.completions)
+
+    def cut(self, group: PromptGroup, tokens: int) -> list[range]:
+        """Its completions in consecutive pieces, each a row of at most so many tokens; one completion at least."""
+        branches = [len(completion) - (not self.with_ends) for completion in group.completions]
+        return cut_by_tokens(branches, tokens - len(group.prompt))
+
+    def split(self, groups: Sequence[PromptGroup], tokens: int) -> list[PromptGroup]:
+        """The same completions in the same order, in groups of at most so many tokens, one completion at least."""
+        return [
+            PromptGroup(group.prompt, group.completions[piece.start : piece.stop])
+            for group in groups
+            for piece in self.cut(group, tokens)
+        ]
+
+
+pack = Packing(_pack, with_ends=False)
+"""For log-probs and values: a predictor for each completion token, the state before it."""
+pack_whole = Packing(_pack_whole, with_ends=True)
+"""For scores: a predictor for each completion, the state of its last token."""

@@ -83,7 +83,7 @@ class PreparedRows:
 
 def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceExample]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
-    encoder = PairTokenizer(tokenizer, spec.training.max_length)
+    encoder = PairTokenizer(tokenizer, spec.training.max_length, spec.training.micro_batch_tokens)
 
     def encode(rows: Sequence[RawRow]) -> list[PreferenceExample | InvalidRow]:
         return encoder.encode_each([attempt(parse_row, row) for row in rows])
@@ -97,7 +97,9 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptExample]:
     if online is None:
         raise ValueError(f"algorithm {spec.algorithm.name} samples nothing and has no prompts")
     field = f"spec.algorithm.{spec.algorithm.name}.maxNewTokens"
-    encoder = PromptTokenizer(tokenizer, Room(spec.training.max_length, online.max_new_tokens, field))
+    encoder = PromptTokenizer(
+        tokenizer, Room(spec.training.max_length, spec.training.micro_batch_tokens, online.max_new_tokens, field)
+    )
 
     def encode(rows: Sequence[RawRow]) -> list[PromptExample | InvalidRow]:
         return encoder.encode_each([attempt(parse_prompt, row) for row in rows])

@@ -78,10 +78,12 @@ def _unusable(error: TookTooLong | TemplateSyntaxError) -> UserError:
 class Room:
     """Tokens for a prompt and its completion. max_length: of both together (training.maxLength).
 
-    field: where the manifest says `max_new_tokens`, the completion's share.
+    at_once: that a rank computes at once (training.microBatchTokens). field: where the manifest says `max_new_tokens`,
+    the completion's share.
     """
 
     max_length: int
+    at_once: int
     max_new_tokens: int
     field: str
 
@@ -92,6 +94,12 @@ class Room:
                 f"`prompt` is {prompt} tokens; with {self.max_new_tokens} of a completion ({self.field}) that is more "
                 f"than {self.max_length} (spec.training.maxLength); shorten the row, lower maxNewTokens or raise "
                 "maxLength"
+            )
+        if prompt + self.max_new_tokens > self.at_once:
+            raise InvalidRow(
+                f"`prompt` is {prompt} tokens; with {self.max_new_tokens} of a completion ({self.field}) that is more "
+                f"than {self.at_once} (spec.training.microBatchTokens); shorten the row, lower maxNewTokens or raise "
+                "microBatchTokens"
             )
 
 
@@ -163,9 +171,10 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
     text. Either way a completion ends with a token that ends a turn, so that the model learns to stop.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
+        """max_length: of prompt and completion. at_once: of a pair (training.microBatchTokens)."""
         super().__init__(tokenizer)
-        self._tokenizer, self._max_length = tokenizer, max_length
+        self._tokenizer, self._max_length, self._at_once = tokenizer, max_length, at_once
         self._special = frozenset(tokenizer.all_special_ids)
 
     def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> PreferenceExample:
@@ -216,6 +225,12 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
                     f"prompt and `{field}` are {length} tokens, more than {self._max_length} "
                     "(spec.training.maxLength); shorten the row or raise maxLength"
                 )
+        both = len(example.prompt) + example.completion_tokens
+        if both > self._at_once:
+            raise InvalidRow(
+                f"prompt, `chosen` and `rejected` are {both} tokens, and a pair is computed at once: more than "
+                f"{self._at_once} (spec.training.microBatchTokens); shorten the row or raise microBatchTokens"
+            )
         if example.chosen == example.rejected:
             raise InvalidRow(
                 "`chosen` and `rejected` are the same tokens; a preference needs two different completions"

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, split_groups
-from alignment_trainer.model.tasks import Pack
+from alignment_trainer.data.packing import PackedBatch, Packing, PromptGroup, pack
 from alignment_trainer.process import distributed
 
 Forward = Callable[[PackedBatch], Tensor]
@@ -17,7 +16,7 @@ Forward = Callable[[PackedBatch], Tensor]
 @torch.no_grad()
 def score_sequences(
     forward: Forward,
-    pack: Pack,
+    packing: Packing,
     groups: Sequence[PromptGroup],
     micro_tokens: int,
     leave_if_asked: Callable[[], None] = lambda: None,
@@ -25,20 +24,20 @@ def score_sequences(
 ) -> Tensor:
     """Of every completion the sum of its predictors' numbers, on every rank; collective.
 
-    That is its log-prob (nats) by a language model whose rows `pack` lays out, its score by a reward model with
+    That is its log-prob (nats) by a language model, whose packing is `pack`, its score by a reward model, with
     `pack_whole`.
 
     leave_if_asked: called before each micro-batch, on all ranks together; what it raises ends the work.
     completions: of every group.
     Returns fp32 on the CPU, shape (groups, completions).
     """
-    pieces = split_groups(groups, micro_tokens)
+    pieces = packing.split(groups, micro_tokens)
     spans = _spans([len(piece.completions) for piece in pieces])
     scored = torch.zeros(len(groups) * completions, dtype=torch.float32)
-    shares = plan_microbatches([piece.length for piece in pieces], distributed.world_size(), micro_tokens)
+    shares = plan_microbatches(list(map(packing.length, pieces)), distributed.world_size(), micro_tokens)
     for micro in shares[distributed.rank()]:
         leave_if_asked()
-        batch = pack([pieces[place] for place in micro.places])
+        batch = packing([pieces[place] for place in micro.places])
         numbers = forward(batch).cpu()
         if micro.counts:
             _put(scored, batch.sum_per_sequence(numbers), [spans[place] for place in micro.places])
@@ -48,7 +47,7 @@ def score_sequences(
 @torch.no_grad()
 def token_values(forward: Forward, groups: Sequence[PromptGroup], micro_tokens: int) -> Tensor:
     """What `forward` says of every completion token, (tokens,), fp32 on the CPU, on every rank; collective."""
-    pieces = split_groups(groups, micro_tokens)
+    pieces = pack.split(groups, micro_tokens)
     spans = completion_spans(pieces)
     found = torch.zeros(spans[-1].stop, dtype=torch.float32)
     shares = plan_microbatches([piece.length for piece in pieces], distributed.world_size(), micro_tokens)

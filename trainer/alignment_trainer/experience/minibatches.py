@@ -9,7 +9,7 @@ import numpy as np
 
 from alignment_trainer.data.experience import subgroups
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PromptGroup, cut_group
+from alignment_trainer.data.packing import PromptGroup, pack
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def plan_micros(
     chosen = [
         (PromptGroup(group.prompt, group.completions[piece.start : piece.stop]), places[piece.start : piece.stop])
         for group, places in subgroups(groups, indices)
-        for piece in cut_group(group, micro_tokens)
+        for piece in pack.cut(group, micro_tokens)
     ]
     shares = plan_microbatches([group.length for group, _ in chosen], ranks, micro_tokens)
     return tuple(

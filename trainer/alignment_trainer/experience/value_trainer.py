@@ -15,7 +15,7 @@ from alignment_trainer.algorithms.losses import value_loss
 from alignment_trainer.checkpoint.run_state import draft_trainee
 from alignment_trainer.data.drafts import Draft, TextDraft
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PromptGroup, pack, split_groups
+from alignment_trainer.data.packing import PromptGroup, pack
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.scoring import completion_spans, token_values
 from alignment_trainer.experience.minibatches import UpdateKey
@@ -80,7 +80,7 @@ class ValueTrainer:
     def _step(self, learning_rate: float, batch: ValueBatch) -> dict[str, float]:
         if self._unit is None:
             self._unit = batch.scale
-        groups = split_groups(batch.groups, self._micro_tokens)
+        groups = pack.split(batch.groups, self._micro_tokens)
         shares = plan_microbatches([group.length for group in groups], distributed.world_size(), self._micro_tokens)
         spans = completion_spans(groups)
         device = self._engine.device

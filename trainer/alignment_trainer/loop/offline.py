@@ -173,7 +173,7 @@ class Run:
         indices = self.rows.sampler.batch(step)
         examples = [self.rows.examples[index] for index in indices]
         groups = [self.learner.algorithm.group(example) for example in examples]
-        lengths = [group.length for group in groups]
+        lengths = list(map(self.learner.algorithm.task.pack.length, groups))
         shares = plan_microbatches(lengths, distributed.world_size(), self.options.micro_tokens)
 
         def micros() -> Iterator[MicroBatch]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.microbatches import cut_by_tokens
-from alignment_trainer.data.packing import PackedBatch, PromptGroup, split_groups
+from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import autocast
@@ -46,8 +46,8 @@ class LocalScorer:
 
         Micro-batches are of `training.microBatchTokens`, one completion at least; devices compute them side by side.
         """
-        rows = split_groups(groups, self._training.micro_batch_tokens)
-        pieces = cut_by_tokens([row.length for row in rows], self._training.micro_batch_tokens)
+        rows = self._task.pack.split(groups, self._training.micro_batch_tokens)
+        pieces = cut_by_tokens(list(map(self._task.pack.length, rows)), self._training.micro_batch_tokens)
         packed = (self._task.pack(rows[piece.start : piece.stop]) for piece in pieces)
         numbers = torch.cat(list(self._pool.map(self._score, packed)))
         counts = [self._task.predictors(group) for group in groups]

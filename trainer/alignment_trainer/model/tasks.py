@@ -1,14 +1,12 @@
 """What a model is trained to say, as data: how its folder is loaded, and how rows are laid out for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pack_whole
+from alignment_trainer.data.packing import Packing, PromptGroup, pack, pack_whole
 from alignment_trainer.model.load import LoadedModel, load_model, load_value_model
-
-Pack = Callable[[Sequence[PromptGroup]], PackedBatch]
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,7 @@ class ModelTask:
     """load: the model of a folder, with the spec's options. predictors: numbers that a group gets when packed."""
 
     load: Callable[[Path, AlignmentJobSpec], LoadedModel]
-    pack: Pack
+    pack: Packing
     predictors: Callable[[PromptGroup], int]
 
 

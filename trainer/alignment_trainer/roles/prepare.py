@@ -197,6 +197,7 @@ def _row_options(stage: Instance) -> dict[str, object]:
     return {
         "data": data,
         "max_length": spec.training.max_length,
+        "micro_batch_tokens": spec.training.micro_batch_tokens,
         "max_new_tokens": online.max_new_tokens if online else None,
         "seed": spec.training.seed,
         "stage": stage.context.stage if stage.makes_reward else None,
