@@ -80,7 +80,7 @@ def network(shape: str) -> Any:
     )
     torch.manual_seed(SEED)
     with torch.device(device()):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def device() -> Any:
