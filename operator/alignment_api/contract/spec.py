@@ -17,6 +17,8 @@ from alignment_api.contract.numbers import Count, Fraction, Positive, Steps, Tol
 from alignment_api.contract.role_spec import Roles
 from alignment_api.contract.sources import WritableSource
 
+Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
+
 
 class Training(Contract):
     """The optimizer's steps."""
@@ -46,8 +48,9 @@ class Training(Contract):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`bf16`: fp32 master weights under bf16 autocast. `fp32`: everything in fp32. `auto`: bf16 where the devices that
     train have it in hardware, else fp32, which is 5 to 10 times faster there; status.precision says which and why."""
-    sharding: Literal["none", "zero2", "zero3"] | None = None
-    """How state is spread over ranks. Default: `none` for one rank, `zero3` (DeepSpeed) for more."""
+    sharding: Sharding | None = None
+    """How state is spread over ranks. Default: `none` for one rank, `fsdp2` (torch's fully_shard) for more; `zero2` and
+    `zero3` are DeepSpeed's."""
     gradient_checkpointing: bool = True
     """Recompute activations in backward: about a third more time for far less memory."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -126,7 +126,7 @@ def _too_many_ranks(spec: AlignmentJobSpec, stage: Stage, role: str, ranks: int)
     if training.sharding == "none" and ranks > 1:
         return (
             f"spec.training.sharding: `none` takes one rank, and role {role} has {ranks} "
-            "(replicas x gpus or processes); write sharding: zero2 or zero3, or ask for one rank"
+            "(replicas x gpus or processes); write sharding: fsdp2, or ask for one rank"
         )
     if ROLES[role].trainable and training.batch_size < ranks:
         return (

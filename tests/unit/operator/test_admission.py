@@ -225,7 +225,7 @@ def test_one_rank_alone_needs_no_sharding_and_several_need_it() -> None:
     spec = {"training": {"sharding": "none"}, "roles": {"policy": {"processes": 2}}}
     assert admit(spec) == (
         "spec.training.sharding: `none` takes one rank, and role policy has 2 (replicas x gpus or processes); "
-        "write sharding: zero2 or zero3, or ask for one rank",
+        "write sharding: fsdp2, or ask for one rank",
     )
     assert admit({"training": {"sharding": "none"}}) == ()
 

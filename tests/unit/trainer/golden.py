@@ -15,7 +15,7 @@ from ranks import run_ranks
 
 FOLDER = Path(__file__).parents[2] / "golden" / "losses"
 ALGORITHMS = ("dpo", "reward", "ppo", "grpo")
-SHARDINGS = {1: ("none", "zero2", "zero3"), 2: ("zero2", "zero3")}
+SHARDINGS = {1: ("none", "fsdp2", "zero2", "zero3"), 2: ("fsdp2", "zero2", "zero3")}
 """Ranks -> engines; plain torch is for one rank."""
 Figures = dict[str, list[float]]
 """`losses` and `norms` (of the gradient) of each step."""

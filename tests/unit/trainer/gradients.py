@@ -23,7 +23,8 @@ from alignment_trainer.process import distributed
 Gradient = dict[str, torch.Tensor]
 ALGORITHMS = ("dpo", "reward")
 ALL = 10**6
-ENGINES = {1: ("none", "zero2", "zero3"), 2: ("zero2", "zero3"), 3: ("zero2", "zero3")}
+SHARDED = ("fsdp2", "zero2", "zero3")
+ENGINES = {1: ("none", *SHARDED), 2: SHARDED, 3: SHARDED}
 SHAPES = {1: ((5, 1), (5, 150), (5, ALL)), 2: ((5, 1), (5, ALL)), 3: ((5, 1), (5, ALL), (2, ALL))}
 """Ranks -> rows of the step, tokens of a micro-batch: a row at a time, a few, all of a rank's share.
 

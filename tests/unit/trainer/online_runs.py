@@ -26,7 +26,7 @@ from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, Sampled,
 from alignment_trainer.data.packing import pack
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, OptimizerOptions
-from alignment_trainer.engines.state import load_weights
+from alignment_trainer.engines.state import SavedState
 from alignment_trainer.experience.critic_client import Critic, LocalCritic, NoCritic
 from alignment_trainer.experience.value_trainer import PREFIX, ValueOptions, ValueTrainer
 from alignment_trainer.loop.offline import LoopOptions
@@ -176,9 +176,8 @@ def critic_network(head: float) -> Any:
 def value_trainer(setting: OnlineSetting, start: Start | None) -> ValueTrainer:
     """A critic of its own random body."""
     model = value_scorer(critic_network(setting.value_head))
-    if start is not None:
-        load_weights(model, start.folder, PREFIX)
-    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU)
+    weights = SavedState(start.folder, PREFIX).weights if start is not None else None
+    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU, weights)
     if start is not None:
         restore(start.folder, engine, PREFIX)
     unit = 1.0 if setting.value_head else None
@@ -198,11 +197,10 @@ def online_run(
     """A run from a checkpoint, or from the tiny model; its reference is that model."""
     network = tiny_llama(seed=0 if start is None else 99)
     model = scorer(network)
-    if start is not None:
-        load_weights(model, start)
+    weights = SavedState(start).weights if start is not None else None
     options = options_of(setting)
     algorithm = ONLINE[setting.algorithm](options)
-    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU)
+    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU, weights)
     position = restore(start, engine) if start is not None else Position(kl_coef=algorithm.first_kl_coef)
     chosen = critic or (LocalCritic(lambda at: value_trainer(setting, at)) if algorithm.needs_critic else NoCritic())
     recorder = Recorder()

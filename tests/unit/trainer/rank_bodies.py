@@ -14,10 +14,9 @@ from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_ru
 from alignment_trainer.algorithms import OFFLINE
 from alignment_trainer.checkpoint.run_state import restore, verify_together
 from alignment_trainer.engines.base import Engine
-from alignment_trainer.engines.state import load_weights
+from alignment_trainer.engines.state import SavedState
 from alignment_trainer.loop.offline import Run
 from alignment_trainer.loop.train import train, train_online
-from alignment_trainer.model.heads import scorer
 from alignment_trainer.process import distributed
 
 POISONED_ROW = 6
@@ -41,8 +40,7 @@ def resumed(folder: str, checkpoint: str, reference: str, **setting: Any) -> dic
     """Goes on from a checkpoint, with other weights until it is read."""
     causal = tiny_llama(seed=99)
     verify_together(Path(checkpoint))
-    load_weights(scorer(causal), Path(checkpoint))
-    engine = tiny_engine(Setting(**setting), causal)
+    engine = tiny_engine(Setting(**setting), causal, SavedState(Path(checkpoint)).weights)
     run, recorder = tiny_run(Path(folder), Setting(**setting), engine, reference=_load(reference))
     run.position = restore(Path(checkpoint), engine)
     train(run)

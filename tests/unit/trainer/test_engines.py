@@ -11,7 +11,7 @@ from ranks import run_ranks
 
 pytest.importorskip("deepspeed")
 STEPS = 4
-SHARDINGS = ("zero2", "zero3")
+SHARDINGS = ("fsdp2", "zero2", "zero3")
 
 
 def goes_on(folder: Path, source: str) -> dict[str, Any]:

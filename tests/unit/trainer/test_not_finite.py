@@ -28,7 +28,7 @@ pytest.importorskip("deepspeed")
 ROW = rank_bodies.POISONED_ROW
 STEPS = 3
 """An epoch of 12 rows in batches of 4: the poisoned row is in one of its steps."""
-ENGINES = {1: ("none", "zero2", "zero3"), 2: ("zero2", "zero3")}
+ENGINES = {1: ("none", "fsdp2", "zero2", "zero3"), 2: ("fsdp2", "zero2", "zero3")}
 CASES = [(ranks, sharding) for ranks, shardings in ENGINES.items() for sharding in shardings]
 
 

@@ -7,17 +7,15 @@ from tiny_runs import Setting, pairs, tiny_engine, tiny_llama, tiny_run
 
 from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify
 from alignment_trainer.checkpoint.run_state import restore
-from alignment_trainer.engines.state import IncompleteStateError, SavedState, load_weights
+from alignment_trainer.engines.state import IncompleteStateError, SavedState
 from alignment_trainer.loop.offline import Interrupted
 from alignment_trainer.loop.train import train
-from alignment_trainer.model.heads import scorer
 
 
 def resume(folder, checkpoint, setting, reference):
     """A new process in all but name: other weights and random numbers until the checkpoint is read."""
     causal = tiny_llama(seed=99, attention_dropout=setting.dropout)
-    load_weights(scorer(causal), checkpoint)
-    engine = tiny_engine(setting, causal)
+    engine = tiny_engine(setting, causal, SavedState(checkpoint).weights)
     torch.manual_seed(1234)
     run, recorder = tiny_run(folder, setting, engine, reference=reference)
     run.position = restore(checkpoint, engine)
@@ -158,6 +156,6 @@ def test_a_state_without_all_its_parts_is_an_error(tmp_path):
 def test_weights_of_another_model_are_refused_by_name(tmp_path):
     run, recorder = tiny_run(tmp_path, Setting(steps=1))
     train(run)
-    deeper = scorer(tiny_llama(num_hidden_layers=3))
+    deeper, saved = tiny_llama(num_hidden_layers=3), SavedState(recorder.checkpoints[-1].folder)
     with pytest.raises(IncompleteStateError, match=r"weight/model\.layers\.2"):
-        load_weights(deeper, recorder.checkpoints[-1].folder)
+        tiny_engine(Setting(), deeper, saved.weights)

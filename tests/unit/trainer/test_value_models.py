@@ -133,8 +133,8 @@ def test_padding_that_is_also_the_end_is_left_out_of_an_export(tmp_path):
 def test_two_ranks_of_deepspeed_train_a_value_model_as_plain_torch_does():
     pytest.importorskip("deepspeed")
     expected = {name: weight.sum().item() for name, weight in trained_engine(tiny_classifier()).full_weights()}
-    found = run_ranks(2, "rank_bodies:value_models", shardings=["zero2", "zero3"])[0]
-    for sharding in ("zero2", "zero3"):
+    found = run_ranks(2, "rank_bodies:value_models", shardings=["fsdp2", "zero2", "zero3"])[0]
+    for sharding in ("fsdp2", "zero2", "zero3"):
         assert found[sharding] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 

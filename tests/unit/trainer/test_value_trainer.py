@@ -17,7 +17,7 @@ from alignment_trainer.checkpoint.checkpoint import write_parts
 from alignment_trainer.data.experience import Rollout
 from alignment_trainer.data.packing import PromptGroup, pack_whole
 from alignment_trainer.engines import ENGINES, OptimizerOptions
-from alignment_trainer.engines.state import load_weights
+from alignment_trainer.engines.state import SavedState
 from alignment_trainer.experience.critic_client import LocalCritic
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import PREFIX, ValueBatch, ValueOptions, ValueTrainer
@@ -103,8 +103,8 @@ def test_the_unit_is_part_of_a_checkpoint(tmp_path: Path, updates: int) -> None:
         update(critic, step, torch.linspace(-1, 2, 6), 0.8)
     assert {part.name for part in write_parts(tmp_path, critic.drafts())} >= {"critic-unit.json"}
     model = value_scorer(critic_network(9.9))
-    load_weights(model, tmp_path, PREFIX)
-    engine = ENGINES["none"](model, OptimizerOptions(0.0, 1e9), "fp32", CPU)
+    saved = SavedState(tmp_path, PREFIX).weights
+    engine = ENGINES["none"](model, OptimizerOptions(0.0, 1e9), "fp32", CPU, saved)
     engine.load(tmp_path, PREFIX)
     resumed = ValueTrainer(engine, ValueOptions(1000))
     resumed.restore_unit(tmp_path)

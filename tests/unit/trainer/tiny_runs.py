@@ -26,6 +26,7 @@ from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, StepReport, TrainingRows
 from alignment_trainer.model.heads import scorer, value_scorer
+from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
 
 VOCABULARY = 97
@@ -126,13 +127,13 @@ class Setting:
     checkpoint_every: int = 2
 
 
-def tiny_engine(setting: Setting, causal: Any | None = None) -> Engine:
+def tiny_engine(setting: Setting, causal: Any | None = None, weights: Weights | None = None) -> Engine:
     options = OptimizerOptions(setting.weight_decay, setting.max_grad_norm)
     if setting.algorithm == "reward":
         model = value_scorer(tiny_classifier())
     else:
         model = scorer(causal or tiny_llama(attention_dropout=setting.dropout))
-    return ENGINES[setting.sharding](model, options, setting.precision, torch.device("cpu"))
+    return ENGINES[setting.sharding](model, options, setting.precision, torch.device("cpu"), weights)
 
 
 def tiny_run(

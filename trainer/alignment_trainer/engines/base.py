@@ -76,7 +76,7 @@ class Engine(ABC):
     def load(self, folder: Path, prefix: str = "") -> None:
         """Takes the optimizer's state from a folder with parts of `engines.state.draft_state`, for any number of ranks.
 
-        The weights are loaded into the model before an engine is made of it (`engines.state.load_weights`).
+        Its weights are what the engine was made with (`SavedState.weights`).
         """
 
     @property

@@ -6,12 +6,12 @@ round the policy's weights, and the policy would differ from its reference befor
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from alignment_trainer.data.packing import PackedBatch
@@ -27,6 +27,7 @@ from alignment_trainer.engines.base import (
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import CASTS, autocast
+from alignment_trainer.model.weights import HeldWeights, Weights, fill, replace_parameters
 from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,11 +43,18 @@ class DeepSpeedEngine(Engine):
         precision: str,
         device: torch.device,
         stage: int,
+        weights: Weights | None = None,
     ) -> None:
         self.device = device
         self._precision, self._stage = precision, stage
+        config = zero_config(options, precision, stage, overlap=device.type != "cpu")
+        _prepare(device)
+        if stage == 3:
+            _partition(scorer, weights or HeldWeights(scorer, scorer.hub_names), device, config)
+        elif weights is not None:
+            fill((scorer,), scorer.hub_names, weights, device)
         self._parameters = [(scorer.hub_names[name], parameter) for name, parameter in scorer.named_parameters()]
-        self._zero = _initialize(scorer.to(device), options, precision, stage)
+        self._zero = _initialize(scorer.to(device), options, config)
         self._steps = 0
         self._start_moments()
 
@@ -95,11 +103,11 @@ class DeepSpeedEngine(Engine):
             state["step"].fill_(float(saved.steps))
         for name, parameter in self._parameters:
             for key in MOMENTS:
-                value = saved.get(key, name).to(self.device)
                 if self._stage == 3:
-                    safe_set_local_optimizer_state(parameter, _own_slice(value), key)
+                    own = _own_slice(parameter, partial(saved.read, key, name))
+                    safe_set_local_optimizer_state(parameter, own.to(self.device), key)
                 else:
-                    safe_set_full_optimizer_state(parameter, value, key)
+                    safe_set_full_optimizer_state(parameter, saved.get(key, name).to(self.device), key)
 
     def _full(self, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
         """The whole master or moment of a parameter that is spread over ranks, on every rank; collective."""
@@ -124,24 +132,43 @@ class DeepSpeedEngine(Engine):
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def _initialize(scorer: PackedModel, options: OptimizerOptions, precision: str, stage: int) -> Any:
-    """DeepSpeed's engine around the scorer, its weights as they are now."""
-    cpu = next(scorer.parameters()).device.type == "cpu"
-    if cpu:
+def _prepare(device: torch.device) -> None:
+    """What DeepSpeed looks for when it is imported and when it shards."""
+    if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    if not dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")  # torchrun's, which DeepSpeed demands of a rank alone, too
-        alone = torch._C._distributed_c10d.HashStore()
-        dist.init_process_group("gloo" if cpu else "nccl", store=alone, rank=0, world_size=1)
+    distributed.join_alone(device)
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed  # type: ignore[import-untyped]
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory kernel for CPUs is compiled at start-up: a minute, and a compiler that a trainer image lacks.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _partition(scorer: PackedModel, weights: Weights, device: torch.device, config: dict[str, Any]) -> None:
+    """Leaves this rank its slice of every parameter. Room is taken for one whole parameter at a time, unread.
+
+    `zero.Init` would send each from the first rank, which would have to hold it.
+    """
+    import deepspeed
+
+    shapes = {name: parameter.shape for name, parameter in scorer.named_parameters()}
+    replace_parameters((scorer,), lambda _name, _parameter: nn.Parameter(torch.empty(0, device=device)))
+    init = deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32)
+    for name, parameter in scorer.named_parameters():
+        parameter.data = torch.empty(shapes[name], device=device)
+        init._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+        parameter.ds_tensor.copy_(_own_slice(parameter, partial(weights.read, scorer.hub_names[name])))
+
+
+def _initialize(scorer: PackedModel, options: OptimizerOptions, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around the scorer, its weights as they are now."""
+    import deepspeed
+
     optimizer = torch.optim.AdamW(
         parameter_groups(scorer, options.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
     )
-    config = zero_config(options, precision, stage, overlap=not cpu)
     engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
 
@@ -160,9 +187,9 @@ def zero_config(options: OptimizerOptions, precision: str, stage: int, overlap: 
     }
 
 
-def _own_slice(value: Tensor) -> Tensor:
-    """This rank's slice of a parameter: flat, padded to equal slices."""
-    ranks = distributed.world_size()
-    width = -(-value.numel() // ranks)
-    padded = torch.nn.functional.pad(value.flatten(), (0, width * ranks - value.numel()))
-    return padded.narrow(0, width * distributed.rank(), width)
+def _own_slice(parameter: nn.Parameter, read: Callable[[int, int], Tensor]) -> Tensor:
+    """This rank's slice of a parameter that is spread over ranks, flat; slices are equal, and the last ones padded."""
+    width, whole = parameter.ds_tensor.numel(), parameter.ds_numel  # type: ignore[attr-defined]
+    begin = min(width * distributed.rank(), whole)
+    numbers = read(begin, min(begin + width, whole))
+    return torch.nn.functional.pad(numbers, (0, width - len(numbers)))

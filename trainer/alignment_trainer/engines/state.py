@@ -6,9 +6,9 @@ tells the files of two models in one checkpoint apart.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from alignment_trainer.data.drafts import TensorDraft
 from alignment_trainer.engines.base import Engine, ParameterState
-from alignment_trainer.model.heads import PackedModel
+from alignment_trainer.model.weight_files import StoredTensor, read_header
+from alignment_trainer.model.weights import read_slice
 from alignment_trainer.process import distributed
 from alignment_trainer.process.errors import UserError
 
@@ -63,42 +64,58 @@ def _parts(folder: Path, prefix: str) -> list[Path]:
 
 
 class SavedState:
-    """The parts of a folder, read a tensor at a time."""
+    """The parts of a folder, read a slice at a time."""
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
-        paths = _parts(folder, prefix)
-        if not paths or len(paths) != int(paths[0].stem.rpartition("-")[2]):
-            raise IncompleteStateError(f"{folder}: found {len(paths)} parts of the training state, not all of them")
-        self._parts: list[Any] = [safe_open(path, framework="pt") for path in paths]
-        self._part_of = {key: part for part in self._parts for key in part.keys()}  # noqa: SIM118 (not a mapping)
+        self._paths = _parts(folder, prefix)
+        if not self._paths or len(self._paths) != int(self._paths[0].stem.rpartition("-")[2]):
+            raise IncompleteStateError(
+                f"{folder}: found {len(self._paths)} parts of the training state, not all of them"
+            )
+        self._stored = {key: tensor for path in self._paths for key, tensor in read_header(path).items()}
         self._folder = folder
 
     @property
     def steps(self) -> int:
-        return int(self._parts[0].metadata()["steps"])
+        with safe_open(self._paths[0], framework="pt") as part:
+            return int(part.metadata()["steps"])
+
+    @property
+    def weights(self) -> "SavedWeights":
+        return SavedWeights(self)
 
     def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
         """Of every parameter, by its name in the model's folder; only headers are read."""
         return {
-            key.removeprefix(f"{kind}/"): tuple(part.get_slice(key).get_shape())
-            for key, part in self._part_of.items()
+            key.removeprefix(f"{kind}/"): tensor.shape
+            for key, tensor in self._stored.items()
             if key.startswith(f"{kind}/")
         }
 
     def get(self, kind: str, name: str) -> Tensor:
+        """The whole tensor, in its shape."""
+        stored = self._find(kind, name)
+        return read_slice(stored, 0, prod(stored.shape)).view(stored.shape)
+
+    def read(self, kind: str, name: str, begin: int, end: int) -> Tensor:
+        """Numbers `begin` to `end` of the tensor laid flat; nothing else is read."""
+        return read_slice(self._find(kind, name), begin, end)
+
+    def _find(self, kind: str, name: str) -> StoredTensor:
         key = f"{kind}/{name}"
-        if key not in self._part_of:
+        if key not in self._stored:
             raise IncompleteStateError(f"{self._folder}: holds no {key}; it was saved from another model")
-        tensor: Tensor = self._part_of[key].get_tensor(key)
-        return tensor
+        return self._stored[key]
 
 
-def load_weights(scorer: PackedModel, folder: Path, prefix: str = "") -> None:
-    """Copies the saved weights into the model. Call it before an engine takes the model over."""
-    saved = SavedState(folder, prefix)
-    with torch.no_grad():
-        for name, parameter in scorer.named_parameters():
-            parameter.copy_(saved.get("weight", scorer.hub_names[name]))
+@dataclass(frozen=True)
+class SavedWeights:
+    """The weights of a saved state, as an engine reads those of a model's folder."""
+
+    saved: SavedState
+
+    def read(self, name: str, begin: int, end: int) -> Tensor:
+        return self.saved.read("weight", name, begin, end)
 
 
 def take_turns(number: int) -> bool:

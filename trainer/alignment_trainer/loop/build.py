@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.sharding import sharding_of
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start
@@ -16,10 +17,11 @@ from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
-from alignment_trainer.engines.state import load_weights
+from alignment_trainer.engines.state import SavedState
 from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
 from alignment_trainer.model.load import LoadedModel
 from alignment_trainer.model.tasks import LANGUAGE, ModelTask
+from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
 
 
@@ -41,31 +43,19 @@ class Origin:
     prefix: str = ""
 
 
-def sharding_of(spec: AlignmentJobSpec, ranks: int) -> str:
-    """The engine: as the spec says, else `none` for one rank and `zero3` for more.
-
-    Raises ValueError for several ranks without sharding.
-    """
-    sharding = spec.training.sharding or ("none" if ranks == 1 else "zero3")
-    if sharding == "none" and ranks > 1:
-        raise ValueError(
-            f"spec.training.sharding: `none` is for one rank, found {ranks}; write zero2 or zero3, or leave it out"
-        )
-    return sharding
-
-
 def load_trainee(spec: AlignmentJobSpec, origin: Origin, start: Start | None, device: torch.device) -> Trainee:
     """The model as it came, as this job's checkpoint left it, or with another job's weights; collective.
 
     Seeds this rank's random numbers. Raises DamagedCheckpointError where `start` does not verify.
     """
     training, prefix = spec.training, origin.prefix
-    model = origin.task.load(origin.model, spec)
+    model = origin.task.outline(origin.model, spec)
+    weights: Weights = model.weights
     if start is not None:
         verify_together(start.folder)
-        load_weights(model.scorer, start.folder, prefix)
-    make_engine = ENGINES[sharding_of(spec, distributed.world_size())]
-    engine = make_engine(model.scorer, OptimizerOptions.of(training), training.precision, device)
+        weights = SavedState(start.folder, prefix).weights
+    make_engine = ENGINES[sharding_of(training, distributed.world_size())]
+    engine = make_engine(model.scorer, OptimizerOptions.of(training), training.precision, device, weights)
     torch.manual_seed(training.seed * 1_000_003 + distributed.rank())
     resumes = start is not None and start.resumes
     return Trainee(model, engine, restore(start.folder, engine, prefix) if start and resumes else Position())

@@ -41,7 +41,7 @@ def plan_cut(config: Any, build: Build) -> Cut:
     """The smallest model that has every kind of layer of the config's. No memory is taken."""
     with torch.device("meta"):
         whole = build(copy.deepcopy(config))
-    kinds = [_kind(layer, config, number) for number, layer in enumerate(_layers(whole, config))]
+    kinds = [_kind(layer, config, number) for number, layer in enumerate(layers_of(whole, config))]
     count = min(len(kinds), max(LEAST_LAYERS, _first_with_all(kinds)))
     smaller = _smaller(config, count, len(kinds))
     with torch.device("meta"):
@@ -62,8 +62,8 @@ def draw(network: nn.Module, seed: int = 0) -> nn.Module:
     return network
 
 
-def _layers(network: Any, config: Any) -> nn.ModuleList:
-    """The body's stack: the list of modules that has as many as the config says."""
+def layers_of(network: nn.Module, config: Any) -> nn.ModuleList:
+    """The body's stack: the list of modules that has as many as the config says; empty where there is none."""
     count = next(getattr(config, name) for name in _LAYERS if hasattr(config, name))
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     return lists[0] if lists else nn.ModuleList()

@@ -60,7 +60,7 @@ def check_description(network: Any, noise: Noise, tokenizer: Any, folder: Path) 
     network: transformers' model, on any device. folder: of the model as it came.
     """
     if network.can_generate():
-        network.generation_config = _read_generation(network, folder)
+        network.generation_config = read_generation(network, folder)
         _say_left_out(network.generation_config, folder)
     with TemporaryDirectory(prefix="description-") as name:
         scratch = Path(name)
@@ -101,7 +101,7 @@ def _named_ids(folder: Path) -> Iterator[tuple[str, str, int]]:
                     yield file, field, found
 
 
-def _read_generation(network: Any, folder: Path) -> Any:
+def read_generation(network: Any, folder: Path) -> Any:
     """As transformers' loading takes it: the file's, else made of the config."""
     from transformers import GenerationConfig
 

@@ -17,6 +17,7 @@ from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
+from alignment_trainer.model.load import filled
 from alignment_trainer.model.precision import autocast
 from alignment_trainer.model.tasks import ModelTask
 
@@ -32,7 +33,7 @@ class LocalScorer:
         devices = [torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")]
         self._free: queue.SimpleQueue[tuple[torch.device, PackedModel]] = queue.SimpleQueue()
         for device in devices:
-            model = task.load(folder, spec)
+            model = filled(task.outline(folder, spec))
             self.vocabulary = int(model.network.config.vocab_size)
             self._free.put((device, compile_layers(model.scorer.to(device).eval(), device)))
         self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="scorer")

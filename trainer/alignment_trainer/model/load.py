@@ -1,18 +1,22 @@
 """Models from their folders: transformers' network, its tokenizer, and the packed model on the same parameters."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from torch import Tensor
 
 from alignment_trainer.model.config import Noise, read_config, say_noise
-from alignment_trainer.model.folder import causal_network, tokenizer_of
+from alignment_trainer.model.description import read_generation
+from alignment_trainer.model.folder import causal_network, classifier_network, tokenizer_of
 from alignment_trainer.model.heads import PackedModel, scorer, value_scorer
-from alignment_trainer.model.tensors import Apart, check_loaded, silenced
+from alignment_trainer.model.tensors import Apart, check_loaded, outlined
+from alignment_trainer.model.weight_files import Stored, read_headers
+from alignment_trainer.model.weights import FolderWeights, Weights, fill
 
 VALUE_HEAD = "score.weight"
 """Name of a value model's head in its folder, as transformers' sequence classifiers have it."""
@@ -22,45 +26,70 @@ VALUE_HEAD = "score.weight"
 class LoadedModel:
     """A model in fp32 with its tokenizer. `scorer` shares the parameters of `network`, transformers' own model.
 
+    weights: where its numbers are read; of an outline the parameters are on the device `meta` until something does.
     noise: what its config had of dropout, which is off here and goes back into an export.
     """
 
     network: Any
     tokenizer: Any
     scorer: PackedModel
+    weights: Weights
     noise: Noise = field(default_factory=dict)
 
 
 def load_model(folder: Path, gradient_checkpointing: bool = False, temperature: float = 1.0) -> LoadedModel:
-    """The causal language model of a Hugging Face folder, in fp32 (the master weights).
+    """The same as `outline_model`, with its numbers."""
+    return filled(outline_model(folder, gradient_checkpointing, temperature))
+
+
+def load_value_model(
+    folder: Path, gradient_checkpointing: bool = False, seed: int = 0, zero_head: bool = False
+) -> LoadedModel:
+    """The same as `outline_value_model`, with its numbers."""
+    return filled(outline_value_model(folder, gradient_checkpointing, seed, zero_head))
+
+
+def filled(model: LoadedModel) -> LoadedModel:
+    """The model with all of its numbers in the memory of this process, on the CPU."""
+    names = {name: name for name, _ in model.network.named_parameters()}
+    fill((model.network, model.scorer), names, model.weights, torch.device("cpu"))
+    return model
+
+
+def outline_model(folder: Path, gradient_checkpointing: bool = False, temperature: float = 1.0) -> LoadedModel:
+    """The causal language model of a Hugging Face folder, in fp32 (the master weights), without its numbers.
 
     temperature: of sampling; log-probs are those of logits / temperature.
     Raises FileNotFoundError for a folder without a config, UnsupportedModelError for a model with a logit transform,
     InvalidModelError where a weight would be filled at random or left out.
     """
     config, noise = _read_config(folder)
-    causal = _load(AutoModelForCausalLM, folder, config, Apart())[0]
-    return LoadedModel(causal, tokenizer_of(folder), scorer(causal, gradient_checkpointing, temperature), noise)
+    causal, stored, _ = _outline(causal_network, folder, config, Apart())
+    causal.generation_config = read_generation(causal, folder)
+    weights = _with_buffers(causal, stored, {})
+    return LoadedModel(
+        causal, tokenizer_of(folder), scorer(causal, gradient_checkpointing, temperature), weights, noise
+    )
 
 
-def load_value_model(
+def outline_value_model(
     folder: Path, gradient_checkpointing: bool = False, seed: int = 0, zero_head: bool = False
 ) -> LoadedModel:
     """The sequence classifier of one label in a Hugging Face folder, in fp32, or one made of its language model.
 
     The new head of a language model is normal with standard deviation 1 / sqrt(hidden size + 1) by `seed` (Stiennon et
-    al. 2020), or zero where `zero_head` says so: a critic that expects nothing yet.
+    al. 2020), or zero where `zero_head` says so: a critic that expects nothing yet. Its numbers are not there yet.
     Raises FileNotFoundError for a folder without a config, UnsupportedModelError for another kind of classifier,
     InvalidModelError where any other weight would be filled at random or left out.
     """
     config, noise = _read_config(folder)
     config.num_labels = 1
-    classifier, is_new = _load(AutoModelForSequenceClassification, folder, config, apart_of_values(config))
+    classifier, stored, is_new = _outline(classifier_network, folder, config, apart_of_values(config))
     packed, tokenizer = value_scorer(classifier, gradient_checkpointing), tokenizer_of(folder)
-    if VALUE_HEAD in is_new:
-        start_head(classifier.score.weight, seed, zero_head)
+    shape = classifier.score.weight.shape
+    new = {VALUE_HEAD: new_head(shape, seed, zero_head)} if VALUE_HEAD in is_new else {}
     classifier.config.pad_token_id = _padding_apart(tokenizer)
-    return LoadedModel(classifier, tokenizer, packed, noise)
+    return LoadedModel(classifier, tokenizer, packed, _with_buffers(classifier, stored, new), noise)
 
 
 def apart_of_values(config: Any) -> Apart:
@@ -79,28 +108,46 @@ def is_classifier(config: Any) -> bool:
     return str((config.architectures or ["none"])[0]).endswith("ForSequenceClassification")
 
 
-def start_head(weight: nn.Parameter, seed: int, zero: bool) -> None:
-    """Gives a value model's new head its numbers."""
+def new_head(shape: torch.Size, seed: int, zero: bool) -> Tensor:
+    """The numbers of a value model's new head. shape: (1, hidden size)."""
     generator = torch.Generator().manual_seed(seed)
-    deviation = 0.0 if zero else 1 / math.sqrt(weight.shape[1] + 1)
-    with torch.no_grad():
-        weight.copy_(torch.randn(weight.shape, generator=generator) * deviation)
+    deviation = 0.0 if zero else 1 / math.sqrt(shape[1] + 1)
+    return torch.randn(shape, generator=generator) * deviation
 
 
-def _load(auto: Any, folder: Path, config: Any, apart: Apart) -> tuple[Any, set[str]]:
-    """transformers' model in fp32, and which of its tensors are new. Nothing else may be new, left out or reshaped."""
-    with silenced():
-        network, info = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported, and refused, by name
-            output_loading_info=True,
-        )
-    check_loaded(network, info, apart)
-    return network, set(info["missing_keys"])
+def _outline(make: Callable[[Any], Any], folder: Path, config: Any, apart: Apart) -> tuple[Any, Stored, set[str]]:
+    """transformers' model on the device `meta`, its files' tensors, and which of its own are new.
+
+    Nothing else may be new, left out or reshaped.
+    """
+    stored = read_headers(folder)
+    with torch.device("meta"):
+        network = make(config)
+    outline, info = outlined(network, stored)
+    check_loaded(outline, info, apart)
+    return outline, stored, set(info["missing_keys"])
+
+
+def _with_buffers(network: Any, stored: Stored, new: Mapping[str, Tensor]) -> FolderWeights:
+    """Where the parameters' numbers are read. Buffers get theirs now: from the files, else by transformers' own start.
+
+    A buffer is small, and every rank needs all of it.
+    """
+    weights = FolderWeights(network, stored, new)
+    kept = {name for name, _ in network.named_non_persistent_buffers()}
+    for name, buffer in list(network.named_buffers()):
+        numbers = torch.empty_like(buffer, device="cpu")
+        if name not in kept:
+            numbers = weights.read(name, 0, prod(buffer.shape)).view(buffer.shape).to(buffer.dtype)
+        numbers._is_hf_initialized = name not in kept  # type: ignore[attr-defined]
+        module, _, key = name.rpartition(".")
+        network.get_submodule(module)._buffers[key] = numbers
+    for module in network.modules():
+        module._is_hf_initialized = False
+    for parameter in network.parameters():
+        parameter._is_hf_initialized = True
+    network.initialize_weights()
+    return weights
 
 
 def _read_config(folder: Path) -> tuple[Any, Noise]:

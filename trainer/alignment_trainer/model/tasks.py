@@ -1,4 +1,4 @@
-"""What a model is trained to say, as data: how its folder is loaded, and how rows are laid out for it."""
+"""What a model is trained to say, as data: what is made of its folder, and how rows are laid out for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.packing import Packing, PromptGroup, pack, pack_whole
-from alignment_trainer.model.load import LoadedModel, load_model, load_value_model
+from alignment_trainer.model.load import LoadedModel, outline_model, outline_value_model
 
 
 @dataclass(frozen=True)
 class ModelTask:
-    """load: the model of a folder, with the spec's options. predictors: numbers that a group gets when packed."""
+    """outline: the model of a folder, with the spec's options. predictors: numbers that a group gets when packed."""
 
-    load: Callable[[Path, AlignmentJobSpec], LoadedModel]
+    outline: Callable[[Path, AlignmentJobSpec], LoadedModel]
     pack: Packing
     predictors: Callable[[PromptGroup], int]
 
@@ -27,15 +27,15 @@ def _each_completion(group: PromptGroup) -> int:
 
 
 def _language(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
-    return load_model(folder, spec.training.gradient_checkpointing, spec.algorithm.sampling_temperature)
+    return outline_model(folder, spec.training.gradient_checkpointing, spec.algorithm.sampling_temperature)
 
 
 def _reward(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
-    return load_value_model(folder, spec.training.gradient_checkpointing, spec.training.seed)
+    return outline_value_model(folder, spec.training.gradient_checkpointing, spec.training.seed)
 
 
 def _critic(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
-    return load_value_model(folder, spec.training.gradient_checkpointing, zero_head=True)
+    return outline_value_model(folder, spec.training.gradient_checkpointing, zero_head=True)
 
 
 LANGUAGE = ModelTask(_language, pack, _each_token)

@@ -85,27 +85,33 @@ def check_loaded(network: Any, info: Mapping[str, Any], apart: Apart) -> None:
         raise InvalidModelError(_told(network, differences))
 
 
-def _loaded(network: Any, stored: Stored) -> Differences:
+def outlined(network: Any, stored: Stored) -> tuple[Any, Mapping[str, Any]]:
+    """The model as transformers makes it of such files, without a number, and its `output_loading_info`."""
     empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     with silenced():
-        try:
-            _, info = type(network).from_pretrained(
-                None,
-                config=network.config,
-                state_dict=empty,
-                device_map="meta",
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-        except (RuntimeError, ValueError, IndexError) as error:  # tensors that cannot be joined into one
-            wanted = {name: tuple(tensor.shape) for name, tensor in _as_saved(network).items()}
-            found = {name: tensor.shape for name, tensor in stored.items()}
-            differences = _compared(wanted, found, network.all_tied_weights_keys)
-            if not differences:
-                raise InvalidModelError(f"transformers cannot load its tensors: {describe(error)}") from error
-            return differences
+        outline, info = type(network).from_pretrained(
+            None,
+            config=network.config,
+            state_dict=empty,
+            device_map="meta",
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    return outline, info
+
+
+def _loaded(network: Any, stored: Stored) -> Differences:
+    try:
+        _, info = outlined(network, stored)
+    except (RuntimeError, ValueError, IndexError) as error:  # tensors that cannot be joined into one
+        wanted = {name: tuple(tensor.shape) for name, tensor in _as_saved(network).items()}
+        found = {name: tensor.shape for name, tensor in stored.items()}
+        differences = _compared(wanted, found, network.all_tied_weights_keys)
+        if not differences:
+            raise InvalidModelError(f"transformers cannot load its tensors: {describe(error)}") from error
+        return differences
     return differences_of(info)
 
 

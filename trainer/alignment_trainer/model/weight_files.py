@@ -58,7 +58,7 @@ def read_headers(folder: Path) -> Stored:
         raise InvalidModelError(f"{folder} lacks {', '.join(missing)}; {_other_weights(folder)}")
     stored: dict[str, StoredTensor] = {}
     for file in files:
-        for name, tensor in _header(folder / file).items():
+        for name, tensor in read_header(folder / file).items():
             if name in stored:
                 raise InvalidModelError(
                     f"tensor `{name}` is in {stored[name].file.name} and in {file}; which one counts is not said: "
@@ -169,8 +169,8 @@ def _other_weights(folder: Path) -> str:
     )
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
-    """By name (format: 8 bytes of length, JSON, data)."""
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file by name (format: 8 bytes of length, JSON, data). Raises InvalidModelError."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -56,6 +56,13 @@ def group_beside() -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world_size() > 1 else None
 
 
+def join_alone(device: torch.device) -> None:
+    """Makes a group of this process where there is none: sharding engines ask for one, whatever its size."""
+    if not dist.is_initialized():
+        alone = torch._C._distributed_c10d.HashStore()
+        dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=alone, rank=0, world_size=1)
+
+
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()

@@ -1,0 +1,16 @@
+"""How a trainee's state is spread over ranks: one answer for the planner and the trainer."""
+
+from __future__ import annotations
+
+from alignment_api.contract.spec import Sharding, Training
+
+
+def sharding_of(training: Training, ranks: int) -> Sharding:
+    """The engine: as the spec says, else `none` for one rank and `fsdp2` for more.
+
+    Raises ValueError for several ranks without sharding.
+    """
+    sharding = training.sharding or ("none" if ranks == 1 else "fsdp2")
+    if sharding == "none" and ranks > 1:
+        raise ValueError(f"spec.training.sharding: `none` is for one rank, found {ranks}; write fsdp2, or leave it out")
+    return sharding
