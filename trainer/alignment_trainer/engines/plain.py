@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class PlainEngine(Engine):
         self.device = device
         self._scorer = compile_layers(scorer.to(device).train(), device)
         self._precision, self._options = precision, options
-        groups = parameter_groups(scorer, options.weight_decay)
+        groups: list[dict[str, Any]] = parameter_groups(scorer, options.weight_decay)
         self._masters = Masters(scorer if CASTS[precision] else nn.Module())
         groups = [group | {"params": list(map(self._masters.of, group["params"]))} for group in groups]
         self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
@@ -138,5 +139,5 @@ def _cast(parameter: nn.Parameter) -> Tensor:
         parameter.grad = None
 
     if parameter.requires_grad:
-        parameter.register_post_accumulate_grad_hook(add_up)
+        parameter.register_post_accumulate_grad_hook(add_up)  # type: ignore[no-untyped-call]
     return master
