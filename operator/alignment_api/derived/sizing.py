@@ -1,8 +1,8 @@
 """How large a role's pod is where the spec does not say.
 
-Bytes per parameter (the guide's): a trainee holds 2 (bf16 weights) + 2 (gradients) + 12 (fp32 master and AdamW's
-moments); in fp32 on CPU 4 + 4 + 8: 16 either way. A frozen copy holds 2 (bf16) or 4 (fp32); as long as nobody knows
-which (`auto`), it counts as the larger.
+Bytes per parameter: a trainee holds 4 (fp32 master) + 4 (gradients) + 8 (AdamW's moments), over all its ranks with
+`fsdp2`, whatever the precision. A frozen copy holds 2 (bf16) or 4 (fp32); as long as nobody knows which (`auto`), it
+counts as the larger.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from alignment_trainer.engines.base import (
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import CASTS, autocast
-from alignment_trainer.model.weights import HeldWeights, Weights, fill, replace_parameters
+from alignment_trainer.model.weights import Weights, fill
 from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,9 +49,7 @@ class DeepSpeedEngine(Engine):
         self._precision, self._stage = precision, stage
         config = zero_config(options, precision, stage, overlap=device.type != "cpu")
         _prepare(device)
-        if stage == 3:
-            _partition(scorer, weights or HeldWeights(scorer, scorer.hub_names), device, config)
-        elif weights is not None:
+        if weights is not None:
             fill((scorer,), scorer.hub_names, weights, device)
         self._parameters = [(scorer.hub_names[name], parameter) for name, parameter in scorer.named_parameters()]
         self._zero = _initialize(scorer.to(device), options, config)
@@ -133,33 +131,15 @@ class DeepSpeedEngine(Engine):
 
 
 def _prepare(device: torch.device) -> None:
-    """What DeepSpeed looks for when it is imported and when it shards."""
+    """What DeepSpeed looks for when it is imported."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     distributed.join_alone(device)
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed  # type: ignore[import-untyped]
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory kernel for CPUs is compiled at start-up: a minute, and a compiler that a trainer image lacks.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _partition(scorer: PackedModel, weights: Weights, device: torch.device, config: dict[str, Any]) -> None:
-    """Leaves this rank its slice of every parameter. Room is taken for one whole parameter at a time, unread.
-
-    `zero.Init` would send each from the first rank, which would have to hold it.
-    """
-    import deepspeed
-
-    shapes = {name: parameter.shape for name, parameter in scorer.named_parameters()}
-    replace_parameters((scorer,), lambda _name, _parameter: nn.Parameter(torch.empty(0, device=device)))
-    init = deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32)
-    for name, parameter in scorer.named_parameters():
-        parameter.data = torch.empty(shapes[name], device=device)
-        init._convert_to_deepspeed_param(parameter)
-        parameter.partition()
-        parameter.ds_tensor.copy_(_own_slice(parameter, partial(weights.read, scorer.hub_names[name])))
 
 
 def _initialize(scorer: PackedModel, options: OptimizerOptions, config: dict[str, Any]) -> Any:

@@ -112,16 +112,6 @@ class FolderWeights:
         return read_slice(tensor, 0, prod(tensor.shape)).view(tensor.shape)
 
 
-class HeldWeights:
-    """The numbers that a model in memory has. names: of its parameters -> in the model's folder."""
-
-    def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
-        self._held = {names[name]: parameter.detach() for name, parameter in module.named_parameters()}
-
-    def read(self, name: str, begin: int, end: int) -> Tensor:
-        return self._held[name].flatten()[begin:end].float().cpu()
-
-
 def fill(modules: Sequence[nn.Module], names: Mapping[str, str], weights: Weights, device: torch.device) -> None:
     """Gives every parameter its numbers, one after the other. Tied ones stay one.
 
