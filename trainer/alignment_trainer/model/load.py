@@ -23,12 +23,14 @@ class LoadedModel:
     """A model in fp32 with its tokenizer. `scorer` shares the parameters of `network`, transformers' own model.
 
     noise: what its config had of dropout, which is off here and goes back into an export.
+    head_is_new: a value model's head that nothing was trained into yet.
     """
 
     network: Any
     tokenizer: Any
     scorer: PackedModel
     noise: Noise = field(default_factory=dict)
+    head_is_new: bool = False
 
 
 def load_model(folder: Path, gradient_checkpointing: bool = False, temperature: float = 1.0) -> LoadedModel:
@@ -60,7 +62,7 @@ def load_value_model(
     if VALUE_HEAD in is_new:
         start_head(classifier.score.weight, seed, zero_head)
     classifier.config.pad_token_id = _padding_apart(tokenizer)
-    return LoadedModel(classifier, tokenizer, packed, noise)
+    return LoadedModel(classifier, tokenizer, packed, noise, VALUE_HEAD in is_new)
 
 
 def apart_of_values(config: Any) -> Apart:
