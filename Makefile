@@ -22,7 +22,7 @@ run: $(ENVIRONMENT) ## Align SmolLM2-135M on this machine with the example prefe
 	@$(PYTHON) examples/fetch_model.py
 	@$(BIN)/alignctl run examples/quickstart.yaml
 
-run-ppo run-grpo: run-%: setup ## The same with PPO from a reward model, or GRPO from arithmetic (vLLM; 10 to 25 minutes)
+run-ppo run-grpo: run-%: setup ## The same with PPO from a reward model, or GRPO from arithmetic (vLLM; 6 to 20 minutes)
 	@$(PYTHON) examples/fetch_model.py
 	@$(BIN)/alignctl run examples/$*.yaml
 

@@ -13,7 +13,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "grpo"
-FILES = {"train.jsonl": 300, "heldout.jsonl": 80}
+FILES = {"train.jsonl": 300, "heldout.jsonl": 64}
 LARGEST = 10
 HELD_OUT_SUMS = 12
 WORDINGS = (

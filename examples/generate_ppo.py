@@ -24,8 +24,8 @@ from generate_preferences import ATTEMPTS, Pair, length_baseline
 from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).resolve().parent / "ppo"
-PAIRS = {"training": ("preferences.jsonl", 200), "heldout": ("preferences_heldout.jsonl", 200)}
-PROMPTS = {"training": ("prompts.jsonl", 200), "heldout": ("prompts_heldout.jsonl", 60)}
+PAIRS = {"training": ("preferences.jsonl", 96), "heldout": ("preferences_heldout.jsonl", 200)}
+PROMPTS = {"training": ("prompts.jsonl", 200), "heldout": ("prompts_heldout.jsonl", 40)}
 
 
 def remarks(phrases: dict[str, Any], side: str) -> list[str]:

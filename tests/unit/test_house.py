@@ -145,15 +145,15 @@ def test_no_single_word_of_the_training_side_tells_the_held_out_side_apart() -> 
         assert 0.5 + sign * (_accuracy(word, heldout) - 0.5) < 0.65, word
 
 
-@pytest.mark.parametrize("name", ["preferences", "preferences_heldout"])
-def test_asking_back_decides_every_preference_of_the_ppo_example_and_length_none(name: str) -> None:
+@pytest.mark.parametrize(("name", "count"), [("preferences", 96), ("preferences_heldout", 200)])
+def test_asking_back_decides_every_preference_of_the_ppo_example_and_length_none(name: str, count: int) -> None:
     """The manifest's own pattern is the hidden rule; the longer reply is chosen exactly half of the time."""
     job = read_manifest((EXAMPLES / "ppo.yaml").read_text(), "ppo.yaml")
     rule = job.spec.algorithm.rewards[1].function
     assert rule is not None
     assert rule.regex is not None
     rows = _example("ppo", name)
-    assert len(rows) >= 200
+    assert len(rows) == count
     for row in rows:
         assert re.search(rule.regex.pattern, row["chosen"])
         assert not re.search(rule.regex.pattern, row["rejected"])
@@ -165,7 +165,7 @@ def test_asking_back_decides_every_preference_of_the_ppo_example_and_length_none
 def test_no_prompt_of_the_ppo_example_stands_in_two_files_and_no_reply_on_both_sides() -> None:
     files = {path.stem: _example("ppo", path.stem) for path in (EXAMPLES / "ppo").glob("*.jsonl")}
     prompts = [row["prompt"] for rows in files.values() for row in rows]
-    assert len(prompts) == len(set(prompts)) == 200 + 200 + 200 + 60
+    assert len(prompts) == len(set(prompts)) == 96 + 200 + 200 + 40
     train, heldout = (
         {sentence for row in files[name] for sentence in _sentences(row)}
         for name in ("preferences", "preferences_heldout")

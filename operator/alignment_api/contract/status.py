@@ -77,7 +77,7 @@ class EvaluationReport(Contract):
     """evaluation.json."""
 
     before: Evaluated
-    """The model as it came."""
+    """The model as it came; empty of a reward model whose head is new."""
     after: Evaluated
     """The exported model."""
 

@@ -43,6 +43,13 @@ def test_steps_bound_the_work_and_the_reference_with_it(tmp_path: Path) -> None:
     assert work.forward == (16 + 10) * 50 + 10 * 50
 
 
+def test_a_reward_model_scores_held_out_rows_once(tmp_path: Path) -> None:
+    work = work_of(spec(tmp_path, {"reward": {}}, batchSize=8))
+    assert work is not None
+    assert work.trained == 40 * 50
+    assert work.forward == 10 * 50
+
+
 def test_work_of_grpo_counts_what_is_sampled(tmp_path: Path) -> None:
     rewards = [{"function": {"regex": {"pattern": "x"}}}]
     options = {"promptsPerRollout": 4, "groupSize": 2, "maxNewTokens": 10, "rewards": rewards, "epochsPerRollout": 2}

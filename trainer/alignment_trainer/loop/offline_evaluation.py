@@ -65,10 +65,13 @@ class PolicyEvaluation:
     reporter: Reporter
 
     def keep_before(self) -> None:
-        """Without a reference only the policy itself can say what it was like before its first step."""
+        """Without a reference only the policy itself can say what it was like before its first step.
+
+        Of a head that is new there is nothing to say: its scores are random, and cost as much as all others.
+        """
         if distributed.from_first_rank(lacks_before(self.instance.storage, self.held_out)):
             self.instance.board.update(state="evaluating the untouched model")
-            before = self.figures()
+            before = {} if self.policy.model.head_is_new else self.figures()
             if distributed.rank() == 0:
                 write_before(self.instance.storage, before)
 

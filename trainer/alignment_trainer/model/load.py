@@ -28,6 +28,7 @@ class LoadedModel:
 
     weights: where its numbers are read; of an outline the parameters are on the device `meta` until something does.
     noise: what its config had of dropout, which is off here and goes back into an export.
+    head_is_new: a value model's head that nothing was trained into yet.
     """
 
     network: Any
@@ -35,6 +36,7 @@ class LoadedModel:
     scorer: PackedModel
     weights: Weights
     noise: Noise = field(default_factory=dict)
+    head_is_new: bool = False
 
 
 def load_model(folder: Path, gradient_checkpointing: bool = False, temperature: float = 1.0) -> LoadedModel:
@@ -89,7 +91,7 @@ def outline_value_model(
     shape = classifier.score.weight.shape
     new = {VALUE_HEAD: new_head(shape, seed, zero_head)} if VALUE_HEAD in is_new else {}
     classifier.config.pad_token_id = _padding_apart(tokenizer)
-    return LoadedModel(classifier, tokenizer, packed, _with_buffers(classifier, stored, new), noise)
+    return LoadedModel(classifier, tokenizer, packed, _with_buffers(classifier, stored, new), noise, bool(new))
 
 
 def apart_of_values(config: Any) -> Apart:

@@ -198,5 +198,10 @@ def _environment(options: EngineOptions, folder: Path) -> dict[str, str]:
         "VLLM_CONFIG_ROOT": str(caches / "config"),
     }
     # nobind: several servers may share a machine's cores. No dynamo: the first log-probs would compile for 15 s.
-    on_cpu = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # No multiprocessing: the worker runs within the engine core, which is a process of its own all the same.
+    on_cpu = {
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
     return common | (on_cpu if options.gpus == 0 else {})
