@@ -128,7 +128,11 @@ def _shard(scorer: PackedModel, precision: str, device: torch.device) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    scorer._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+
+    def placed(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+
+    scorer._apply(placed)  # type: ignore[no-untyped-call]
 
 
 def _span(parameter: DTensor) -> tuple[int, int]:
@@ -139,14 +143,15 @@ def _span(parameter: DTensor) -> tuple[int, int]:
     return begin, begin + _rows(parameter).numel()
 
 
-def _put(parameter: DTensor, numbers: Tensor) -> None:
+def _put(parameter: Tensor, numbers: Tensor) -> None:
     rows = _rows(parameter)
     rows.copy_(numbers.view(rows.shape))
 
 
-def _rows(parameter: DTensor) -> Tensor:
+def _rows(parameter: Tensor) -> Tensor:
     with torch.no_grad():
-        return parameter.to_local()
+        local: Tensor = parameter.to_local()  # type: ignore[attr-defined]
+    return local
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def read_slice(tensor: StoredTensor, begin: int, end: int) -> Tensor:
     place = tensor.begin + begin * dtype.itemsize
     with tensor.file.open("rb", buffering=0) as file:
         file.seek(place)
-        into = memoryview(numbers.view(torch.uint8).numpy())
+        into = memoryview(numbers.view(torch.uint8).numpy())  # type: ignore[arg-type]
         while into:
             count = file.readinto(into)
             if not count:
