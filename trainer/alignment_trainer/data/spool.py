@@ -1,4 +1,4 @@
-"""Tokenized rows between their source and the splits: on disk, with a few bytes of each in memory (ADR 38)."""
+"""Tokenized rows between their source and the splits: on disk, with a few bytes of each in memory (ADR 33)."""
 
 from __future__ import annotations
 
