@@ -12,9 +12,10 @@ from tests.tiny import tiny_tokenizer
 from tiny_runs import pairs
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from alignment_trainer.checkpoint.checkpoint import write_parts
 from alignment_trainer.data.packing import pack, pair_group
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
-from alignment_trainer.engines.state import SavedState, save_state
+from alignment_trainer.engines.state import SavedState, draft_state
 from alignment_trainer.model.load import outline_model
 from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
@@ -51,7 +52,7 @@ def loaded(model: str, small: str, sharding: str, scratch: str) -> dict[str, Any
     losses = [_step(engine) for _ in range(2)]
     folder = Path(scratch)
     folder.mkdir(exist_ok=True)
-    save_state(engine, folder)
+    write_parts(folder, [draft_state(engine)])
     distributed.barrier()
     again, resumed = _resumed(Path(model), sharding, folder)
     return {"read": read, "grown": grown, "losses": losses, "third": _step(engine), "again": again, "resumed": resumed}
