@@ -18,6 +18,7 @@ from alignment_trainer.checkpoint.export import export_model
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.model.load import LoadedModel, load_model
 from alignment_trainer.model.mistakes import UnsupportedModelError
+from alignment_trainer.model.weights import FolderWeights
 
 IDS = torch.tensor([[1, 5, 9, 3, 2]])
 
@@ -28,7 +29,7 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def language_model(causal) -> LoadedModel:
-    return LoadedModel(causal, words(), scorer(causal))
+    return LoadedModel(causal, words(), scorer(causal), FolderWeights(causal, {}, causal.state_dict()))
 
 
 def export(causal, folder, precision):
