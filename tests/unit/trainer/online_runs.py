@@ -33,6 +33,7 @@ from alignment_trainer.loop.offline import LoopOptions
 from alignment_trainer.loop.online import OnlineRun
 from alignment_trainer.loop.online_parts import OnlineServices, Progress, Prompts, Trainees, UpdateOptions
 from alignment_trainer.model.heads import scorer, value_scorer
+from alignment_trainer.model.weights import fill
 
 CPU = torch.device("cpu")
 END = 0
@@ -196,11 +197,12 @@ def online_run(
 ) -> tuple[OnlineRun, Recorder]:
     """A run from a checkpoint, or from the tiny model; its reference is that model."""
     network = tiny_llama(seed=0 if start is None else 99)
+    if start is not None:  # servers sample with the network itself
+        fill((network,), {name: name for name, _ in network.named_parameters()}, SavedState(start).weights, CPU)
     model = scorer(network)
-    weights = SavedState(start).weights if start is not None else None
     options = options_of(setting)
     algorithm = ONLINE[setting.algorithm](options)
-    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU, weights)
+    engine = ENGINES[setting.sharding](model, OptimizerOptions(0.0, 1.0), "fp32", CPU)
     position = restore(start, engine) if start is not None else Position(kl_coef=algorithm.first_kl_coef)
     chosen = critic or (LocalCritic(lambda at: value_trainer(setting, at)) if algorithm.needs_critic else NoCritic())
     recorder = Recorder()
