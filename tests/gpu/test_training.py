@@ -51,10 +51,12 @@ def stepped(engine: Engine) -> dict[str, Any]:
     [
         ("none", "fp32", False, 1e-4),
         ("none", "fp32", True, 1e-4),
+        ("fsdp2", "fp32", False, 1e-4),
         ("zero2", "fp32", False, 1e-4),
         ("zero3", "fp32", False, 1e-4),
         ("none", "bf16", False, 3e-2),
         ("none", "bf16", True, 3e-2),
+        ("fsdp2", "bf16", False, 3e-2),
         ("zero2", "bf16", False, 3e-2),
         ("zero3", "bf16", False, 3e-2),
     ],

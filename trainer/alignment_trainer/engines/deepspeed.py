@@ -135,6 +135,7 @@ def _prepare(device: torch.device) -> None:
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     distributed.join_alone(device)
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # torchrun's, which it demands of a rank alone, too
     import deepspeed  # type: ignore[import-untyped]
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
