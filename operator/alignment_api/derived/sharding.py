@@ -1,4 +1,4 @@
-"""How a trainee's state is spread over ranks: one answer for the planner and the trainer."""
+"""How a trainee's state is spread over its ranks."""
 
 from __future__ import annotations
 
