@@ -12,6 +12,7 @@ import httpx
 import pytest
 import torch
 from roles import TinyJob, wait_until
+from test_reward_stage import judge
 from tiny_runs import Setting, pairs, tiny_run
 
 from alignment_api.yaml.manifest import read_manifest
@@ -52,7 +53,9 @@ def test_asked_to_go_in_an_evaluation_a_run_saves_what_it_has_done(tmp_path):
 
 
 def test_asked_to_go_before_its_first_step_a_policy_leaves_the_figures_of_the_untouched_model(tmp_path: Path) -> None:
-    job = TinyJob(tmp_path, spec={"algorithm": {"reward": {}}})
+    model = {"source": f"file://{tmp_path}/judge"}  # its head is trained; of a new one nothing is to be said
+    job = TinyJob(tmp_path, spec={"algorithm": {"reward": {}}, "model": model})
+    judge(job)
     prepare = job.fork("prepare")
     prepare.join(240)
     assert prepare.exitcode == 0
