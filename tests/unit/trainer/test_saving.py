@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import queue
 import signal
 import threading
 from dataclasses import replace
@@ -63,6 +64,16 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_it_is_told_once_sealed(tm
     train(run)
     assert observer.told_before == []
     assert [checkpoint.step for checkpoint in observer.checkpoints] == [3, 6]
+
+
+def test_a_checkpoint_is_told_though_the_next_step_never_ends(tmp_path: Path) -> None:
+    """A step of PPO may wait long for others, and so would the status."""
+    run, _ = tiny_run(tmp_path, Setting())
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+    run.hooks.observer.saved = lambda checkpoint: told.put(checkpoint.step)  # type: ignore[method-assign]
+    run.save()
+    assert told.get(timeout=PATIENCE) == 0
+    run.close()
 
 
 def test_what_is_written_is_the_state_of_the_step_that_was_saved(tmp_path: Path) -> None:

@@ -99,11 +99,13 @@ class Checkpoints:
     extra_parts: Callable[[Path], Write] = lambda folder: list
     _background: Background[Checkpoint] = field(default_factory=Background)
 
-    def save(self, engine: Engine, position: Position) -> None:
+    def save(
+        self, engine: Engine, position: Position, told: Callable[[Checkpoint], None] = lambda checkpoint: None
+    ) -> None:
         """Takes a snapshot and returns while it is written; collective. What was saved before must have settled.
 
-        Nothing to do where the position is that of the newest checkpoint. Raises UserError for numbers that are not
-        finite.
+        Nothing to do where the position is that of the newest checkpoint. told: called on rank 0 as soon as it is
+        sealed, by the thread that writes. Raises UserError for numbers that are not finite.
         """
         if self.newest_of(position) is not None:
             return
@@ -114,7 +116,7 @@ class Checkpoints:
         distributed.barrier()
         drafts = [*draft_trainee(engine), *_draft_position(position)]
         writes = (lambda: write_parts(folder, drafts), self.extra_parts(folder))
-        self._background.start(lambda: self._write(folder, position, writes))
+        self._background.start(lambda: self._write(folder, position, writes, told))
 
     def newest_of(self, position: Position) -> Checkpoint | None:
         """The newest checkpoint, where it is that of a position."""
@@ -135,13 +137,18 @@ class Checkpoints:
         """As `settle`, for who leaves by an error: what ended the writing is logged alone."""
         return self._background.close()
 
-    def _write(self, folder: Path, position: Position, writes: tuple[Write, ...]) -> Checkpoint:
+    def _write(
+        self, folder: Path, position: Position, writes: tuple[Write, ...], told: Callable[[Checkpoint], None]
+    ) -> Checkpoint:
         written = self._background.together(lambda: [part for write in writes for part in write()])
         parts = [part for of_rank in written for part in of_rank]
         sealed = self._background.together(
             lambda: self._seal(folder, position, parts) if distributed.rank() == 0 else None
         )
-        return next(checkpoint for checkpoint in sealed if checkpoint is not None)
+        checkpoint = next(checkpoint for checkpoint in sealed if checkpoint is not None)
+        if distributed.rank() == 0:
+            told(checkpoint)
+        return checkpoint
 
     def _seal(self, folder: Path, position: Position, parts: list[Part]) -> Checkpoint:
         self.fence()

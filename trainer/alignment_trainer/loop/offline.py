@@ -49,7 +49,7 @@ class StepReport:
 
 
 class Observer(Protocol):
-    """Who wants to know: metrics, status, logs. Called on rank 0 alone."""
+    """Who wants to know: metrics, status, logs. Called on rank 0 alone; `saved` by the thread that writes."""
 
     def stepped(self, report: StepReport) -> None: ...
 
@@ -227,7 +227,7 @@ class Run:
     def after_step(self) -> None:
         """Saves and evaluates where it is time to. The last step is saved; its evaluation comes after the export."""
         step, last = self.position.step, self.position.step == self.options.total_steps
-        self._tell(self.checkpoints.poll())
+        self.checkpoints.poll()
         if step % self.options.checkpoint_every == 0 or last:
             self.save()
         if step % self.options.evaluate_every == 0 and not last:
@@ -236,16 +236,12 @@ class Run:
     def save(self) -> None:
         """Saves the position that was reached, in the background; nothing to do where that is saved. Collective."""
         self.settle()
-        self.checkpoints.save(self.engine, self.position)
+        self.checkpoints.save(self.engine, self.position, self.hooks.observer.saved)
 
     def settle(self) -> None:
         """Waits until what was saved is sealed. Raises what kept it from being so."""
-        self._tell(self.checkpoints.settle())
+        self.checkpoints.settle()
 
     def close(self) -> None:
         """Waits until what is still on its way is sealed, or is not: the run has ended by another error."""
-        self._tell(self.checkpoints.close())
-
-    def _tell(self, sealed: Checkpoint | None) -> None:
-        if sealed is not None and distributed.rank() == 0:
-            self.hooks.observer.saved(sealed)
+        self.checkpoints.close()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignment_trainer.algorithms.advantages import RunningMoments, kl_estimate
 from alignment_trainer.algorithms.online import Targets, TokenBatch
-from alignment_trainer.checkpoint.checkpoint import Checkpoint, Write, write_parts
+from alignment_trainer.checkpoint.checkpoint import Write, write_parts
 from alignment_trainer.checkpoint.run_state import Position
 from alignment_trainer.data.drafts import Draft
 from alignment_trainer.data.examples import PromptExample
@@ -288,7 +288,7 @@ class OnlineRun:
     def after_step(self) -> None:
         """Saves and evaluates where it is time to. The last step is saved; its evaluation comes after the export."""
         step, last = self.position.step, self.position.step == self.options.total_steps
-        self._tell(self.services.checkpoints.poll())
+        self.services.checkpoints.poll()
         if step % self.options.checkpoint_every == 0 or last:
             self.save()
         if step % self.options.evaluate_every == 0 and not last:
@@ -299,23 +299,19 @@ class OnlineRun:
         """Saves the position that was reached, in the middle of a step too, actor and critic together, in the
         background. Collective."""
         self.settle()
-        self.services.checkpoints.save(self.trainees.engine, self.position)
+        self.services.checkpoints.save(self.trainees.engine, self.position, self.services.observer.saved)
 
     def settle(self) -> None:
         """Waits until what was saved is sealed, and keeps beside it what was sampled since. Raises what kept it from
         being sealed."""
-        self._tell(self.services.checkpoints.settle())
+        self.services.checkpoints.settle()
         newest, samples = self.services.checkpoints.newest_of(self.position), self.progress.samples
         if distributed.rank() == 0 and newest is not None and samples.completions:
             save_samples(self.prompts.of_step(self.position.step), samples, newest.folder)
 
     def close(self) -> None:
         """Waits until what is still on its way is sealed, or is not: the run has ended by another error."""
-        self._tell(self.services.checkpoints.close())
-
-    def _tell(self, sealed: Checkpoint | None) -> None:
-        if sealed is not None and distributed.rank() == 0:
-            self.services.observer.saved(sealed)
+        self.services.checkpoints.close()
 
     def _extra_parts(self, folder: Path) -> Write:
         critic, drafts = self.trainees.critic.snapshot(folder), self._draft_experience()
