@@ -54,7 +54,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
     server.send_signal(signal.SIGTERM)
     assert server.wait(900) == 143
     policy = job.start("policy")
-    wait_until(lambda: policy.poll() is not None or "alignment_step{" in _metrics(job))
+    pace = "alignment_tokens_per_second{"  # known after the second step
+    wait_until(lambda: policy.poll() is not None or pace in _metrics(job))
     (job.folder / "metrics.txt").write_text(_metrics(job))
     assert policy.wait(900) == 0
     assert job.start("evaluator").wait(900) == 0
