@@ -8,7 +8,7 @@ from alignment_trainer.engines.base import Engine, OptimizerOptions
 from alignment_trainer.engines.fsdp2 import Fsdp2Engine
 from alignment_trainer.engines.plain import PlainEngine
 from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.weights import Weights, fill
+from alignment_trainer.model.weights import Weights
 
 
 class EngineMaker(Protocol):
@@ -27,18 +27,6 @@ class EngineMaker(Protocol):
     ) -> Engine: ...
 
 
-def _plain(
-    scorer: PackedModel,
-    options: OptimizerOptions,
-    precision: str,
-    device: torch.device,
-    weights: Weights | None = None,
-) -> Engine:
-    if weights is not None:
-        fill((scorer,), scorer.hub_names, weights, device)
-    return PlainEngine(scorer, options, precision, device)
-
-
 def _deepspeed(stage: int) -> EngineMaker:
     def make(
         scorer: PackedModel,
@@ -55,7 +43,7 @@ def _deepspeed(stage: int) -> EngineMaker:
 
 
 ENGINES: dict[str, EngineMaker] = {
-    "none": _plain,
+    "none": PlainEngine,
     "fsdp2": Fsdp2Engine,
     "zero2": _deepspeed(2),
     "zero3": _deepspeed(3),

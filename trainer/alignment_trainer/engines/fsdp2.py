@@ -5,7 +5,6 @@ its gradient is summed in fp32 and given back by rows after every micro-batch. P
 bf16, which is what autocast computes in; embeddings, the last norm and the head are gathered as they are.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,27 +14,23 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from alignment_trainer.data.packing import PackedBatch
+from alignment_trainer.engines.adamw import AdamWEngine, whole
 from alignment_trainer.engines.base import (
-    ADAM_BETAS,
-    ADAM_EPSILON,
-    Engine,
     OptimizerOptions,
     ParameterState,
-    all_or_nothing,
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
 from alignment_trainer.model.cut import layers_of
 from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.precision import CASTS, autocast
+from alignment_trainer.model.precision import CASTS
 from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Fsdp2Engine(Engine):
+class Fsdp2Engine(AdamWEngine):
     """One rank's rows of a model that all ranks train together."""
 
     def __init__(
@@ -46,8 +41,6 @@ class Fsdp2Engine(Engine):
         device: torch.device,
         weights: Weights | None = None,
     ) -> None:
-        self.device = device
-        self._scorer, self._precision, self._options = scorer, precision, options
         distributed.join_alone(device)
         _shard(scorer, precision, device)
         self._parameters: list[tuple[str, DTensor]] = [
@@ -57,45 +50,21 @@ class Fsdp2Engine(Engine):
         if weights is not None:
             for name, parameter in self._parameters:
                 _put(parameter, weights.read(name, *_span(parameter)))
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(scorer, options.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
-        )
-        self._steps = 0
+        super().__init__(scorer, options, precision, device, parameter_groups(scorer, options.weight_decay))
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        self._scorer.train(torch.is_grad_enabled())
-        with autocast(self.device, self._precision):
-            result: Tensor = self._scorer(batch.to(self.device))
-        return result
-
-    def backward(self, loss: Tensor) -> None:
-        all_or_nothing(loss).backward()  # type: ignore[no-untyped-call]
-
-    def step(self, learning_rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        total = torch.nn.utils.clip_grad_norm_(self._scorer.parameters(), self._options.max_grad_norm)
-        norm = _whole(total).item()
-        if math.isfinite(norm):
-            self._optimizer.step()
-            self._steps += 1
-        self._optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    @property
-    def steps(self) -> int:
-        return self._steps
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self._parameters)
 
     def full_state(self) -> Iterator[tuple[str, ParameterState | None]]:
         for number, (name, parameter) in enumerate(self._parameters):
             adam = self._optimizer.state.get(parameter) or dict.fromkeys(MOMENTS, torch.zeros_like(parameter))
-            tensors = {"weight": _whole(parameter), **{key: _whole(adam[key]) for key in MOMENTS}}
+            tensors = {"weight": whole(parameter), **{key: whole(adam[key]) for key in MOMENTS}}
             keep = take_turns(number)
             yield name, ParameterState(**{key: to_cpu(t) for key, t in tensors.items()}) if keep else None
 
     def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
         for name, parameter in self._parameters:
-            weight = _whole(parameter)
+            weight = whole(parameter)
             yield name, to_cpu(weight) if distributed.rank() == 0 else None
 
     def load(self, folder: Path, prefix: str = "") -> None:
@@ -152,9 +121,3 @@ def _rows(parameter: Tensor) -> Tensor:
     with torch.no_grad():
         local: Tensor = parameter.to_local()  # type: ignore[attr-defined]
     return local
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Of a tensor that is spread over ranks, on every rank; collective."""
-    with torch.no_grad():
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

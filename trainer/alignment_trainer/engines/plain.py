@@ -1,6 +1,5 @@
 """One process, plain torch: no sharding, nothing between the loop and autograd."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,62 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment_trainer.data.packing import PackedBatch
+from alignment_trainer.engines.adamw import AdamWEngine
 from alignment_trainer.engines.base import (
-    ADAM_BETAS,
-    ADAM_EPSILON,
-    Engine,
     OptimizerOptions,
     ParameterState,
-    all_or_nothing,
     parameter_groups,
 )
 from alignment_trainer.engines.state import SavedState, to_cpu
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.precision import CASTS, autocast
+from alignment_trainer.model.precision import CASTS
+from alignment_trainer.model.weights import Weights, fill
 
 
-class PlainEngine(Engine):
-    """AdamW on fp32 weights, forward under autocast where the precision is bf16.
+class PlainEngine(AdamWEngine):
+    """Every weight in this process. In bf16 those of products are cast once a step and not at each use; the numbers are
+    those of autocast."""
 
-    There the weights of products are cast once a step and not at each use; the numbers are those of autocast.
-    """
-
-    def __init__(self, scorer: PackedModel, options: OptimizerOptions, precision: str, device: torch.device) -> None:
-        self.device = device
-        self._scorer = compile_layers(scorer.to(device).train(), device)
-        self._precision, self._options = precision, options
+    def __init__(
+        self,
+        scorer: PackedModel,
+        options: OptimizerOptions,
+        precision: str,
+        device: torch.device,
+        weights: Weights | None = None,
+    ) -> None:
+        if weights is not None:
+            fill((scorer,), scorer.hub_names, weights, device)
+        model = compile_layers(scorer.to(device).train(), device)
         groups: list[dict[str, Any]] = parameter_groups(scorer, options.weight_decay)
         self._masters = Masters(scorer if CASTS[precision] else nn.Module())
         groups = [group | {"params": list(map(self._masters.of, group["params"]))} for group in groups]
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
-        self._steps = 0
+        super().__init__(model, options, precision, device, groups)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        self._scorer.train(torch.is_grad_enabled())
-        with autocast(self.device, self._precision):
-            result: Tensor = self._scorer(batch.to(self.device))
-        return result
-
-    def backward(self, loss: Tensor) -> None:
-        all_or_nothing(loss).backward()  # type: ignore[no-untyped-call]
-
-    def step(self, learning_rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        weights = [parameter for _, parameter in self._weights()]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self._options.max_grad_norm).item()
-        if math.isfinite(norm):
-            self._optimizer.step()
-            self._masters.cast()
-            self._steps += 1
-        self._optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    @property
-    def steps(self) -> int:
-        return self._steps
+    def _moved(self) -> None:
+        self._masters.cast()
 
     def full_state(self) -> Iterator[tuple[str, ParameterState | None]]:
         for name, parameter in self._weights():
