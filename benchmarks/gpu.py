@@ -163,6 +163,18 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         Checkpoints(Path(tempfile.gettempdir()), 1, 1),
         RunHooks(seen),
     )
+    take_steps(run, seen, options)
+    seconds = seen.seconds[: -1 if options.profile else None]
+    packed = sum(Dpo().group(example).length for example in examples) / options.steps
+    return figures(seconds, packed, sum(p.numel() for p in model.parameters())) | {
+        "first_reference_s": scored[0],
+        "reference_s": statistics.median(scored[1:]),
+        "losses": seen.losses,
+    }
+
+
+def take_steps(run: Any, seen: Observed, options: argparse.Namespace) -> None:
+    """All of a run's; the last one with the profiler where asked for."""
     synchronize()
     for number, batch in enumerate(run.batches()):
 
@@ -173,20 +185,13 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
         profiled(step) if options.profile and number == options.steps - 1 else step()
         print(f"step {number + 1}: {seen.seconds[-1]:.3f} s, {peak_gb():.1f} GB", flush=True)
-    seconds = seen.seconds[: -1 if options.profile else None]
-    packed = sum(Dpo().group(example).length for example in examples) / options.steps
-    return figures(seconds, packed, sum(p.numel() for p in model.parameters())) | {
-        "first_reference_s": scored[0],
-        "reference_s": statistics.median(scored[1:]),
-        "losses": seen.losses,
-    }
 
 
 def trl(options: argparse.Namespace) -> dict[str, Any]:
     """TRL with the same rows in the same order; its step has the reference in it."""
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     from alignment_trainer.data.sampler import Sampler
 
@@ -204,31 +209,11 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
         on_step_end = on_step_begin
 
     with tempfile.TemporaryDirectory() as folder:
-        config = DPOConfig(
-            output_dir=folder,
-            per_device_train_batch_size=rows.pairs,
-            gradient_accumulation_steps=rows.batch // rows.pairs,
-            num_train_epochs=1,
-            learning_rate=5e-6,
-            lr_scheduler_type="constant",
-            beta=0.1,
-            max_grad_norm=1.0,
-            weight_decay=0.0,
-            bf16=options.precision == "bf16",
-            gradient_checkpointing=False,
-            max_length=2048,
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=device().type == "cpu",
-        )
         network_, tokenizer = network(options.shape), words()
         trainer = DPOTrainer(
             model=network_,
             ref_model=network(options.shape),
-            args=config,
+            args=trl_options(folder, rows, options.precision),
             train_dataset=Dataset.from_list(texts),
             processing_class=tokenizer,
             callbacks=[Clock()],
@@ -241,6 +226,32 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
         "losses": losses,
         "pairs_at_once": rows.pairs,
     }
+
+
+def trl_options(folder: str, rows: Rows, precision: str) -> Any:
+    """The same step for TRL; folder: where it writes."""
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=rows.pairs,
+        gradient_accumulation_steps=rows.batch // rows.pairs,
+        num_train_epochs=1,
+        learning_rate=5e-6,
+        lr_scheduler_type="constant",
+        beta=0.1,
+        max_grad_norm=1.0,
+        weight_decay=0.0,
+        bf16=precision == "bf16",
+        gradient_checkpointing=False,
+        max_length=2048,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=device().type == "cpu",
+    )
 
 
 def words() -> Any:
