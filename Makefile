@@ -30,7 +30,7 @@ cluster: setup ## A real Kubernetes of three nodes on this machine, with the ope
 	@$(PYTHON) -m tests.rig up
 
 ##@ Develop
-.PHONY: setup test unit real soak faults recovery lint format crd benchmark
+.PHONY: setup test unit real soak faults recovery image-test lint format crd benchmark
 setup: .venv/.dev ## Create or refresh .venv with everything that development needs
 
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
@@ -55,6 +55,9 @@ faults: setup ## One fault at each moment of a DPO and a PPO job; goes on where 
 
 recovery: setup ## What faults of real nodes cost: seconds to replacement, steps lost (ONLY=name; root, Go; 40 minutes)
 	@$(PYTHON) -m benchmarks.recovery $(if $(ONLY),--only $(ONLY))
+
+image-test: setup ## Build the trainer's image whole, and run in it what a role imports and compiles (root; 25 GB of disk)
+	@$(PYTHON) -m tests.rig image
 
 lint: setup ## Style, format, types, layers, and whether generated files are up to date
 	@$(BIN)/ruff check --quiet
@@ -81,11 +84,12 @@ benchmark: setup ## Tokens per second and memory against TRL (about 20 minutes)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements" $(UPGRADE)
 requirements: | $(UV) ## Compile requirements/*.txt from pyproject.toml (UPGRADE=--upgrade for the newest)
-	@$(COMPILE) pyproject.toml --extra dev --overrides requirements/dev-overrides.txt --output-file requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra dev --overrides requirements/dev-overrides.txt \
+		--overrides requirements/left-out.txt --output-file requirements/dev.txt
 	@$(COMPILE) pyproject.toml --extra local --constraints requirements/dev.txt --output-file requirements/run.txt
 	@$(COMPILE) pyproject.toml --extra operator --constraints requirements/dev.txt --output-file requirements/operator.txt
 	@cp requirements/dev.txt requirements/trainer.txt # preferences: vLLM's GPU build pins a few otherwise
-	@$(COMPILE) pyproject.toml --extra rollout --output-file requirements/trainer.txt
+	@$(COMPILE) pyproject.toml --extra rollout --overrides requirements/left-out.txt --output-file requirements/trainer.txt
 	@$(COMPILE) --no-deps requirements/model.in --output-file requirements/model.txt
 
 clean: ## Remove what was built here and every cache, but no run and no .venv

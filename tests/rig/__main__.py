@@ -1,4 +1,4 @@
-"""`python -m tests.rig build | up | clean`."""
+"""`python -m tests.rig build | up | image | clean`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import signal
 import sys
 import time
 
+from tests.rig import debian
 from tests.rig.cluster import Rig, prepare
+from tests.rig.images import prove_image
 from tests.rig.paths import RigUnavailable
 from tests.rig.product import install_operator, make_example_claims
 from tests.rig.slots import clean_dead_slots
@@ -35,6 +37,14 @@ def up() -> None:
     print("\nrig: the cluster is gone")
 
 
+def image() -> None:
+    """Build the trainer's image whole, over the rig's base, and run in it what a role imports and compiles."""
+    began = time.monotonic()
+    debian.ensure_packages(debian.NODE_PACKAGES)
+    prove_image("trainer-proof", {"COMPILER": "g++ python3-dev"})
+    print(f"rig: the trainer's image does its work ({time.monotonic() - began:.0f} s)")
+
+
 def clean() -> None:
     """Remove what dead rigs left; running ones are not touched."""
     for slot in clean_dead_slots():
@@ -50,7 +60,7 @@ The cluster is up, until Ctrl-C here. In another terminal:
     kubectl apply -f examples/dpo.yaml
     kubectl get alignmentjobs --watch
 """
-COMMANDS = {"build": build, "up": up, "clean": clean}
+COMMANDS = {"build": build, "up": up, "image": image, "clean": clean}
 
 
 def main() -> None:

@@ -106,37 +106,55 @@ def build_archive(target: str, name: str, build_args: Mapping[str, str] | None =
     return archive
 
 
+def prove_image(target: str, build_args: Mapping[str, str]) -> None:
+    """Build a target whose last step fails where the image cannot do its work. From nothing, and nothing is kept."""
+    base = base_image()
+    with tempfile.TemporaryDirectory(prefix=".buildah-", dir=cache_folder()) as scratch:
+        steps = [_pull(base), _bud(target, f"localhost/{target}", {"BASE": BASE, **build_args})]
+        _buildah(steps, Path(scratch) / "store", Path(scratch), 3600)
+
+
 def _buildah_build(target: str, name: str, arguments: Mapping[str, str], base: Path, archive: Path) -> None:
-    """Build with layers kept between builds. pip inside needs this machine's certificates."""
+    """Build with layers kept between builds."""
     store = cache_folder() / "buildah"
     if store.exists() and _bytes_below(store) > STORE_BYTES:
         shutil.rmtree(store)
-    settings = [f"--build-arg={key}={value}" for key, value in arguments.items()]
-    settings += [
-        f"--build-arg=PIP_CERT={CERTIFICATES}/ca-certificates.crt",
-        f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
-    ]
-    bud = ["--layers", "--isolation=chroot", "--network=host", "--pull-never", f"--target={target}", f"--tag={name}"]
     with tempfile.TemporaryDirectory(prefix=".buildah-", dir=cache_folder()) as scratch:
-        config = Path(scratch) / "containers.conf"
-        config.write_text(f'[network]\nnetwork_config_dir = "{scratch}/networks"\n')  # its default is in /etc
         tar = Path(scratch) / "image.tar"
-        script = [
-            ["pull", f"docker-archive:{base}"],
-            ["bud", *bud, *settings, str(REPOSITORY)],
-            ["push", name, f"docker-archive:{tar}:{name}"],
-        ]
-        buildah = ["buildah", f"--root={store}/root", f"--runroot={scratch}/run", "--storage-driver=overlay"]
-        for number, step in enumerate(script):
-            aside = Path(scratch) / str(number)
-            aside.mkdir()
-            in_overlay = [*ALONE, "sh", "-euc", SCRATCH_VAR_LIB, "sh", str(aside)]
-            _checked(["env", f"CONTAINERS_CONF={config}", *in_overlay, *buildah, *step], 1200)
+        steps = [_pull(base), _bud(target, name, arguments), ["push", name, f"docker-archive:{tar}:{name}"]]
+        _buildah(steps, store, Path(scratch), 1200)
         for outdated in sorted(archive.parent.glob(f"image-{target}-*.tar"), key=lambda tar: tar.stat().st_mtime)[
             :-KEPT
         ]:
             outdated.unlink()
         tar.rename(archive)
+
+
+def _pull(base: Path) -> list[str]:
+    return ["pull", f"docker-archive:{base}"]
+
+
+def _bud(target: str, name: str, arguments: Mapping[str, str]) -> list[str]:
+    """pip inside needs this machine's certificates."""
+    settings = {**arguments, "PIP_CERT": f"{CERTIFICATES}/ca-certificates.crt"}
+    return [
+        *("bud", "--layers", "--isolation=chroot", "--network=host", "--pull-never"),
+        *(f"--target={target}", f"--tag={name}", f"--volume={CERTIFICATES}:{CERTIFICATES}:ro"),
+        *(f"--build-arg={key}={value}" for key, value in settings.items()),
+        str(REPOSITORY),
+    ]
+
+
+def _buildah(steps: Sequence[Sequence[str]], store: Path, scratch: Path, timeout: float) -> None:
+    """Each step in namespaces of its own; its images and layers are below `store`. timeout: seconds for one step."""
+    config = scratch / "containers.conf"
+    config.write_text(f'[network]\nnetwork_config_dir = "{scratch}/networks"\n')  # its default is in /etc
+    buildah = ["buildah", f"--root={store}/root", f"--runroot={scratch}/run", "--storage-driver=overlay"]
+    for number, step in enumerate(steps):
+        aside = scratch / str(number)
+        aside.mkdir()
+        in_overlay = [*ALONE, "sh", "-euc", SCRATCH_VAR_LIB, "sh", str(aside)]
+        _checked(["env", f"CONTAINERS_CONF={config}", *in_overlay, *buildah, *step], timeout)
 
 
 def _bytes_below(folder: Path) -> int:

@@ -37,6 +37,19 @@ def test_no_committed_file_names_a_package_index_or_a_path_of_the_machine_it_was
     assert found == set()
 
 
+def test_nothing_that_is_left_out_is_installed_and_every_base_image_stands_by_its_digest() -> None:
+    left_out = re.findall(r"^([a-z0-9-]+);", (ROOT / "requirements" / "left-out.txt").read_text(), re.MULTILINE)
+    assert "websockets" in left_out
+    for name in ("dev", "trainer", "run"):
+        packages = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / f"{name}.txt").read_text(), re.MULTILINE)
+        assert "torch" in packages
+        assert set(left_out).isdisjoint(packages), name
+    bases = re.findall(r"^(?:ARG BASE=|FROM )(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    outside = [base for base in bases if ":" in base]
+    assert outside
+    assert all(re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", base) for base in outside)
+
+
 def test_the_operator_imports_where_torch_is_absent() -> None:
     """Its image has none: every module is imported under a finder that refuses what the trainer alone may need."""
     program = """

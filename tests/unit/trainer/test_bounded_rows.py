@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tests.tiny import tiny_tokenizer
 
 from alignment_api.contract.spec import AlignmentJobSpec
@@ -131,7 +130,7 @@ def test_what_a_trainee_holds_of_a_prompt_is_a_few_bytes(tmp_path: Path) -> None
 def test_a_parquet_file_of_one_row_group_is_read_in_pieces(tmp_path: Path) -> None:
     """Its 40 MB of text are random, so that they are as many on the disk. Arrow's own peak, in a process that has only
     read."""
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     random, path = np.random.default_rng(0), tmp_path / "rows.parquet"

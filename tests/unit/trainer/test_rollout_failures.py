@@ -1,4 +1,4 @@
-"""Why vLLM did not start is told by the field of the spec that is to blame. The logs are vLLM 0.31's own."""
+"""Why vLLM did not start is told by the field of the spec that is to blame. The logs are vLLM's own, of 0.31."""
 
 from __future__ import annotations
 

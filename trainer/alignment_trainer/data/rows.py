@@ -131,12 +131,8 @@ def _place_in_line(error: ValueError) -> str:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
-    try:
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise UserError(
-            "UnknownFile", f"{file}: reading .parquet needs `pip install pyarrow`; or write .jsonl"
-        ) from error
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
     number = 0
     try:
         with ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
