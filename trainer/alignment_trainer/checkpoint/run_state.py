@@ -121,6 +121,10 @@ class Checkpoints:
         newest = self.newest
         return newest if newest and (newest.step, newest.updates) == (position.step, position.updates) else None
 
+    def is_writing(self) -> bool:
+        """Whether this rank is still writing what was saved last; does not wait."""
+        return self._background.is_running()
+
     def poll(self) -> Checkpoint | None:
         """What was saved, where it has been sealed since the last look; collective. Raises what ended its writing."""
         return self.settle() if self._background.is_done() else None
