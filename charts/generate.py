@@ -91,7 +91,7 @@ ONLINE = (
 """Of jobs that learn from what they sample: PPO; GRPO, which has no critic."""
 EVERY_JOB = (
     of_job("Tokens a second", "short", "alignment_tokens_per_second"),
-    of_job("Step time", "s", "alignment_step_seconds"),
+    of_job("Step time", "s", "alignment_step_seconds", "alignment_checkpoint_pause_seconds"),
     of_job("Gradient norm", "short", "alignment_gradient_norm"),
     of_job("Steps not applied: something was not finite", "short", "alignment_skipped_steps"),
     of_job("Learning rate", "sci", "alignment_learning_rate"),

@@ -12,15 +12,22 @@ from tests.tiny import tiny_tokenizer
 from tiny_runs import pairs
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alignment_trainer.checkpoint.checkpoint import write_parts
+from alignment_api.contract.context import Context
+from alignment_api.yaml.manifest import read_manifest
+from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, make_checkpoints
+from alignment_trainer.checkpoint.run_state import Position
 from alignment_trainer.data.packing import pack, pair_group
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
-from alignment_trainer.engines.state import SavedState, draft_state
+from alignment_trainer.loop.build import Origin, load_trainee
 from alignment_trainer.model.load import outline_model
-from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
+from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.interruption import Interruption
+from alignment_trainer.process.metrics import Metrics
+from alignment_trainer.process.status_board import StatusBoard
 
 CPU = torch.device("cpu")
+OPTIONS = OptimizerOptions(weight_decay=1.0, max_grad_norm=1.0)
 SHAPE: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 512,
@@ -43,33 +50,50 @@ def write_model(folder: Path) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def loaded(model: str, small: str, sharding: str, scratch: str) -> dict[str, Any]:
-    """Loads, takes two steps, saves, loads that, and takes the third. small: a model that warms everything up."""
+def loaded(model: str, small: str, job: str, sharding: str, scratch: str) -> dict[str, Any]:
+    """Loads, takes two steps, saves; then another attempt goes on from there, and both take the third step.
+
+    small: a model that warms everything up.
+    """
     _engine(Path(small), sharding)
     begun, held = bytes_read(), _resident()
     engine = _engine(Path(model), sharding)
     read, grown = bytes_read() - begun, _resident() - held
     losses = [_step(engine) for _ in range(2)]
-    folder = Path(scratch)
-    folder.mkdir(exist_ok=True)
-    write_parts(folder, [draft_state(engine)])
-    distributed.barrier()
-    again, resumed = _resumed(Path(model), sharding, folder)
+    instance = _instance(Path(job), sharding, Path(scratch))
+    checkpoints = make_checkpoints(instance, claim_attempt(instance))
+    checkpoints.save(engine, Position(step=2))
+    checkpoints.settle()
+    again, resumed = _resumed(instance, Path(model))
     return {"read": read, "grown": grown, "losses": losses, "third": _step(engine), "again": again, "resumed": resumed}
 
 
-def _resumed(model: Path, sharding: str, folder: Path) -> tuple[float, int]:
-    """The loss of the step that follows a saved state, and the bytes that it took to get there."""
+def _resumed(instance: Instance, model: Path) -> tuple[float, int]:
+    """The loss of the first step of another attempt, and the bytes that it took to get there."""
     begun = bytes_read()
-    engine = _engine(model, sharding, SavedState(folder).weights)
-    engine.load(folder)
+    start = find_start(instance, claim_attempt(instance))
+    engine = load_trainee(instance.spec, Origin(model), start, CPU).engine
     read = bytes_read() - begun
     return _step(engine), read
 
 
-def _engine(model: Path, sharding: str, weights: Weights | None = None) -> Engine:
+def _instance(job: Path, sharding: str, storage: Path) -> Instance:
+    """A trainee of the job in a folder (a TinyJob's), with a storage and a sharding of its own."""
+    manifest = json.loads((job / "job.yaml").read_text())
+    manifest["spec"]["training"] |= {"sharding": sharding, "weightDecay": OPTIONS.weight_decay}
+    context = Context.model_validate_json((job / "context.json").read_text())
+    return Instance(
+        context.model_copy(update={"storage": str(storage)}),
+        read_manifest(json.dumps(manifest)),
+        StatusBoard(),
+        Metrics("tiny", "policy"),
+        Interruption(),
+    )
+
+
+def _engine(model: Path, sharding: str) -> Engine:
     outline = outline_model(model)
-    return ENGINES[sharding](outline.scorer, OptimizerOptions(0.0, 1.0), "fp32", CPU, weights or outline.weights)
+    return ENGINES[sharding](outline.scorer, OPTIONS, "fp32", CPU, outline.weights)
 
 
 def _step(engine: Engine) -> float:

@@ -12,7 +12,7 @@ from online_runs import HereAndNow, OnlineSetting, online_run
 from tiny_runs import Setting, tiny_classifier, tiny_engine, tiny_llama, tiny_run, trained_values
 
 from alignment_trainer.algorithms import OFFLINE
-from alignment_trainer.checkpoint.run_state import restore, verify_together
+from alignment_trainer.checkpoint.run_state import restore
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import SavedState
 from alignment_trainer.loop.offline import Run
@@ -39,7 +39,6 @@ def trained(folder: str, reference: str | None = None, **setting: Any) -> dict[s
 def resumed(folder: str, checkpoint: str, reference: str, **setting: Any) -> dict[str, Any]:
     """Goes on from a checkpoint, with other weights until it is read."""
     causal = tiny_llama(seed=99)
-    verify_together(Path(checkpoint))
     engine = tiny_engine(Setting(**setting), causal, SavedState(Path(checkpoint)).weights)
     run, recorder = tiny_run(Path(folder), Setting(**setting), engine, reference=_load(reference))
     run.position = restore(Path(checkpoint), engine)

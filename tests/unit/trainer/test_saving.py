@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from roles import forkserver
 from safetensors import safe_open
 from tiny_runs import Recorder, Setting, tiny_run
 
-from alignment_trainer.checkpoint.checkpoint import Part, list_checkpoints, verify, write_parts
+from alignment_trainer.checkpoint.checkpoint import Checkpoint, Part, Write, list_checkpoints, verify, write_parts
 from alignment_trainer.checkpoint.claims import checkpoints_folder, claim_term, remove_unfinished, start_of
+from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.drafts import TensorDraft
-from alignment_trainer.loop.offline import Run, StepReport
+from alignment_trainer.engines.base import Engine, ParameterState
+from alignment_trainer.loop.offline import Interrupted, Run, StepReport
 from alignment_trainer.loop.train import train
 from alignment_trainer.process.errors import failure_of
 from alignment_trainer.roles.critic import CriticInbox
@@ -32,8 +35,34 @@ PATIENCE = 120.0
 """Seconds after which what never comes is given up."""
 
 
+class Held(torch.Tensor):
+    """Gives nobody its bytes, to hash or to write, before it is released."""
+
+    released: threading.Event
+
+    def reshape(self, *shape: int) -> torch.Tensor:  # type: ignore[override]
+        assert self.released.wait(PATIENCE), "the training thread waits for what is hashed and written"
+        return self.as_subclass(torch.Tensor).reshape(*shape)
+
+
+def hold(engine: Engine, released: threading.Event, events: list[str] | None = None) -> None:
+    """Lets the engine give `Held` tensors away. events: gets a word at each snapshot."""
+    full_state = engine.full_state
+
+    def held() -> Iterator[tuple[str, ParameterState | None]]:
+        if events is not None:
+            events.append("snapshot")
+        for name, state in full_state():
+            assert state is not None
+            weight = state.weight.as_subclass(Held)
+            weight.released = released
+            yield name, replace(state, weight=weight)
+
+    engine.full_state = held  # type: ignore[method-assign]
+
+
 class Releasing(Recorder):
-    """Lets a held write go on once a step is done."""
+    """Lets what is held be written once a step is done."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -46,24 +75,57 @@ class Releasing(Recorder):
             self.told_before = [checkpoint.step for checkpoint in self.checkpoints]
             self.released.set()
 
-    def hold(self) -> list[Part]:
-        assert self.released.wait(PATIENCE), "no step was computed while this was written"
-        return []
-
 
 def held_run(folder: Path, until: int, setting: Setting) -> tuple[Run, Releasing]:
     run, _ = tiny_run(folder, setting)
     observer = Releasing(until)
     run.hooks = replace(run.hooks, observer=observer)
-    run.checkpoints.extra_parts = lambda _: observer.hold
+    hold(run.engine, observer.released)
     return run, observer
 
 
-def test_steps_go_on_while_a_checkpoint_is_written_and_it_is_told_once_sealed(tmp_path: Path) -> None:
+class Waiting(Checkpoints):
+    """Writes nothing of a snapshot before the training thread waits for it."""
+
+    def __init__(self, root: Path, engine: Engine) -> None:
+        super().__init__(root, term=1, keep=9)
+        self.released, self.events = threading.Event(), list[str]()
+        hold(engine, self.released, self.events)
+
+    def settle(self) -> Checkpoint | None:
+        self.released.set()
+        sealed = super().settle()
+        self.released.clear()
+        if sealed is not None:
+            self.events.append("sealed")
+        return sealed
+
+
+def test_the_training_thread_computes_on_while_nothing_is_hashed_or_written_yet(tmp_path: Path) -> None:
     run, observer = held_run(tmp_path, 5, Setting(steps=6, checkpoint_every=3))
     train(run)
     assert observer.told_before == []
     assert [checkpoint.step for checkpoint in observer.checkpoints] == [3, 6]
+
+
+def test_a_save_that_meets_another_on_its_way_waits_with_its_snapshot_and_says_so(tmp_path: Path) -> None:
+    """So that a rank holds one snapshot at most."""
+    run, recorder = tiny_run(tmp_path, Setting(steps=3, checkpoint_every=1))
+    run.checkpoints = checkpoints = Waiting(tmp_path, run.engine)
+    train(run)
+    assert checkpoints.events == ["snapshot", "sealed"] * 3
+    assert recorder.waits == [False, True, True]
+
+
+def test_asked_to_go_in_the_middle_of_a_write_it_seals_that_one_and_then_its_own(tmp_path: Path) -> None:
+    asked = iter([False] * 3)
+    run, recorder = tiny_run(tmp_path, Setting(checkpoint_every=2, micro_tokens=10**6), stop=lambda: next(asked, True))
+    run.checkpoints = checkpoints = Waiting(tmp_path, run.engine)
+    with pytest.raises(Interrupted):
+        train(run)
+    assert checkpoints.events == ["snapshot", "sealed"] * 2
+    assert [checkpoint.step for checkpoint in recorder.checkpoints] == [2, 3]
+    assert recorder.waits == [False, True]
 
 
 def test_a_checkpoint_is_told_though_the_next_step_never_ends(tmp_path: Path) -> None:
@@ -101,9 +163,16 @@ def full_disk() -> list[Part]:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def fill_disk(folder: Path) -> Write:
+    """Linux's own full disk stands where the state shall be written."""
+    (folder / "state-00000-of-00001.safetensors").symlink_to("/dev/full")
+    return list
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk to write to")
 def test_a_failed_write_ends_the_run_by_name_and_seals_nothing(tmp_path: Path) -> None:
     run, recorder = tiny_run(tmp_path, Setting(steps=6, checkpoint_every=2))
-    run.checkpoints.extra_parts = lambda folder: full_disk
+    run.checkpoints.extra_parts = fill_disk
     with pytest.raises(OSError, match="No space left") as error:
         train(run)
     assert failure_of(error.value).reason == "StorageFull"

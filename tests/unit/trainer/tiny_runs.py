@@ -97,12 +97,17 @@ class Recorder:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     """Of weights that an online run has published."""
+    waits: list[bool] = field(default_factory=list)
+    """Of each pause to save, whether it was also for the checkpoint before."""
 
     def stepped(self, report: StepReport) -> None:
         self.reports.append(report)
 
     def saved(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.append(checkpoint)
+
+    def paused(self, seconds: float, waited: bool) -> None:
+        self.waits.append(waited)
 
     @property
     def losses(self) -> list[float]:

@@ -37,7 +37,7 @@ def claim_attempt(instance: Instance) -> Claim:
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint that an attempt starts from.
+    """The checkpoint that an attempt starts from: rank 0 has verified it when it was claimed or found.
 
     resumes: it is this job's own, and everything in it is taken up. Another job's gives its weights alone.
     """
@@ -49,12 +49,13 @@ class Start:
 def find_start(instance: Instance, claim: Claim) -> Start | None:
     """The claim's, else, as long as this job has saved nothing, that of the storage in checkpoint.resumeFrom.
 
-    None for the model as it came. Raises UserError where the other storage holds none.
+    None for the model as it came. Raises UserError where the other storage holds none. Collective.
     """
     own, source = start_of(instance.storage, claim), instance.spec.checkpoint.resume_from
     if own is not None or source is None:
         return Start(own) if own is not None else None
-    return Start(resume_from(Path(instance.context.sources[source]), source).folder, resumes=False)
+    other = Path(instance.context.sources[source])
+    return Start(distributed.ask_first_rank(lambda: resume_from(other, source).folder), resumes=False)
 
 
 def make_checkpoints(instance: Instance, claim: Claim) -> Checkpoints:

@@ -48,6 +48,10 @@ class Background(Generic[T]):
             raise failures[0]
         return [result for result, _ in gathered]  # type: ignore[misc]
 
+    def is_running(self) -> bool:
+        """Whether this rank is still at what was started; does not wait."""
+        return self.work is not None and not self.work.done()
+
     def is_done(self) -> bool:
         """Whether what was started has ended on every rank; collective."""
         return self.work is not None and not distributed.any_rank(not self.work.done())

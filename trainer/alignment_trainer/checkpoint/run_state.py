@@ -13,14 +13,12 @@ from alignment_trainer.algorithms.advantages import RunningMoments
 from alignment_trainer.checkpoint.background import Background
 from alignment_trainer.checkpoint.checkpoint import (
     Checkpoint,
-    DamagedCheckpointError,
     Part,
     Write,
     checkpoint_folder,
     prune,
     read_checkpoint,
     start_checkpoint,
-    verify,
     write_checkpoint,
     write_parts,
 )
@@ -123,6 +121,10 @@ class Checkpoints:
         newest = self.newest
         return newest if newest and (newest.step, newest.updates) == (position.step, position.updates) else None
 
+    def is_writing(self) -> bool:
+        """Whether this rank is still writing what was saved last; does not wait."""
+        return self._background.is_running()
+
     def poll(self) -> Checkpoint | None:
         """What was saved, where it has been sealed since the last look; collective. Raises what ended its writing."""
         return self.settle() if self._background.is_done() else None
@@ -184,21 +186,6 @@ def restore(folder: Path, engine: Engine, prefix: str = "") -> Position:
 
 def _random_file(prefix: str) -> str:
     return f"{prefix}random-{distributed.rank():05d}.safetensors"
-
-
-def verify_together(folder: Path) -> Checkpoint:
-    """Rank 0 reads and checks every part; all ranks get the checkpoint, or its DamagedCheckpointError."""
-    checkpoint, damage = distributed.ask_first_rank(lambda: _try_verify(folder))
-    if checkpoint is None:
-        raise damage or DamagedCheckpointError(f"{folder}: not verified")
-    return checkpoint
-
-
-def _try_verify(folder: Path) -> tuple[Checkpoint | None, DamagedCheckpointError | None]:
-    try:
-        return verify(folder), None
-    except DamagedCheckpointError as error:
-        return None, error
 
 
 def random_state() -> dict[str, Tensor]:

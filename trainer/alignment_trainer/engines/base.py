@@ -1,7 +1,7 @@
 """What the loop knows of the machinery that holds weights, gradients and optimizer state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +93,11 @@ def all_or_nothing(loss: Tensor) -> Tensor:
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices; biases and norms are left alone."""
-    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+def parameter_groups(
+    module: nn.Module, weight_decay: float, dimensions: Callable[[nn.Parameter], int] = nn.Parameter.dim
+) -> list[dict[str, object]]:
+    """Weight decay on matrices; biases and norms are left alone. dimensions: of a parameter as the model has it."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices, others = [p for p in trained if dimensions(p) > 1], [p for p in trained if dimensions(p) <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

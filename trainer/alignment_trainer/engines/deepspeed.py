@@ -27,7 +27,7 @@ from alignment_trainer.engines.base import (
 from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import CASTS, autocast
-from alignment_trainer.model.weights import Weights, fill
+from alignment_trainer.model.weights import Weights, fill, replace_parameters
 from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,7 +50,7 @@ class DeepSpeedEngine(Engine):
         config = zero_config(options, precision, stage, overlap=device.type != "cpu")
         _prepare(device)
         if weights is not None:
-            fill((scorer,), scorer.hub_names, weights, device)
+            _LOAD[stage](scorer, weights, device, config)
         self._parameters = [(scorer.hub_names[name], parameter) for name, parameter in scorer.named_parameters()]
         self._zero = _initialize(scorer.to(device), options, config)
         self._steps = 0
@@ -143,15 +143,41 @@ def _prepare(device: torch.device) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def _load_whole(scorer: PackedModel, weights: Weights, device: torch.device, _config: dict[str, Any]) -> None:
+    """Gives this rank all numbers: ZeRO-2 computes with whole weights."""
+    fill((scorer,), scorer.hub_names, weights, device)
+
+
+def _load_slices(scorer: PackedModel, weights: Weights, device: torch.device, config: dict[str, Any]) -> None:
+    """Gives this rank its slice of every parameter; of one at a time a whole one stands empty while it is cut."""
+    import deepspeed
+
+    def spread(name: str, parameter: nn.Parameter) -> nn.Parameter:
+        own = nn.Parameter(torch.empty(parameter.shape, device=device), parameter.requires_grad)
+        deepspeed.zero.Init(module=nn.ParameterList([own]), config_dict_or_path=config)
+        own.ds_tensor.copy_(_own_slice(own, partial(weights.read, scorer.hub_names[name])))  # type: ignore[attr-defined]
+        return own
+
+    replace_parameters((scorer,), spread)
+
+
+_LOAD = {2: _load_whole, 3: _load_slices}
+"""By ZeRO's stage."""
+
+
 def _initialize(scorer: PackedModel, options: OptimizerOptions, config: dict[str, Any]) -> Any:
     """DeepSpeed's engine around the scorer, its weights as they are now."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
-        parameter_groups(scorer, options.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
-    )
+    groups = parameter_groups(scorer, options.weight_decay, _dimensions)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
     engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """Of the whole parameter: what stands for one that is spread is flat."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def zero_config(options: OptimizerOptions, precision: str, stage: int, overlap: bool = False) -> dict[str, Any]:

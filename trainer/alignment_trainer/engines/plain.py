@@ -17,6 +17,7 @@ from alignment_trainer.engines.state import SavedState, to_cpu
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import CASTS
+from alignment_trainer.model.products import trained_products
 from alignment_trainer.model.weights import Weights, fill
 
 
@@ -83,7 +84,7 @@ class Masters:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._of = {parameter: _cast(parameter) for parameter in _of_products(module)}
+        self._of = {parameter: _cast(parameter) for parameter in trained_products(module)}
 
     def of(self, parameter: nn.Parameter) -> Tensor:
         """The parameter itself where it has no master."""
@@ -94,13 +95,6 @@ class Masters:
         """Gives the parameters the values that the masters have now."""
         if self._of:
             torch._foreach_copy_(list(self._of), list(self._of.values()))
-
-
-def _of_products(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters of linear layers, which autocast casts whole, and of no other module."""
-    owned = [(isinstance(part, nn.Linear), p) for part in module.modules() for p in part.parameters(recurse=False)]
-    others = {parameter for linear, parameter in owned if not linear}
-    return [parameter for linear, parameter in owned if linear and parameter not in others]
 
 
 def _cast(parameter: nn.Parameter) -> Tensor:

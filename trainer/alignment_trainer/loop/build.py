@@ -12,7 +12,7 @@ from alignment_api.derived.sharding import sharding_of
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start
-from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore, verify_together
+from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
@@ -46,13 +46,12 @@ class Origin:
 def load_trainee(spec: AlignmentJobSpec, origin: Origin, start: Start | None, device: torch.device) -> Trainee:
     """The model as it came, as this job's checkpoint left it, or with another job's weights; collective.
 
-    Seeds this rank's random numbers. Raises DamagedCheckpointError where `start` does not verify.
+    Seeds this rank's random numbers. start: verified where it was found; each rank reads its slice of it.
     """
     training, prefix = spec.training, origin.prefix
     model = origin.task.outline(origin.model, spec)
     weights: Weights = model.weights
     if start is not None:
-        verify_together(start.folder)
         weights = SavedState(start.folder, prefix).weights
     make_engine = ENGINES[sharding_of(training, distributed.world_size())]
     engine = make_engine(model.scorer, OptimizerOptions.of(training), training.precision, device, weights)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -54,6 +55,18 @@ class Observer(Protocol):
     def stepped(self, report: StepReport) -> None: ...
 
     def saved(self, checkpoint: Checkpoint) -> None: ...
+
+    def paused(self, seconds: float, waited: bool) -> None:
+        """To save, the training thread stood still. waited: also for the checkpoint before, which was being written."""
+
+
+@contextmanager
+def pause(checkpoints: Checkpoints, observer: Observer) -> Iterator[None]:
+    """For what keeps the training thread from the next step; the observer hears of it."""
+    began, waited = time.monotonic(), checkpoints.is_writing()
+    yield
+    if distributed.rank() == 0:
+        observer.paused(time.monotonic() - began, waited)
 
 
 @dataclass(frozen=True)
@@ -234,9 +247,13 @@ class Run:
             self.hooks.evaluate(step)
 
     def save(self) -> None:
-        """Saves the position that was reached, in the background; nothing to do where that is saved. Collective."""
-        self.settle()
-        self.checkpoints.save(self.engine, self.position, self.hooks.observer.saved)
+        """Saves the position that was reached, in the background; nothing to do where that is saved. Collective.
+
+        What was saved before is sealed first, so that a rank holds one snapshot at most.
+        """
+        with pause(self.checkpoints, self.hooks.observer):
+            self.settle()
+            self.checkpoints.save(self.engine, self.position, self.hooks.observer.saved)
 
     def settle(self) -> None:
         """Waits until what was saved is sealed. Raises what kept it from being so."""

@@ -38,7 +38,7 @@ from alignment_trainer.experience.metrics import rollout_metrics
 from alignment_trainer.experience.minibatches import Micro, UpdateKey, minibatches, plan_micros
 from alignment_trainer.experience.value_trainer import ValueBatch
 from alignment_trainer.loop import guard
-from alignment_trainer.loop.offline import Interrupted, LoopOptions, StepReport
+from alignment_trainer.loop.offline import Interrupted, LoopOptions, StepReport, pause
 from alignment_trainer.loop.online_parts import (
     Minibatch,
     OnlineServices,
@@ -298,8 +298,9 @@ class OnlineRun:
     def save(self) -> None:
         """Saves the position that was reached, in the middle of a step too, actor and critic together, in the
         background. Collective."""
-        self.settle()
-        self.services.checkpoints.save(self.trainees.engine, self.position, self.services.observer.saved)
+        with pause(self.services.checkpoints, self.services.observer):
+            self.settle()
+            self.services.checkpoints.save(self.trainees.engine, self.position, self.services.observer.saved)
 
     def settle(self) -> None:
         """Waits until what was saved is sealed, and keeps beside it what was sampled since. Raises what kept it from

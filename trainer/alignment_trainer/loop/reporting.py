@@ -99,6 +99,16 @@ class Reporter:
         self._board.update(checkpoint=status)
         log.info("saved step %d", checkpoint.step, extra={"folder": str(checkpoint.folder)})
 
+    def paused(self, seconds: float, waited: bool) -> None:
+        """The training thread goes on after a snapshot."""
+        self._metrics.set("checkpoint_pause_seconds", seconds)
+        if waited:
+            log.warning(
+                "saving waited for the checkpoint before, which was still being written: %.1f s; raise "
+                "spec.checkpoint.everySteps, or take faster storage",
+                seconds,
+            )
+
     def evaluated(self, step: int, figures: Evaluated) -> None:
         """The held-out rows were scored by the model after `step` steps."""
         values = {HELD_OUT[name]: interval.value for name, interval in figures.items() if name in HELD_OUT}

@@ -17,7 +17,7 @@ from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.load import filled
+from alignment_trainer.model.load import frozen
 from alignment_trainer.model.precision import autocast
 from alignment_trainer.model.tasks import ModelTask
 
@@ -33,9 +33,9 @@ class LocalScorer:
         devices = [torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")]
         self._free: queue.SimpleQueue[tuple[torch.device, PackedModel]] = queue.SimpleQueue()
         for device in devices:
-            model = filled(task.outline(folder, spec))
+            model = task.outline(folder, spec)
             self.vocabulary = int(model.network.config.vocab_size)
-            self._free.put((device, compile_layers(model.scorer.to(device).eval(), device)))
+            self._free.put((device, compile_layers(frozen(model, spec.training.precision, device), device)))
         self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="scorer")
 
     def close(self) -> None:

@@ -14,6 +14,8 @@ from alignment_trainer.model.config import Noise, read_config, say_noise
 from alignment_trainer.model.description import read_generation
 from alignment_trainer.model.folder import causal_network, classifier_network, tokenizer_of
 from alignment_trainer.model.heads import PackedModel, scorer, value_scorer
+from alignment_trainer.model.precision import CASTS
+from alignment_trainer.model.products import frozen_products
 from alignment_trainer.model.tensors import Apart, check_loaded, outlined
 from alignment_trainer.model.weight_files import Stored, read_headers
 from alignment_trainer.model.weights import FolderWeights, Weights, fill
@@ -52,10 +54,21 @@ def load_value_model(
 
 
 def filled(model: LoadedModel) -> LoadedModel:
-    """The model with all of its numbers in the memory of this process, on the CPU."""
+    """The model with all of its numbers in the memory of this process, on the CPU, in fp32."""
     names = {name: name for name, _ in model.network.named_parameters()}
     fill((model.network, model.scorer), names, model.weights, torch.device("cpu"))
     return model
+
+
+def frozen(model: LoadedModel, precision: str, device: torch.device) -> PackedModel:
+    """The model's scorer to be asked alone, on a device, its weights held in what they are computed in.
+
+    Under autocast with bf16 that is bf16 for all products, and the numbers are those of weights in fp32; embeddings
+    and norms, which are computed with in fp32, stay so.
+    """
+    products = frozen_products(model.scorer) if CASTS[precision] else ()
+    fill((model.scorer,), model.scorer.hub_names, model.weights, device, products)
+    return model.scorer.to(device).eval()
 
 
 def outline_model(folder: Path, gradient_checkpointing: bool = False, temperature: float = 1.0) -> LoadedModel:

@@ -112,14 +112,23 @@ class FolderWeights:
         return read_slice(tensor, 0, prod(tensor.shape)).view(tensor.shape)
 
 
-def fill(modules: Sequence[nn.Module], names: Mapping[str, str], weights: Weights, device: torch.device) -> None:
+def fill(
+    modules: Sequence[nn.Module],
+    names: Mapping[str, str],
+    weights: Weights,
+    device: torch.device,
+    in_bf16: Sequence[nn.Parameter] = (),
+) -> None:
     """Gives every parameter its numbers, one after the other. Tied ones stay one.
 
     modules: the first has all parameters, others may share them. names: of the first -> in the model's folder.
+    in_bf16: those that are held in bf16; the others are in fp32.
     """
+    halves = set(in_bf16)
 
     def filled(name: str, parameter: nn.Parameter) -> nn.Parameter:
-        return nn.Parameter(weights.read(names[name], 0, parameter.numel()).view(parameter.shape).to(device))
+        dtype = torch.bfloat16 if parameter in halves else torch.float32
+        return nn.Parameter(weights.read(names[name], 0, parameter.numel()).view(parameter.shape).to(device, dtype))
 
     replace_parameters(modules, filled)
 

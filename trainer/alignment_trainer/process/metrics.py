@@ -29,6 +29,10 @@ GAUGES = {
     "tokens_per_second": ("alignment_tokens_per_second", "Tokens a second over all ranks, padding not counted"),
     "step_seconds": ("alignment_step_seconds", "Duration of the last optimizer step"),
     "checkpoint_step": ("alignment_checkpoint_step", "Optimizer steps in the last verified checkpoint"),
+    "checkpoint_pause_seconds": (
+        "alignment_checkpoint_pause_seconds",
+        "Pause of the training thread for the last checkpoint: its copy, and the rest of the one before",
+    ),
     "heldout_accuracy": ("alignment_heldout_accuracy_ratio", "Held-out share of pairs with a positive reward margin"),
     "heldout_margin": ("alignment_heldout_reward_margin", "Held-out mean margin of implicit rewards, or of scores"),
     "heldout_likelier_chosen": ("alignment_heldout_likelier_chosen_ratio", "Held-out share: chosen is the likelier"),
