@@ -20,6 +20,7 @@ from alignment_api.contract.status import (
     AlignmentJobStatus,
     EvaluationReport,
     Interval,
+    MicroBatchReport,
     ModelShape,
     PrecisionReport,
     Progress,
@@ -330,6 +331,7 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
         progress=Progress(step=12, total_steps=80, tokens_per_second=512.4, eta_seconds=130),
         metrics={"loss": 0.6543, "reward_margin": 0.12, "accuracy": 0.61},
         precision=PrecisionReport(value="bf16", why="the CPU has bf16"),
+        micro_batch=MicroBatchReport(tokens=8192, recompute_layers=6, why="takes 4.0 of 9.0 GiB free"),
     )
     policy = PodView(
         name="p",
@@ -350,6 +352,7 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
         "tiny: Running",
         "stage train",
         "computes in bf16: the CPU has bf16",
+        "computes 8,192 tokens at once, 6 layers recomputed: takes 4.0 of 9.0 GiB free",
         "policy-0: training",
         "train  step 12/80  loss 0.6543  margin 0.12  accuracy 0.61  512 tokens/s  ETA 2m10s  2.0 GiB",
     ]
