@@ -46,7 +46,7 @@ def ours(options: argparse.Namespace) -> Report:
     policy = load_trainee(spec, Origin(options.model), None, torch.device("cpu"))
 
     def run() -> list[float]:
-        tokenizer = PairTokenizer(policy.model.tokenizer, spec.training.max_length, spec.training.micro_batch_tokens)
+        tokenizer = PairTokenizer(policy.model.tokenizer, spec.training.max_length, options.micro_tokens)
         examples = [tokenizer.encode(parse_row(row)) for row in islice(read_rows(options.data), options.rows)]
         reference = score_rows(spec, policy.engine, examples)
         with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
             "weightDecay": HYPER["weight_decay"],
             "maxLength": options.max_length,
             "precision": options.dtype,
-            "gradientCheckpointing": options.gradient_checkpointing,
+            "recomputeLayers": 10_000 if options.gradient_checkpointing else 0,
         },
         "checkpoint": {"everySteps": 10**6},
     }

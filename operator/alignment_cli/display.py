@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from alignment_api.contract.status import AlignmentJobStatus, PrecisionReport, Progress
+from alignment_api.contract.status import AlignmentJobStatus, MicroBatchReport, PrecisionReport, Progress
 from alignment_operator.plan.types import PodView
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -69,6 +69,8 @@ class Display:
         self._when_new("stage", f"stage {status.stage}", self._print)
         if status.precision is not None:
             self._when_new("precision", precision_text(status.precision), self._print)
+        if status.micro_batch is not None:
+            self._when_new("micro-batch", micro_batch_text(status.micro_batch), self._print)
         for view in views:
             self._when_new(view.name, f"{_instance_name(view)}: {_state(view)}", self._print)
         progress = _progress_line(status, views)
@@ -111,6 +113,8 @@ def _table(name: str, elapsed: str, status: AlignmentJobStatus, views: tuple[Pod
     parts: list[RenderableType] = [head]
     if status.precision is not None:
         parts.append(Text(precision_text(status.precision), style="dim"))
+    if status.micro_batch is not None:
+        parts.append(Text(micro_batch_text(status.micro_batch), style="dim"))
     progress = status.progress
     if progress is not None and progress.total_steps:
         row = Table.grid(padding=(0, 2))
@@ -168,6 +172,12 @@ def _memory_of(view: PodView) -> str:
 def precision_text(precision: PrecisionReport) -> str:
     """In what the job computes, and why."""
     return f"computes in {precision.value}: {precision.why}"
+
+
+def micro_batch_text(report: MicroBatchReport) -> str:
+    """How much it computes at once, and why."""
+    again = f", {report.recompute_layers} layers recomputed" if report.recompute_layers else ""
+    return f"computes {report.tokens:,} tokens at once{again}: {report.why}"
 
 
 def memory_text(count: float) -> str:

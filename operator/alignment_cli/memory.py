@@ -9,31 +9,27 @@ from pathlib import Path
 
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_api.derived.sizing import (
-    FROZEN_BYTES,
-    SNAPSHOT_BYTES,
-    TRAINED_BYTES,
-    copies_of,
-    replicas_of,
-    scratch_bytes,
-)
+from alignment_api.derived.decoder import Decoder, shape_in
+from alignment_api.derived.micro_batch import LEAST_TOKENS, assumed
+from alignment_api.derived.role_memory import replicas_of
+from alignment_api.derived.sizing import pod_bytes
 from alignment_api.derived.stages import stages_of
 from alignment_api.rules.mutability import SCALABLE
 from alignment_cli.display import memory_text
 
-_TRAINED_BYTES = TRAINED_BYTES + SNAPSHOT_BYTES
-"""A parameter in training: fp32 weight, gradient, AdamW's two moments, and a checkpoint's copy of them."""
-_FROZEN_BYTES = 4
-"""A parameter of a frozen model that computes as the policy does: its fp32 weight."""
-_PROCESS_BYTES = 2**29
-"""Python, torch and transformers, before any weight."""
-_VLLM_BYTES = 3 * 2**30
-"""A vLLM server before any weight: about 2 GiB of its own, and 1 GiB of keys and values."""
 _PLACEMENTS = {
     ("dpo", "reference"): "write spec.roles.reference: {placement: withPolicy}, which needs no server",
     ("ppo", "critic"): "write spec.roles.critic: {placement: withActor}, which saves a process",
 }
 """Algorithm and role -> how to do without processes of its own."""
+
+
+def read_decoder(folder: Path) -> Decoder | None:
+    """The model in a Hugging Face folder, by its config and the heads of its safetensors files; None without those."""
+    parameters, config = count_parameters(folder), folder / "config.json"
+    if parameters is None:
+        return None
+    return Decoder.of(parameters, shape_in(json.loads(config.read_text())) if config.is_file() else None)
 
 
 def count_parameters(folder: Path) -> int | None:
@@ -55,11 +51,12 @@ def _count_in(file: Path) -> int:
     return count
 
 
-def memory_advice(spec: AlignmentJobSpec, parameters: int, available: int) -> str | None:
-    """What to write where the weights of a stage's processes do not fit; None where they do, activations aside."""
+def memory_advice(spec: AlignmentJobSpec, model: Decoder, available: int) -> str | None:
+    """What to write where a stage's processes do not fit; None where they do, with the least computed at once."""
+    spec = assumed(spec, LEAST_TOKENS)
     for stage in stages_of(spec):
         held = {
-            role: (replicas_of(spec, role), _pod_bytes(spec, role, parameters))
+            role: (replicas_of(spec, role), pod_bytes(spec, role, model))
             for role in stage.roles
             if ROLES[role].accelerated
         }
@@ -67,23 +64,13 @@ def memory_advice(spec: AlignmentJobSpec, parameters: int, available: int) -> st
         if need > available:
             what = ", ".join(f"{role} {_times(pods)}{memory_text(each)}" for role, (pods, each) in held.items() if pods)
             return (
-                f"stage {stage.name} needs {memory_text(need)} with {parameters:,} parameters ({what}), this machine "
-                f"has {memory_text(available)} free; {_less(spec.algorithm.name, held)}"
+                f"stage {stage.name} needs {memory_text(need)} with {model.parameters:,} parameters ({what}), this "
+                f"machine has {memory_text(available)} free; {_less(spec.algorithm.name, held)}"
             )
     return None
 
 
-def _pod_bytes(spec: AlignmentJobSpec, role: str, parameters: int) -> int:
-    """Bytes of one process before activations; a gang's processes share the trained state."""
-    scratch = scratch_bytes(spec, role, parameters)
-    if ROLES[role].samples:
-        return parameters * FROZEN_BYTES[spec.training.precision] + scratch + _VLLM_BYTES
-    each = _TRAINED_BYTES if ROLES[role].trainable else _FROZEN_BYTES
-    sharers = replicas_of(spec, role) if ROLES[role].trainable else 1
-    return parameters * each * copies_of(spec, role) // sharers + scratch + _PROCESS_BYTES
-
-
-def _less(algorithm: str, held: Mapping[str, tuple[int, int]]) -> str:
+def _less(algorithm: str, held: Mapping[str, tuple[int, float]]) -> str:
     """What to write instead, from what is there."""
     for role in held:
         if (algorithm, role) in _PLACEMENTS:

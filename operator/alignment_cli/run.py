@@ -19,14 +19,16 @@ from rich.console import Console
 
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.sources import parse_source
-from alignment_api.contract.status import AlignmentJobStatus
-from alignment_api.derived.precision import as_far_as_known
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import AlignmentJobStatus, Precision
+from alignment_api.derived.decoder import Decoder
+from alignment_api.derived.precision import as_far_as_known, with_precision
 from alignment_api.rules.mutability import immutable_changes
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display
 from alignment_cli.errors import Refused
 from alignment_cli.estimate import duration_range
-from alignment_cli.memory import count_parameters, memory_advice
+from alignment_cli.memory import memory_advice, read_decoder
 from alignment_cli.reading import Manifest, check_files, check_volumes
 from alignment_cli.summary import print_summary
 from alignment_operator.local.context import Places
@@ -178,10 +180,10 @@ def _status_to_go_on_from(folder: RunFolder) -> AlignmentJobStatus:
     return status
 
 
-def _parameters(job: AlignmentJob) -> int | None:
-    """Of a model whose files are here."""
+def _model(job: AlignmentJob) -> Decoder | None:
+    """The job's own, where its files are here."""
     source = parse_source(job.spec.model.source)
-    return None if source.scheme == "hf" else count_parameters(Path(source.path))
+    return None if source.scheme == "hf" else read_decoder(Path(source.path))
 
 
 def _check_devices(job: AlignmentJob, places: Places) -> None:
@@ -189,27 +191,33 @@ def _check_devices(job: AlignmentJob, places: Places) -> None:
     if pool.gpu is None:
         return
     spec = as_far_as_known(job.spec, places.platform)
-    shortage = gpu_shortage(spec, pool, len(machine_gpus()), _parameters(job))
+    shortage = gpu_shortage(spec, pool, len(machine_gpus()), _model(job))
     if shortage is not None:
         raise Refused(f"{job.metadata.name}: {shortage}")
 
 
 def _advise(console: Console, job: AlignmentJob, places: Places) -> None:
-    parameters, available = _parameters(job), available_memory()
+    model, available = _model(job), available_memory()
     if available is None or places.platform.pools.on_demand.gpu is not None:
         return
-    advice = memory_advice(job.spec, parameters, available) if parameters is not None else None
+    advice = memory_advice(_computed_here(job.spec), model, available) if model is not None else None
     if advice:
         console.print(f"memory may not suffice: {advice}", style="yellow", highlight=False, soft_wrap=True)
 
 
+def _computed_here(spec: AlignmentJobSpec) -> AlignmentJobSpec:
+    """With the precision that `prepare` will find on this machine's CPU."""
+    computed: Precision = "bf16" if machine_has_bf16() else "fp32"
+    return spec if spec.training.precision != "auto" else with_precision(spec, computed)
+
+
 def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
     """The first line: a guess, as a range. Of GPUs nothing is known here yet."""
-    parameters = _parameters(job)
-    if parameters is None or places.platform.pools.on_demand.gpu is not None:
+    model = _model(job)
+    if model is None or places.platform.pools.on_demand.gpu is not None:
         return
-    bf16 = job.spec.training.precision != "fp32" and machine_has_bf16()
-    expected = duration_range(job.spec, parameters, bf16)
+    bf16 = _computed_here(job.spec).training.precision == "bf16" and machine_has_bf16()
+    expected = duration_range(job.spec, model.parameters, bf16)
     if expected is not None:
         low, high = (max(1, round(seconds / 60)) for seconds in expected)
         minutes = f"{low} to {high} minutes" if high > 1 else "a minute"

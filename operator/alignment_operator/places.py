@@ -12,7 +12,7 @@ from alignment_api.contract.platform import Platform
 from alignment_api.contract.roles import Stage, StageName
 from alignment_api.contract.sources import Source, parse_source
 from alignment_api.derived.reward_stage import REWARD_FOLDER
-from alignment_api.derived.sizing import replicas_of
+from alignment_api.derived.role_memory import replicas_of
 from alignment_api.derived.source_fields import sources_read
 from alignment_api.derived.stages import stages_of, trains_reward
 from alignment_operator.names import VOLUMES_FOLDER, output_claim, storage_claim

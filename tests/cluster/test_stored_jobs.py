@@ -29,7 +29,7 @@ LOOSER: dict[str, Any] = {
 """Against rules, bounds, a source's form."""
 NEWER: dict[str, Any] = {
     "algorithm": {"dpo": {"beta": 0.1, "rpoAlpha": 0.5}},
-    "training": {"microBatchTokens": "auto"},
+    "training": {"microBatchTokens": "most"},
     "spotFallback": {"afterSeconds": 600},
 }
 """An option, a type and a field that this release does not have."""
@@ -157,7 +157,7 @@ def test_an_operator_that_was_rolled_back_loses_nothing(other_release: Place, tm
     (config,) = (item for item in place.items("configmaps") if "job.yaml" in item["data"])
     spec = json.loads(config["data"]["job.yaml"])["spec"]
     assert spec["algorithm"]["dpo"]["rpoAlpha"] == 0.5, "pods are handed what was let in"
-    assert spec["training"]["microBatchTokens"] == "auto"
+    assert spec["training"]["microBatchTokens"] == "most"
     assert spec["spotFallback"] == NEWER["spotFallback"]
 
 

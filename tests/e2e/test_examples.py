@@ -52,7 +52,7 @@ def test_the_real_model_beats_its_base_on_held_out_pairs(jobs: Jobs) -> None:
         "batchSize": 8,
         "learningRate": 2.0e-5,
         "maxLength": 128,
-        "gradientCheckpointing": False,
+        "recomputeLayers": 0,
     }
     user.apply(job)
     status = user.wait_complete(NAME)

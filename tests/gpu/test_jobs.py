@@ -19,7 +19,7 @@ spec:
   model: {source: file://./model}
   data: {source: file://./pairs.jsonl, evaluation: {fraction: 0.2}}
   algorithm: {dpo: {beta: 0.1}}
-  training: {batchSize: 8, learningRate: 1e-3, maxLength: 256, maxSteps: 30, epochs: 99, gradientCheckpointing: false}
+  training: {batchSize: 8, learningRate: 1e-3, maxLength: 256, maxSteps: 30, epochs: 99, recomputeLayers: 0}
 """
 
 

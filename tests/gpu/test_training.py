@@ -116,6 +116,6 @@ def spec(folder: Any, precision: str) -> AlignmentJobSpec:
             "model": {"source": f"file://{folder}"},
             "data": {"source": f"file://{folder}/none.jsonl"},
             "algorithm": {"dpo": {}},
-            "training": {"precision": precision, "microBatchTokens": 512, "maxLength": 256},
+            "training": {"precision": precision, "microBatchTokens": 512, "recomputeLayers": 0, "maxLength": 256},
         }
     )

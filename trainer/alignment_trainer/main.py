@@ -114,9 +114,9 @@ def _run_role(context: Context, serves: bool) -> Outcome:
 
 def _settled(instance: Instance) -> Instance:
     """`prepare` decides itself what the others find settled."""
-    from alignment_trainer.model.precision import settled  # it loads torch, which the role has done by now
+    from alignment_trainer.model import micro_batch, precision  # they load torch, which the role has done by now
 
-    return instance if instance.context.role == "prepare" else settled(instance)
+    return instance if instance.context.role == "prepare" else micro_batch.settled(precision.settled(instance))
 
 
 def _read_job(path: Path) -> AlignmentJob:

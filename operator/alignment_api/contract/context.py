@@ -11,6 +11,7 @@ from alignment_api.contract.status import (
     CheckpointStatus,
     DataReport,
     EvaluationReport,
+    MicroBatchReport,
     ModelReport,
     PrecisionReport,
     Progress,
@@ -31,6 +32,8 @@ class Pins(Contract):
     """The job's model."""
     precision: PrecisionReport
     """In what the job computes."""
+    micro_batch: MicroBatchReport | None = None
+    """How much it computes at once; absent where another release has prepared it."""
     reward_models: dict[str, ModelReport] = {}
     """Reward models that existed before the job, by the reward's name."""
 
@@ -58,6 +61,9 @@ class Context(Contract):
     """GPUs it was planned with; it fails at once where it finds fewer."""
     training_gpu: Gpu | None = None
     """The GPUs that the job trains on, wherever this process runs; absent: it trains on CPUs."""
+    free_memory: int | None = None
+    """Of `prepare`: bytes that a stage's processes may take together on the machine that they share; absent where each
+    pod has memory of its own."""
     job_file: str
     """The validated, defaulted AlignmentJob as YAML (or JSON, its subset)."""
     storage: str
@@ -117,6 +123,8 @@ class Outcome(Contract):
     """Of prepare."""
     precision: PrecisionReport | None = None
     """Of prepare."""
+    micro_batch: MicroBatchReport | None = None
+    """Of prepare."""
     reward_models: dict[str, ModelReport] | None = None
     """Of prepare: reward models that exist, by the reward's name."""
     functions_network: str | None = None
@@ -151,6 +159,8 @@ class InstanceStatus(Contract):
     model: ModelReport | None = None
     """Of prepare, once the model is pinned."""
     precision: PrecisionReport | None = None
+    """Of prepare, once it is decided."""
+    micro_batch: MicroBatchReport | None = None
     """Of prepare, once it is decided."""
     memory_bytes: int = 0
     """Peak resident memory (or GPU memory) of the process."""

@@ -1,9 +1,9 @@
 """Bounded numbers that several fields share. What one tenant writes is counted in a process that all share, so
 everything that is counted has an upper bound: far beyond any use, within what the operator plans in a moment."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -22,3 +22,27 @@ Ranks = Annotated[int, Field(ge=1, le=256)]
 """Processes of one pod: no machine has more GPUs, few have more cores."""
 Tolerated = Annotated[int, Field(ge=0, le=1_000_000)]
 """Of what may go wrong."""
+
+
+def _auto_or_whole(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError("is neither `auto` nor a whole number; write one of them, without quotes")
+
+
+def _within(low: int, high: int) -> tuple[AfterValidator, WithJsonSchema]:
+    def check(value: int | str) -> int | str:
+        if isinstance(value, int) and not low <= value <= high:
+            raise ValueError(f"found `{value}`; write `auto` or a number from {low} to {high}")
+        return value
+
+    # The apiserver takes a pattern for a text's and bounds for a number's.
+    kinds = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
+    return AfterValidator(check), WithJsonSchema(kinds | {"pattern": "^auto$", "minimum": low, "maximum": high})
+
+
+_AutoOrWhole = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_whole)]
+TokensAtOnce = Annotated[_AutoOrWhole, *_within(64, 100_000_000)]
+"""Of a micro-batch."""
+LayersAgain = Annotated[_AutoOrWhole, *_within(0, 10_000)]
+"""Layers that are recomputed; no model has as many as the most."""

@@ -13,7 +13,7 @@ from pydantic import Field
 from alignment_api.contract.algorithms import Algorithm
 from alignment_api.contract.base import Contract
 from alignment_api.contract.inputs import Data, Model
-from alignment_api.contract.numbers import Count, Fraction, Positive, Steps, Tolerated
+from alignment_api.contract.numbers import Count, Fraction, LayersAgain, Positive, Steps, TokensAtOnce, Tolerated
 from alignment_api.contract.role_spec import Roles
 from alignment_api.contract.sources import WritableSource
 
@@ -31,10 +31,11 @@ class Training(Contract):
     batch_size: Count = 64
     """Sequences (pairs for pair losses) per optimizer step, over the whole job, whatever its GPUs and micro-batches. Of
     ppo and grpo completions; it divides those of a rollout."""
-    micro_batch_tokens: Annotated[int, Field(ge=64, le=100_000_000)] = 8192
+    micro_batch_tokens: TokensAtOnce = "auto"
     """Tokens one rank or server computes at once: rows are packed without padding, and larger groups are split. A pair
     or a completion with its prompt is not; one that is longer is invalid (see data.onInvalid). Memory against speed,
-    never the gradient."""
+    never the gradient. `auto`: as many as memory holds, at most 8192 or one longest row; status.microBatch says how
+    many and why."""
     learning_rate: Positive = 5e-7
     """Peak learning rate of AdamW. 5e-7 suits full-parameter DPO from 7B up; small models take up to 1e-5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -51,8 +52,10 @@ class Training(Contract):
     sharding: Sharding | None = None
     """How state is spread over ranks. Default: `none` for one rank, `fsdp2` (torch's fully_shard) for more; `zero2` and
     `zero3` are DeepSpeed's."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in backward: about a third more time for far less memory."""
+    recompute_layers: LayersAgain = "auto"
+    """Layers whose activations are computed again in the backward pass instead of kept, from the first on: a third more
+    time for far less memory where it is all of them, the same gradient in any case. `auto`: the least with which 2048
+    tokens fit at once; status.microBatch says how many."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of data order, split, new heads and samples."""
 

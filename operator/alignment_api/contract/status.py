@@ -227,6 +227,27 @@ class ProbeReport(Contract):
     """Largest change of one completion when another stands beside it, alike."""
 
 
+class ModelShape(Contract):
+    """What a decoder's memory follows from. Widths are numbers of a token."""
+
+    layers: int
+    """Decoder layers."""
+    hidden: int
+    """Width of what passes from layer to layer."""
+    queries: int
+    """Heads times head size."""
+    keys: int
+    """Heads of keys times head size."""
+    inner: int
+    """Inner width of the MLP; of experts that of all that a token passes through."""
+    vocabulary: int
+    """Tokens that it knows."""
+    embeddings: int
+    """Weights of the embedding, and of the language-model head where that is a matrix of its own."""
+    tied: bool
+    """Whether the language-model head is the embedding."""
+
+
 class ModelReport(Contract):
     """The model as pinned by `prepare`."""
 
@@ -234,6 +255,8 @@ class ModelReport(Contract):
     """Its parameters."""
     fingerprint: str
     """SHA-256 over the files of config, tokenizer and weights."""
+    shape: ModelShape | None = None
+    """What its memory follows from; absent where another release has pinned it."""
     revision: str | None = None
     """Commit of an hf:// model."""
     dropout: dict[str, float] = {}
@@ -252,6 +275,17 @@ class PrecisionReport(Contract):
     """bf16 or fp32."""
     why: str
     """Who said so: the spec, or the devices that it trains on."""
+
+
+class MicroBatchReport(Contract):
+    """How much a rank or server computes at once, for all roles of the job and to its end."""
+
+    tokens: int
+    """Of a micro-batch."""
+    recompute_layers: int
+    """Layers whose activations are computed again in the backward pass."""
+    why: str
+    """Who said so: the spec, or the memory that it must fit in."""
 
 
 class Artifacts(Contract):
@@ -310,6 +344,8 @@ class AlignmentJobStatus(Contract):
     """The model as pinned."""
     precision: PrecisionReport | None = None
     """In what the job computes, as `prepare` decided or the spec says."""
+    micro_batch: MicroBatchReport | None = None
+    """How much is computed at once, as `prepare` decided or the spec says."""
     reward_models: dict[str, ModelReport] | None = None
     """Reward models that existed before the job, as pinned, by the reward's name."""
     evaluation: EvaluationReport | None = None

@@ -1,39 +1,33 @@
-"""How large a role's pod is where the spec does not say.
-
-Bytes per parameter: a trainee holds 4 (fp32 master) + 4 (gradients) + 8 (AdamW's moments), over all its ranks with
-`fsdp2`, whatever the precision. A frozen copy holds 2 (bf16) or 4 (fp32); as long as nobody knows which (`auto`), it
-counts as the larger.
-"""
+"""How large a role's pod is where the spec does not say, by the model of memory (`memory.py`)."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from alignment_api.contract.platform import Pool
+from alignment_api.contract.platform import Gpu, Pool
 from alignment_api.contract.quantity import quantity_value
 from alignment_api.contract.role_spec import AcceleratedRole
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.decoder import Decoder
+from alignment_api.derived.role_memory import GIB, Place, cache_bytes, memory_of, replicas_of, scratch_bytes
 
-GIB = 1024**3
-TRAINED_BYTES = 16
-"""Bytes per parameter of a trainee, over all its ranks."""
-SNAPSHOT_BYTES = 12
-"""Bytes per parameter, in host memory, of a checkpoint on its way to storage: fp32 weight and AdamW's two moments."""
-FROZEN_BYTES = {"auto": 4, "bf16": 2, "fp32": 4}
-"""Bytes per parameter of a frozen copy."""
-HEADROOM = Fraction(6, 5)
-"""Activations, buffers and fragmentation: the upper end of the guide's 1.15-1.20."""
+HEADROOM = {"gpu": 1.1, "cpu": 1.2}
+"""Over what tensors take: what an allocator loses in fragments, and what the model of memory may be short by. A CPU's
+keeps more of what it was given back."""
 UNKNOWN_PARAMETERS = {"gpu": 8 * 10**9, "cpu": 10**9}
 """Parameters taken for granted until `prepare` has looked: the common size on GPUs, a small model on CPUs."""
-PROCESS_GIB = 4
-"""Host memory of one rank beside its share of the model: Python, torch, activations on CPU or pinned buffers."""
-WEIGHT_VERSIONS = 2
-"""Versions of the weights on their way: the one in use and the next."""
-KV_CACHE_GIB = 1
-"""Keys and values of a rollout server on CPUs, where the spec does not say; on GPUs they take what weights leave."""
+PROCESS_GIB = {"gpu": 4.0, "cpu": 1.0}
+"""Host memory of one process before any weight: Python, torch, transformers; with a GPU its driver's and pinned
+buffers."""
+VLLM_GIB = 3.0
+"""The same of vLLM."""
+MOST_GPUS = 256
+"""Of one pod: as many as the spec may ask for."""
 PREPARE_GIB = 4
 """Memory of `prepare`: it streams rows and files, holds the tokens of one shard, and probes a model before: its own
 weights up to half a billion parameters, else a few narrow layers of it. More memory probes larger ones whole."""
@@ -58,27 +52,23 @@ class Size:
     """Part of the memory that holds weights on their way (Context.scratch), in whole GiB."""
 
 
-def replicas_of(spec: AlignmentJobSpec, role: str) -> int:
-    """Pods of a role while its stage runs; a role without the field has one."""
-    return int(getattr(getattr(spec.roles, role), "replicas", 1))
+def size_of(spec: AlignmentJobSpec, role: str, pool: Pool, model: Decoder | None) -> Size:
+    """The size of one pod: what the spec says, else what the model asks for.
 
-
-def size_of(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int | None) -> Size:
-    """The size of one pod: what the spec says, else what the model's parameters ask for.
-
-    parameters: of the model as `prepare` found it; None before that.
+    model: as `prepare` found it; None before that.
     """
     wanted = getattr(spec.roles, role)
     if not ROLES[role].accelerated:
         return Size(1, 0, wanted.cpu or "1", wanted.memory or f"{PREPARE_GIB}Gi")
-    known = parameters or UNKNOWN_PARAMETERS["gpu" if pool.gpu else "cpu"]
-    gpus = _gpus(spec, role, pool, known)
+    known = model or Decoder.of(UNKNOWN_PARAMETERS["gpu" if pool.gpu else "cpu"])
+    gpus = _gpus(spec, role, pool.gpu, known) if pool.gpu else 0
     processes = gpus or wanted.processes or 1
     cores = gpus * CORES_PER_GPU or processes
-    scratch = math.ceil(scratch_bytes(spec, role, known) / GIB)
-    cache = math.ceil(_cache_bytes(spec, role, pool) / GIB) if pool.gpu is None else 0
-    memory = _host_gib(spec, role, pool, processes, known) + scratch + cache
-    return Size(processes, gpus, wanted.cpu or str(cores), wanted.memory or f"{memory}Gi", scratch)
+    scratch = math.ceil(scratch_bytes(spec, role, known.parameters) / GIB)
+    place = Place(pool.gpu is not None, processes * replicas_of(spec, role))
+    bare = _host_bytes(spec, role, known, place, HEADROOM["cpu"])
+    memory = f"{math.ceil(bare / GIB) + scratch}Gi"
+    return Size(processes, gpus, wanted.cpu or str(cores), wanted.memory or memory, scratch)
 
 
 def probe_bytes(spec: AlignmentJobSpec) -> int:
@@ -87,87 +77,87 @@ def probe_bytes(spec: AlignmentJobSpec) -> int:
     return max(memory // 4, memory - int(PREPARE_PROCESS_GIB * GIB))
 
 
-def copies_of(spec: AlignmentJobSpec, role: str) -> int:
-    """Models in one pod of the role: a reward server has all of them, an actor may have its critic."""
-    if role == "reward":
-        return sum(reward.function is None for reward in spec.algorithm.rewards)
-    return 2 if role == "actor" and spec.algorithm.ppo and spec.roles.critic.placement == "withActor" else 1
+def pod_bytes(spec: AlignmentJobSpec, role: str, model: Decoder) -> float:
+    """Bytes of one pod of a role on CPUs, without head-room."""
+    ranks = (getattr(spec.roles, role).processes or 1) * replicas_of(spec, role)
+    return _host_bytes(spec, role, model, Place(False, ranks)) + scratch_bytes(spec, role, model.parameters)
 
 
-def state_bytes(spec: AlignmentJobSpec, role: str, parameters: int) -> int:
-    """Bytes of the role's models and optimizers over all its pods, without any head-room."""
-    each = TRAINED_BYTES if ROLES[role].trainable else FROZEN_BYTES[spec.training.precision]
-    return each * parameters * copies_of(spec, role)
-
-
-def scratch_bytes(spec: AlignmentJobSpec, role: str, parameters: int) -> int:
-    """Bytes of the weights on their way that one pod keeps in memory; 0 where none are delivered."""
-    if spec.algorithm.online is None or not ROLES[role].delivers:
-        return 0
-    return WEIGHT_VERSIONS * FROZEN_BYTES[spec.training.precision] * parameters
-
-
-def shortage(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> str | None:
+def shortage(spec: AlignmentJobSpec, role: str, pool: Pool, model: Decoder) -> str | None:
     """Why the role's bare state cannot fit, and the smallest change that makes it fit; None when it may fit.
 
-    Only what can never work is refused: head-room is the planner's advice, not a rule.
+    Only what can never work is refused: activations and head-room are the planner's advice, not a rule.
     """
-    size = size_of(spec, role, pool, parameters)
-    need = state_bytes(spec, role, parameters) / _sharers(spec, role) + _cache_bytes(spec, role, pool)
-    need += scratch_bytes(spec, role, parameters) if pool.gpu is None else 0  # a GPU's weights are not in its memory
-    need += _snapshot(spec, role, pool, parameters)
-    found = size.gpus * pool.gpu.memory_gib * GIB if pool.gpu else float(quantity_value(size.memory))
-    if need <= found:
+    size = size_of(spec, role, pool, model)
+    return _on_gpus(spec, role, pool.gpu, model, size) if pool.gpu else _on_cpus(spec, role, model, size)
+
+
+def _on_cpus(spec: AlignmentJobSpec, role: str, model: Decoder, size: Size) -> str | None:
+    memory = memory_of(spec, role, model, Place(False, size.processes * replicas_of(spec, role)))
+    need = size.processes * (memory.state + memory.snapshot) + cache_bytes(spec, role, False)
+    need += scratch_bytes(spec, role, model.parameters)
+    if need <= float(quantity_value(size.memory)):
         return None
-    if pool.gpu:
-        least = math.ceil(need / (pool.gpu.memory_gib * GIB))
-        change = f"roles.{role}.gpus: {least}"
-        what = f"{size.gpus} x {pool.gpu.memory_gib:g} GiB ({pool.gpu.product})"
-    else:
-        change = f"roles.{role}.memory: {math.ceil(need / GIB)}Gi"
-        what = size.memory
+    return _too_small(role, need, model, size.memory, f"roles.{role}.memory: {math.ceil(need / GIB)}Gi")
+
+
+def _on_gpus(spec: AlignmentJobSpec, role: str, gpu: Gpu, model: Decoder, size: Size) -> str | None:
+    if _state_fits(spec, role, gpu, model, size.gpus):
+        return None
+    found = f"{size.gpus} x {gpu.memory_gib:g} GiB ({gpu.product})"
+    need = size.gpus * bytes_on_each_gpu(spec, role, model, size.gpus, bare=True)
+    least = _least_gpus(lambda count: _state_fits(spec, role, gpu, model, count))
+    change = f"roles.{role}.gpus: {least}" if least else "a smaller model, or GPUs of more memory: each holds all of it"
+    return _too_small(role, need, model, found, change)
+
+
+def _too_small(role: str, need: float, model: Decoder, found: str, change: str) -> str:
     return (
-        f"{role} needs {need / GIB:.1f} GiB a pod for {parameters:,} parameters, it has {what}; "
+        f"{role} needs {need / GIB:.1f} GiB a pod for {model.parameters:,} parameters, it has {found}; "
         f"smallest change that fits: {change}"
     )
 
 
-def _gpus(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> int:
+def _gpus(spec: AlignmentJobSpec, role: str, gpu: Gpu, model: Decoder) -> int:
+    """The least that hold it with head-room; where none do, those that hold its bare state."""
     wanted: AcceleratedRole = getattr(spec.roles, role)
-    if pool.gpu is None:
-        return 0
     if wanted.gpus is not None:
         return wanted.gpus
     if ROLES[role].trainable and spec.training.sharding == "none":
         return 1
-    need = state_bytes(spec, role, parameters) * HEADROOM / _sharers(spec, role) + _cache_bytes(spec, role, pool)
-    return max(1, math.ceil(need / Fraction(pool.gpu.memory_gib * GIB)))
+    whole = _least_gpus(
+        lambda count: bytes_on_each_gpu(spec, role, model, count) * HEADROOM["gpu"] <= gpu.memory_gib * GIB
+    )
+    return whole or _least_gpus(lambda count: _state_fits(spec, role, gpu, model, count)) or 1
 
 
-def _host_gib(spec: AlignmentJobSpec, role: str, pool: Pool, processes: int, parameters: int) -> int:
-    """On a CPU pool the state lives here; on a GPU pool it passes through, when it is loaded and when it is saved."""
-    shared = state_bytes(spec, role, parameters) * HEADROOM / _sharers(spec, role)
-    shared += _snapshot(spec, role, pool, parameters)
-    return math.ceil(shared / GIB) + PROCESS_GIB * processes
+def _least_gpus(holds: Callable[[int], bool]) -> int | None:
+    """The first number that holds; whatever is larger does, too."""
+    counts = range(1, MOST_GPUS + 1)
+    place = bisect_left(counts, True, key=holds)
+    return counts[place] if place < len(counts) else None
 
 
-def _snapshot(spec: AlignmentJobSpec, role: str, pool: Pool, parameters: int) -> Fraction:
-    """Bytes of a pod's share of a checkpoint that is being written; on a GPU pool loading takes as much host memory."""
-    if pool.gpu or not ROLES[role].trainable:
-        return Fraction(0)
-    return Fraction(SNAPSHOT_BYTES * parameters * copies_of(spec, role), _sharers(spec, role))
+def _state_fits(spec: AlignmentJobSpec, role: str, gpu: Gpu, model: Decoder, gpus: int) -> bool:
+    return bytes_on_each_gpu(spec, role, model, gpus, bare=True) <= gpu.memory_gib * GIB
 
 
-def _sharers(spec: AlignmentJobSpec, role: str) -> int:
-    """Pods that share one state: those of a gang. Every server has its own."""
-    return replicas_of(spec, role) if ROLES[role].trainable else 1
+def bytes_on_each_gpu(spec: AlignmentJobSpec, role: str, model: Decoder, gpus: int, bare: bool = False) -> float:
+    """Bytes on each of a pod's GPUs: ranks share a trainee, vLLM spreads what it serves, other servers copy it."""
+    memory = memory_of(spec, role, model, Place(True, gpus * replicas_of(spec, role)))
+    held = memory.state if bare else memory.on_device
+    return (held + cache_bytes(spec, role, True)) / gpus if ROLES[role].samples else held
 
 
-def _cache_bytes(spec: AlignmentJobSpec, role: str, pool: Pool) -> int:
-    """Keys and values of one rollout server: on GPUs, where the spec does not say, what the weights leave."""
-    if not ROLES[role].samples:
-        return 0
-    asked = spec.roles.rollout.kv_cache_memory
-    if asked is not None:
-        return int(quantity_value(asked))
-    return KV_CACHE_GIB * GIB if pool.gpu is None else 0
+def _host_bytes(spec: AlignmentJobSpec, role: str, model: Decoder, place: Place, headroom: float = 1.0) -> float:
+    """Bytes of a pod's own memory, weights on their way apart. headroom: over what tensors take.
+
+    On CPUs everything is there. Of a GPU a checkpoint passes through it, and the weights of what only serves.
+    """
+    processes = max(1, place.ranks // max(1, replicas_of(spec, role)))
+    memory, cache = memory_of(spec, role, model, place), cache_bytes(spec, role, place.gpu)
+    process = PROCESS_GIB["gpu" if place.gpu else "cpu"] * GIB
+    if ROLES[role].samples:
+        return memory.weights * headroom + (0 if place.gpu else cache) + max(process, VLLM_GIB * GIB)
+    each = memory.total if not place.gpu else memory.snapshot if ROLES[role].trainable else memory.weights
+    return processes * (each * headroom + process)

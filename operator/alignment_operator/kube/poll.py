@@ -120,7 +120,7 @@ def _is_news(now: InstanceStatus, told: InstanceStatus | None, steps: bool) -> b
     where `steps` says so."""
     if told is None:
         return True
-    facts = ("checkpoint", "data", "model", "precision")
+    facts = ("checkpoint", "data", "model", "precision", "micro_batch")
     return any(getattr(now, fact) != getattr(told, fact) for fact in facts) or (steps and _step(now) != _step(told))
 
 

@@ -11,8 +11,9 @@ from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
 from alignment_api.contract.sources import parse_source
 from alignment_api.derived.precision import training_gpu
-from alignment_api.derived.sizing import replicas_of
+from alignment_api.derived.role_memory import replicas_of
 from alignment_operator.local.folder import RunFolder
+from alignment_operator.local.machine import available_memory
 from alignment_operator.places import read_sources
 from alignment_operator.plan.types import Instance
 
@@ -65,6 +66,7 @@ def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Cont
         processes=instance.processes,
         gpus=instance.gpus,
         training_gpu=training_gpu(job.spec, places.platform),
+        free_memory=available_memory() if instance.role == "prepare" else None,
         job_file=str(folder.spec_file(instance.attempt)),
         storage=places.storage(job),
         output=places.output(job),

@@ -12,13 +12,15 @@ from alignment_api.contract.pod_template import Problem
 from alignment_api.contract.roles import ROLES, Stage
 from alignment_api.contract.sources import parse_source
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.reward_stage import spec_of_stage
-from alignment_api.derived.sizing import replicas_of, shortage, size_of
+from alignment_api.derived.role_memory import replicas_of
+from alignment_api.derived.sizing import shortage, size_of
 from alignment_api.derived.stages import stages_of
 from alignment_api.rules.check import why_not
 from alignment_api.rules.policy import policy_problems, shape_problems
 from alignment_operator.places import read_sources
-from alignment_operator.plan.layout import parameters_in, pool_of, spec_in
+from alignment_operator.plan.layout import model_in, pool_of, spec_in
 from alignment_operator.plan.types import Observed
 from alignment_operator.plan.volumes import volume_refusals, written_sources
 
@@ -46,18 +48,18 @@ def missing_nodes(observed: Observed) -> tuple[str, ...]:
 
 def misfit(observed: Observed, stage: Stage) -> str | None:
     """Why a role of the stage cannot fit now that `prepare` has counted the parameters; None before that."""
-    parameters = parameters_in(observed.job, stage)
-    if parameters is None:
+    model = model_in(observed.job, stage)
+    if model is None:
         return None
-    found = (_role_misfit(observed, stage, role, parameters) for role in stage.roles if ROLES[role].accelerated)
+    found = (_role_misfit(observed, stage, role, model) for role in stage.roles if ROLES[role].accelerated)
     return next((problem for problem in found if problem is not None), None)
 
 
-def _role_misfit(observed: Observed, stage: Stage, role: str, parameters: int) -> str | None:
+def _role_misfit(observed: Observed, stage: Stage, role: str, model: Decoder) -> str | None:
     spec = spec_in(observed, stage)
     pool = observed.platform.pools.named(pool_of(spec, role))
-    ranks = size_of(spec, role, pool, parameters).processes * replicas_of(spec, role)
-    return shortage(spec, role, pool, parameters) or _too_many_ranks(observed.job.spec, stage, role, ranks)
+    ranks = size_of(spec, role, pool, model).processes * replicas_of(spec, role)
+    return shortage(spec, role, pool, model) or _too_many_ranks(observed.job.spec, stage, role, ranks)
 
 
 def _policy(observed: Observed) -> Iterator[str]:

@@ -10,7 +10,7 @@ from alignment_api.contract.base import FieldPath
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Pool
 from alignment_api.contract.sources import parse_source
-from alignment_api.derived.sizing import GIB
+from alignment_api.derived.role_memory import GIB
 from alignment_api.derived.source_fields import sources_read
 from alignment_operator.places import kind_of, needs_of
 

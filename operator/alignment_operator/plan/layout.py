@@ -9,9 +9,11 @@ from functools import cached_property
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.roles import ROLES, PoolName, Role, Stage
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.precision import as_far_as_known
 from alignment_api.derived.reward_stage import spec_of_stage
-from alignment_api.derived.sizing import Size, replicas_of, size_of
+from alignment_api.derived.role_memory import replicas_of
+from alignment_api.derived.sizing import Size, size_of
 from alignment_api.derived.stages import stages_of
 from alignment_operator.plan.types import Observed
 
@@ -89,10 +91,10 @@ def pool_of(spec: AlignmentJobSpec, role: str) -> PoolName:
     return placement
 
 
-def parameters_in(job: AlignmentJob, stage: Stage) -> int | None:
-    """Parameters of the model of a stage; None where nobody has counted them: `prepare` looks at spec.model alone."""
+def model_in(job: AlignmentJob, stage: Stage) -> Decoder | None:
+    """The model of a stage; None where nobody has looked at it: `prepare` tells of spec.model alone."""
     same = spec_of_stage(job.spec, stage.name).model == job.spec.model
-    return job.status.model.parameters if same and job.status.model is not None else None
+    return Decoder.reported(job.status.model) if same and job.status.model is not None else None
 
 
 def spec_in(observed: Observed, stage: Stage) -> AlignmentJobSpec:
@@ -102,11 +104,11 @@ def spec_in(observed: Observed, stage: Stage) -> AlignmentJobSpec:
 
 
 def _lay_out(observed: Observed, stage: Stage) -> StageLayout:
-    spec, parameters = spec_in(observed, stage), parameters_in(observed.job, stage)
+    spec, model = spec_in(observed, stage), model_in(observed.job, stage)
 
     def resolve(role: str) -> RoleLayout:
         pool = pool_of(spec, role)
-        size = size_of(spec, role, observed.platform.pools.named(pool), parameters)
+        size = size_of(spec, role, observed.platform.pools.named(pool), model)
         return RoleLayout(ROLES[role], pool, replicas_of(spec, role), size)
 
     return StageLayout(stage, {role: resolve(role) for role in stage.roles})

@@ -46,7 +46,7 @@ def _prepared(status: AlignmentJobStatus, by_life: list[PodView]) -> dict[str, o
     if any(stage.name == "prepare" and stage.finished_at is not None for stage in status.stages):
         return {}
     telling = [pod for pod in by_life if pod.role == "prepare"]
-    facts = ("data", "model", "precision", "reward_models")
+    facts = ("data", "model", "precision", "micro_batch", "reward_models")
     return {fact: _last([getattr(status, fact), *(_told(pod, fact) for pod in telling)]) for fact in facts}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignment_api.contract.roles import ROLES, Stage
 from alignment_api.contract.sources import parse_source
-from alignment_api.derived.sizing import replicas_of
+from alignment_api.derived.role_memory import replicas_of
 from alignment_api.derived.stages import stages_of
 from alignment_operator.names import output_claim, storage_claim
 from alignment_operator.places import makes_output, makes_storage, mounts, neighbours, read_sources

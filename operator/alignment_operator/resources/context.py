@@ -55,7 +55,12 @@ def _pins(job: AlignmentJob, role: str) -> Pins | None:
     status = job.status
     if NEEDS[role].storage is not None or status.model is None or status.precision is None:
         return None
-    return Pins(model=status.model, precision=status.precision, reward_models=status.reward_models or {})
+    return Pins(
+        model=status.model,
+        precision=status.precision,
+        micro_batch=status.micro_batch,
+        reward_models=status.reward_models or {},
+    )
 
 
 def _rendezvous(job: AlignmentJob, instance: Instance) -> str:

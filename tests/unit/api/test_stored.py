@@ -71,7 +71,7 @@ def test_what_a_stricter_release_would_refuse_is_read_as_it_stands(path: str, va
         ("spec.training.optimizer", "muon"),
         ("spec.algorithm.ppo.rewards", [{"judge": {"model": "hf://org/judge"}, "weight": 1.0}]),
         ("spec.spotFallback", {"afterSeconds": 600}),
-        ("spec.training.microBatchTokens", "auto"),
+        ("spec.training.microBatchTokens", "most"),
         ("spec.training.sharding", "fsdp3"),
         ("spec.roles.rollout.placement", "reserved"),
         ("spec.algorithm.ppo.rewards", [{"function": "numericAnswer"}]),
@@ -89,9 +89,9 @@ def test_what_a_newer_release_let_in_is_written_again_as_it_was(path: str, value
 
 
 def test_a_value_that_cannot_be_read_stands_at_its_default() -> None:
-    job = read_stored_job(stored("spec.training", {"microBatchTokens": "auto", "sharding": "fsdp3", "epochs": 3}))
+    job = read_stored_job(stored("spec.training", {"microBatchTokens": "most", "sharding": "fsdp3", "epochs": 3}))
     assert (job.spec.training.micro_batch_tokens, job.spec.training.sharding, job.spec.training.epochs) == (
-        8192,
+        "auto",
         None,
         3,
     )

@@ -20,10 +20,13 @@ from alignment_api.contract.status import (
     AlignmentJobStatus,
     EvaluationReport,
     Interval,
+    MicroBatchReport,
+    ModelShape,
     PrecisionReport,
     Progress,
     StageStatus,
 )
+from alignment_api.derived.decoder import Decoder
 from alignment_api.yaml.manifest import read_begun_manifest, read_manifest
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display, duration
@@ -227,44 +230,51 @@ def spec(**reference: Any) -> AlignmentJobSpec:
             "model": {"source": "hf://a/b"},
             "data": {"source": "hf://a/b"},
             "algorithm": {"dpo": {}},
+            "training": {"precision": "fp32"},
             "roles": {"reference": reference},
         }
     )
 
 
+def bare(parameters: int) -> Decoder:
+    """So many weights, and no activations to speak of."""
+    nothing = dict.fromkeys(("hidden", "queries", "keys", "inner", "vocabulary", "embeddings"), 0)
+    return Decoder(parameters, ModelShape(layers=10_000, tied=False, **nothing))
+
+
 def test_memory_that_suffices_is_not_spoken_of() -> None:
-    assert memory_advice(spec(), parameters=100_000_000, available=4 * 2**30) is None
+    assert memory_advice(spec(), bare(100_000_000), available=4 * 2**30) is None
 
 
 def test_reference_servers_that_do_not_fit_are_proposed_away() -> None:
-    """A billion parameters in fp32 are 3.7 GiB, and a process has half a GiB before any: 8.5 GiB for two servers."""
-    advice = memory_advice(spec(replicas=2), parameters=10**9, available=8 * 2**30)
+    """A billion parameters in fp32 are 3.7 GiB, and a process has 1 GiB before any: 9.5 GiB for two servers."""
+    advice = memory_advice(spec(replicas=2), bare(10**9), available=8 * 2**30)
     assert advice == (
-        "stage prepare needs 8.5 GiB with 1,000,000,000 parameters (reference 2 x 4.2 GiB), this machine has 8.0 GiB "
+        "stage prepare needs 9.5 GiB with 1,000,000,000 parameters (reference 2 x 4.7 GiB), this machine has 8.0 GiB "
         "free; write spec.roles.reference: {placement: withPolicy}, which needs no server"
     )
 
 
 def test_a_policy_that_does_not_fit_is_told_so() -> None:
-    """28 bytes a parameter, 12 of them a checkpoint's copy, are 26.1 GiB for a billion; half a GiB for the process."""
-    advice = memory_advice(spec(placement="withPolicy"), parameters=10**9, available=8 * 2**30)
+    """28 bytes a parameter, 12 of them a checkpoint's copy, are 26.1 GiB for a billion; 1 GiB for the process."""
+    advice = memory_advice(spec(placement="withPolicy"), bare(10**9), available=8 * 2**30)
     assert advice is not None
-    assert "stage train needs 26.6 GiB" in advice
+    assert "stage train needs 27.1 GiB" in advice
     assert "take a smaller model" in advice
 
 
 def test_the_roles_that_run_together_are_added_up() -> None:
-    """A billion parameters: trained 26.1 GiB, frozen 3.7, served in bf16 1.9, two versions on their way 3.7."""
+    """A billion parameters: trained in bf16 27.9 GiB, frozen 5.6, served 1.9, two versions on their way 3.7."""
 
     def advice(**roles: Any) -> str | None:
         rewards = [{"function": {"numericAnswer": {}}}]
         online = spec().model_dump() | {"algorithm": {"ppo": {"rewards": rewards}}, "roles": roles}
         online["training"]["precision"] = "bf16"
-        return memory_advice(AlignmentJobSpec.model_validate(online), parameters=10**9, available=32 * 2**30)
+        return memory_advice(AlignmentJobSpec.model_validate(online), bare(10**9), available=32 * 2**30)
 
     assert advice(rollout={"replicas": 2}) == (
-        "stage train needs 78.3 GiB with 1,000,000,000 parameters (actor 30.3 GiB, critic 26.6 GiB, reference 4.2 GiB, "
-        "rollout 2 x 8.6 GiB), this machine has 32.0 GiB free; "
+        "stage train needs 87.4 GiB with 1,000,000,000 parameters (actor 32.7 GiB, critic 28.9 GiB, reference 6.6 GiB, "
+        "rollout 2 x 9.6 GiB), this machine has 32.0 GiB free; "
         "write spec.roles.critic: {placement: withActor}, which saves a process"
     )
     less = advice(critic={"placement": "withActor"}, rollout={"replicas": 2})
@@ -276,12 +286,12 @@ def test_more_roles_than_gpus_are_told_before_they_would_wait_for_ever() -> None
     rewards = [{"function": {"numericAnswer": {}}}]
     online = AlignmentJobSpec.model_validate(spec().model_dump() | {"algorithm": {"grpo": {"rewards": rewards}}})
     pool = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
-    assert gpu_shortage(online, pool, gpus=1, parameters=10**9) == (
+    assert gpu_shortage(online, pool, gpus=1, model=bare(10**9)) == (
         "stage train needs 3 GPUs at once (actor 1, reference 1, rollout 1), this machine has 1; ask for fewer, or run "
         "on CPUs alone: CUDA_VISIBLE_DEVICES= alignctl run ..."
     )
-    assert gpu_shortage(online, pool, gpus=3, parameters=10**9) is None
-    assert gpu_shortage(spec(), pool, gpus=1, parameters=10**9) is None
+    assert gpu_shortage(online, pool, gpus=3, model=bare(10**9)) is None
+    assert gpu_shortage(spec(), pool, gpus=1, model=bare(10**9)) is None
 
 
 def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:
@@ -321,6 +331,7 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
         progress=Progress(step=12, total_steps=80, tokens_per_second=512.4, eta_seconds=130),
         metrics={"loss": 0.6543, "reward_margin": 0.12, "accuracy": 0.61},
         precision=PrecisionReport(value="bf16", why="the CPU has bf16"),
+        micro_batch=MicroBatchReport(tokens=8192, recompute_layers=6, why="takes 4.0 of 9.0 GiB free"),
     )
     policy = PodView(
         name="p",
@@ -341,6 +352,7 @@ def test_without_a_terminal_progress_is_lines_and_nothing_is_said_twice() -> Non
         "tiny: Running",
         "stage train",
         "computes in bf16: the CPU has bf16",
+        "computes 8,192 tokens at once, 6 layers recomputed: takes 4.0 of 9.0 GiB free",
         "policy-0: training",
         "train  step 12/80  loss 0.6543  margin 0.12  accuracy 0.61  512 tokens/s  ETA 2m10s  2.0 GiB",
     ]

@@ -29,7 +29,7 @@ LOOSER: dict[str, dict[str, Any]] = {
 NEWER: dict[str, dict[str, Any]] = {
     "an option that is not known": {"algorithm": {"dpo": {"beta": 0.1, "rpoAlpha": 0.5}}},
     "a word that is not known": {"roles": {"evaluator": {"placement": "reserved"}}},
-    "a value of another type": {"training": {"microBatchTokens": "auto"}},
+    "a value of another type": {"training": {"microBatchTokens": "most"}},
     "a scheme that is not known": {"data": {"source": "s3://bucket/pairs.jsonl"}},
     "a field that is not known": {"spotFallback": {"afterSeconds": 600}},
 }

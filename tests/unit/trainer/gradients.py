@@ -30,6 +30,8 @@ SHAPES = {1: ((5, 1), (5, 150), (5, ALL)), 2: ((5, 1), (5, ALL)), 3: ((5, 1), (5
 
 Neither 2 nor 3 ranks share 5 rows evenly; of 2 rows a third rank has none.
 """
+RECOMPUTED = {1: 1, 150: 2, ALL: 0}
+"""Tokens of a micro-batch -> how many of the two layers are recomputed in its backward pass."""
 UNCLIPPED = 1e9
 
 
@@ -65,6 +67,7 @@ def write_cases(folder: str, count: int, precision: str) -> None:
             rows=int(rows.split()[0]),
             batch_size=int(rows.split()[0]),
             micro_tokens=int(tokens.split()[0]),
+            recompute=RECOMPUTED[int(tokens.split()[0])],
             max_grad_norm=UNCLIPPED,
             weight_decay=0.0,
             steps=1,

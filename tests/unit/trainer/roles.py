@@ -71,6 +71,7 @@ class TinyJob:
                 "precision": "fp32",
                 "maxLength": 128,
                 "microBatchTokens": 512,
+                "recomputeLayers": 1,
             },
             "checkpoint": {"everySteps": 2},
         }

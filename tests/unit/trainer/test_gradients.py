@@ -1,4 +1,4 @@
-"""The same gradient, however a step is cut, packed and spread. In fp32; for bf16 see docs/benchmarks.md."""
+"""The same gradient, however a step is cut, packed, spread and recomputed. In fp32; for bf16 see docs/benchmarks.md."""
 
 from __future__ import annotations
 

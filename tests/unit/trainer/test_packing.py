@@ -131,12 +131,13 @@ def test_packed_logprobs_and_gradients_equal_separate_forward_passes(model):
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-4)
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("layers", [1, 2, 3, 10_000])
+def test_recomputed_layers_change_no_gradient(layers):
     batch = pack([pair_group(pair) for pair in pairs(3)])
     gradients = []
-    for checkpointing in (False, True):
-        causal = tiny_llama()
-        scorer(causal, gradient_checkpointing=checkpointing).train()(batch).sum().backward()
+    for recompute in (0, layers):
+        causal = tiny_llama(num_hidden_layers=3)
+        scorer(causal, recompute).train()(batch).sum().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in causal.parameters()]))
     assert torch.equal(*gradients)
 

@@ -15,7 +15,7 @@ from roles import TinyJob
 from alignment_api.contract.platform import Gpu
 from alignment_api.contract.status import PrecisionReport
 from alignment_api.yaml.manifest import read_manifest as read_job
-from alignment_trainer.data.prepared import keep_precision, read_manifest
+from alignment_trainer.data.prepared import keep_decisions, read_manifest
 from alignment_trainer.model.precision import PrecisionUndecided, autocast, cpu_has_bf16, decide, settled
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.interruption import Interruption
@@ -95,7 +95,7 @@ def test_a_later_life_on_another_machine_keeps_the_answer(tmp_path: Path, caplog
     storage = instance_of(job, "prepare").storage
     manifest = read_manifest(storage)
     assert manifest is not None
-    keep_precision(storage, manifest, elsewhere)
+    keep_decisions(storage, manifest, elsewhere, manifest.micro_batch)
     job.spec["data"] = {"source": f"file://{tmp_path}/pairs.jsonl", "evaluation": {"fraction": 0.3}}
     job.write_spec()  # the rows are tokenized anew
     assert run(instance_of(job, "prepare")).precision == elsewhere

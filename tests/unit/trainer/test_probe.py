@@ -14,7 +14,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from alignment_api.contract.inputs import Model
 from alignment_api.contract.status import ProbeReport
-from alignment_api.derived.sizing import GIB
+from alignment_api.derived.role_memory import GIB
 from alignment_trainer.data.sources import Resolved
 from alignment_trainer.model.cut import draw, plan_cut
 from alignment_trainer.model.inspect import Inspection, Named, check_model, language_model

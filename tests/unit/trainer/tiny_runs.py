@@ -69,14 +69,14 @@ def pairs(count: int, seed: int = 0) -> list[PreferenceExample]:
 VALUE_GROUPS = [*(pair_group(pair) for pair in pairs(4)), PromptGroup((1, 2), ((3,), (4, 5), (6, 7, 8)))]
 
 
-def tiny_classifier(family: str = "llama", labels: int = 1) -> Any:
+def tiny_classifier(family: str = "llama", labels: int = 1, **overrides: Any) -> Any:
     """A random sequence classifier."""
     config, network = {
         "llama": (LlamaConfig, LlamaForSequenceClassification),
         "qwen2": (Qwen2Config, Qwen2ForSequenceClassification),
     }[family]
     torch.manual_seed(5)
-    return network(config(**SHAPE, num_labels=labels, pad_token_id=None))
+    return network(config(**(SHAPE | overrides), num_labels=labels, pad_token_id=None))
 
 
 def trained_values(classifier: Any, sharding: str = "none") -> Engine:
@@ -125,6 +125,7 @@ class Setting:
     batch_size: int = 4
     steps: int = 6
     micro_tokens: int = 300
+    recompute: int = 0
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     learning_rate: float = 1e-3
@@ -135,9 +136,9 @@ class Setting:
 def tiny_engine(setting: Setting, causal: Any | None = None, weights: Weights | None = None) -> Engine:
     options = OptimizerOptions(setting.weight_decay, setting.max_grad_norm)
     if setting.algorithm == "reward":
-        model = value_scorer(tiny_classifier())
+        model = value_scorer(tiny_classifier(), setting.recompute)
     else:
-        model = scorer(causal or tiny_llama(attention_dropout=setting.dropout))
+        model = scorer(causal or tiny_llama(attention_dropout=setting.dropout), setting.recompute)
     return ENGINES[setting.sharding](model, options, setting.precision, torch.device("cpu"), weights)
 
 

@@ -24,7 +24,12 @@ def pins_of(instance: Instance) -> Pins | None:
     `prepare` itself while it runs. None where it has pinned nothing yet."""
     manifest = read_manifest(instance.storage)
     if manifest is not None:
-        return Pins(model=manifest.model, precision=manifest.precision, reward_models=manifest.reward_models)
+        return Pins(
+            model=manifest.model,
+            precision=manifest.precision,
+            micro_batch=manifest.micro_batch,
+            reward_models=manifest.reward_models,
+        )
     return instance.context.pins or _asked(instance)
 
 
@@ -38,7 +43,7 @@ def _asked(instance: Instance) -> Pins | None:
         while not instance.stop():
             told = _status(http, urls[0])
             if told is not None and told.model is not None and told.precision is not None:
-                return Pins(model=told.model, precision=told.precision)
+                return Pins(model=told.model, precision=told.precision, micro_batch=told.micro_batch)
             time.sleep(_TICK_SECONDS)
     return None
 

@@ -15,6 +15,7 @@ import numpy as np
 from alignment_api.contract.inputs import Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.finding import DataSources
 from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, fingerprint_of
@@ -83,7 +84,7 @@ class PreparedRows:
 
 def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceExample]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
-    encoder = PairTokenizer(tokenizer, spec.training.max_length, spec.training.micro_batch_tokens)
+    encoder = PairTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
 
     def encode(rows: Sequence[RawRow]) -> list[PreferenceExample | InvalidRow]:
         return encoder.encode_each([attempt(parse_row, row) for row in rows])
@@ -98,7 +99,7 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptExample]:
         raise ValueError(f"algorithm {spec.algorithm.name} samples nothing and has no prompts")
     field = f"spec.algorithm.{spec.algorithm.name}.maxNewTokens"
     encoder = PromptTokenizer(
-        tokenizer, Room(spec.training.max_length, spec.training.micro_batch_tokens, online.max_new_tokens, field)
+        tokenizer, Room(spec.training.max_length, tokens_of(spec.training), online.max_new_tokens, field)
     )
 
     def encode(rows: Sequence[RawRow]) -> list[PromptExample | InvalidRow]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 
 from alignment_api.contract.base import Contract
-from alignment_api.contract.status import DataReport, ModelReport, PrecisionReport
+from alignment_api.contract.status import DataReport, MicroBatchReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
 from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
 from alignment_trainer.data.spool import TOKEN, Column, Int32, Selection
@@ -50,6 +50,8 @@ class Manifest(Contract):
     """The model, as pinned."""
     precision: PrecisionReport
     """In what every role of the job computes."""
+    micro_batch: MicroBatchReport | None = None
+    """How much each computes at once; absent where another release has prepared it."""
     reward_models: dict[str, ModelReport] = {}
     """Reward models that exist, as pinned, by the reward's name."""
     parts: dict[str, str]
@@ -242,10 +244,13 @@ def _as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
         yield from column.read()
 
 
-def keep_precision(storage: Path, manifest: Manifest, precision: PrecisionReport) -> None:
-    """Writes another precision into the manifest of rows that stay; they do not depend on it."""
-    if manifest.precision != precision:
-        manifest = manifest.model_copy(update={"precision": precision})
+def keep_decisions(
+    storage: Path, manifest: Manifest, precision: PrecisionReport, micro_batch: MicroBatchReport
+) -> None:
+    """Writes others into the manifest of rows that stay, which are the same under them."""
+    decided = manifest.model_copy(update={"precision": precision, "micro_batch": micro_batch})
+    if manifest != decided:
+        manifest = decided
         write_text_atomically(prepared_folder(storage) / "manifest.json", manifest.model_dump_json(indent=1))
 
 

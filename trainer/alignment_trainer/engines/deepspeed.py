@@ -31,6 +31,8 @@ from alignment_trainer.model.weights import Weights, fill, replace_parameters
 from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+REDUCE_BUCKET = 500_000_000
+"""Numbers of gradients that ranks reduce at once; DeepSpeed's default."""
 
 
 class DeepSpeedEngine(Engine):
@@ -47,7 +49,8 @@ class DeepSpeedEngine(Engine):
     ) -> None:
         self.device = device
         self._precision, self._stage = precision, stage
-        config = zero_config(options, precision, stage, overlap=device.type != "cpu")
+        parameters = sum(parameter.numel() for parameter in scorer.parameters())
+        config = zero_config(options, precision, stage, parameters, overlap=device.type != "cpu")
         _prepare(device)
         if weights is not None:
             _LOAD[stage](scorer, weights, device, config)
@@ -180,16 +183,23 @@ def _dimensions(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def zero_config(options: OptimizerOptions, precision: str, stage: int, overlap: bool = False) -> dict[str, Any]:
+def zero_config(
+    options: OptimizerOptions, precision: str, stage: int, parameters: int, overlap: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's configuration. Its batch sizes are placeholders: the loop calls `step` where a batch ends.
 
+    parameters: of the model. A bucket of gradients is allocated whole, so that it has no more; DeepSpeed's own is 2 GB.
     overlap: communicate on a stream of its own while the rest is computed, which CPUs have not. Run on one GPU so far.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": options.max_grad_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": overlap},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": overlap,
+            "reduce_bucket_size": min(parameters, REDUCE_BUCKET),
+        },
         "torch_autocast": {"enabled": CASTS[precision], "dtype": "bfloat16"},
     }
 

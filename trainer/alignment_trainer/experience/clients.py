@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignment_api.contract.algorithms import Grpo, Ppo
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Rollout, Samples, rollout_of
 from alignment_trainer.experience.frozen_client import FrozenClient
@@ -145,4 +146,4 @@ def _frozen_client(instance: Instance, role: str, answers: AnswerFormat, fingerp
         token=instance.token,
         on_count=lambda count: instance.metrics.set(_SERVER_GAUGES[role], count),
     )
-    return FrozenClient(servers, answers, fingerprint, instance.spec.training.micro_batch_tokens)
+    return FrozenClient(servers, answers, fingerprint, tokens_of(instance.spec.training))

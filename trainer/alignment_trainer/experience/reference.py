@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from alignment_api.contract.status import Progress
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.data.prepared import PreparedData
 from alignment_trainer.data.reference import Float32, ReferenceRows, ShardWriter, needed_rows, reference_cache
 from alignment_trainer.experience.frozen_client import FrozenClient, GroupsToScore
@@ -61,7 +62,7 @@ def _client(instance: Instance, rows: ReferenceRows, progress: _FillProgress) ->
         ),
         answers=LOGPROBS,
         fingerprint=rows.prepared.manifest.model.fingerprint,
-        request_tokens=instance.spec.training.micro_batch_tokens,
+        request_tokens=tokens_of(instance.spec.training),
         options=PoolOptions(leave_within=max(1.0, instance.context.notice_seconds - _WRITING_SECONDS)),
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_api.derived.sharding import sharding_of
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
@@ -71,7 +72,7 @@ def score_rows(
     leave_if_asked: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """What the algorithm calls scores, (rows, completions); collective."""
-    algorithm, micro_tokens = make_algorithm(spec.algorithm), spec.training.micro_batch_tokens
+    algorithm, micro_tokens = make_algorithm(spec.algorithm), tokens_of(spec.training)
     groups = [algorithm.group(example) for example in examples]
     return score_sequences(engine.forward, algorithm.task.pack, groups, micro_tokens, leave_if_asked)
 
@@ -80,7 +81,7 @@ def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:
     """How much at once, how often and how long."""
     training, every = spec.training, spec.checkpoint.every_steps
     return LoopOptions(
-        micro_tokens=training.micro_batch_tokens,
+        micro_tokens=tokens_of(training),
         total_steps=total_steps,
         learning_rate=WarmupCosine(training.learning_rate, total_steps, training.warmup_fraction),
         checkpoint_every=every,

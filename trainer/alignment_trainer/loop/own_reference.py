@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.data.finite import refuse_rows
 from alignment_trainer.data.microbatches import cut_by_tokens
@@ -69,7 +70,7 @@ def _missing_rows(instance: Instance, inputs: TrainingInputs) -> ReferenceRows:
 
 def _compute(instance: Instance, inputs: TrainingInputs, policy: Trainee, rows: ReferenceRows) -> None:
     """A micro-batch for each rank at a time. What was computed before an interruption is kept; every rank finds it."""
-    micro_tokens, writer = instance.spec.training.micro_batch_tokens, ShardWriter(inputs.cache)
+    micro_tokens, writer = tokens_of(instance.spec.training), ShardWriter(inputs.cache)
     try:
         for piece in cut_by_tokens(rows.lengths.tolist(), micro_tokens * distributed.world_size()):
             logprobs = score_sequences(

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignment_api.contract.quantity import quantity_value
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_api.derived.sizing import GIB, KV_CACHE_GIB
+from alignment_api.derived.role_memory import GIB, KV_CACHE_GIB
 from alignment_trainer.process.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.micro_batch import tokens_of, with_micro_batch
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.compiled import compile_layers
@@ -29,7 +30,8 @@ class LocalScorer:
     """
 
     def __init__(self, task: ModelTask, folder: Path, spec: AlignmentJobSpec, gpus: int = 0) -> None:
-        self._task, self._training = task, spec.training
+        self._task, self._tokens, self._precision = task, tokens_of(spec.training), spec.training.precision
+        spec = with_micro_batch(spec, self._tokens, recompute_layers=0)  # there is no backward pass
         devices = [torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")]
         self._free: queue.SimpleQueue[tuple[torch.device, PackedModel]] = queue.SimpleQueue()
         for device in devices:
@@ -47,8 +49,8 @@ class LocalScorer:
 
         Micro-batches are of `training.microBatchTokens`, one completion at least; devices compute them side by side.
         """
-        rows = self._task.pack.split(groups, self._training.micro_batch_tokens)
-        pieces = cut_by_tokens(list(map(self._task.pack.length, rows)), self._training.micro_batch_tokens)
+        rows = self._task.pack.split(groups, self._tokens)
+        pieces = cut_by_tokens(list(map(self._task.pack.length, rows)), self._tokens)
         packed = (self._task.pack(rows[piece.start : piece.stop]) for piece in pieces)
         numbers = torch.cat(list(self._pool.map(self._score, packed)))
         counts = [self._task.predictors(group) for group in groups]
@@ -58,7 +60,7 @@ class LocalScorer:
     def _score(self, packed: PackedBatch) -> Tensor:
         device, scorer = self._free.get()
         try:
-            with autocast(device, self._training.precision):
+            with autocast(device, self._precision):
                 numbers: Tensor = scorer(packed.to(device))
             return numbers.float().cpu()
         finally:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.model.attention import FLEX, attention_for
 from alignment_trainer.model.block_mask import block_mask
+from alignment_trainer.model.cut import layers_of
 from alignment_trainer.model.families import ADVICE
 from alignment_trainer.model.logprobs import token_logprobs
 from alignment_trainer.model.mistakes import UnsupportedModelError
@@ -89,14 +90,14 @@ class PackedModel(nn.Module):
         return attention
 
 
-def scorer(causal: Any, gradient_checkpointing: bool = False, temperature: float = 1.0) -> PackedModel:
-    """Log-probs by a causal language model; recomputes each layer in backward where asked to."""
+def scorer(causal: Any, recompute: int = 0, temperature: float = 1.0) -> PackedModel:
+    """Log-probs by a causal language model; the first `recompute` layers are computed again in backward."""
     _check_head(causal)
-    _checkpoint_gradients(causal, gradient_checkpointing)
+    _recompute(causal, recompute)
     return PackedModel(causal, LogprobHead(causal.get_output_embeddings().weight, temperature))
 
 
-def value_scorer(classifier: Any, gradient_checkpointing: bool = False) -> PackedModel:
+def value_scorer(classifier: Any, recompute: int = 0) -> PackedModel:
     """Values by a sequence classifier of one label. Raises UnsupportedModelError for any other."""
     head = getattr(classifier, "score", None)
     if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
@@ -104,13 +105,16 @@ def value_scorer(classifier: Any, gradient_checkpointing: bool = False) -> Packe
             f"{classifier.config.model_type}: needs a linear head `score` of one label without bias, found {head}; "
             f"{ADVICE}"
         )
-    _checkpoint_gradients(classifier, gradient_checkpointing)
+    _recompute(classifier, recompute)
     return PackedModel(classifier, ValueHead(head.weight))
 
 
-def _checkpoint_gradients(network: Any, wanted: bool) -> None:
-    if wanted:
+def _recompute(network: Any, layers: int) -> None:
+    """The first layers, since the others have given back theirs by the time that these are made again."""
+    if layers:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for kept in layers_of(network, network.config)[layers:]:
+            kept.gradient_checkpointing = False  # type: ignore[assignment]
 
 
 def _check_head(causal: Any) -> None:

@@ -13,8 +13,10 @@ from huggingface_hub.errors import StrictDataclassError
 
 from alignment_api.contract.inputs import Model
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_api.contract.status import ModelReport, ProbeReport
-from alignment_api.derived.sizing import GIB, probe_bytes
+from alignment_api.contract.status import ModelReport, ModelShape, ProbeReport
+from alignment_api.derived.decoder import shape_in
+from alignment_api.derived.role_memory import GIB
+from alignment_api.derived.sizing import probe_bytes
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.sources import MODEL_FILES, Resolved
 from alignment_trainer.model.config import read_config, say_noise
@@ -99,6 +101,7 @@ def _inspect(named: Named, resolved: Resolved, checks: Sequence[Check], inspecti
     return ModelReport(
         parameters=count_parameters(stored),
         fingerprint=digest,
+        shape=shape_of(networks[0].network),
         revision=resolved.revision,
         dropout=dict(noise),
         probe=_probed(folder, checks, count_parameters(stored), digest, inspection),
@@ -141,6 +144,17 @@ def reward_model(config: Any) -> Built:
             "(num_labels: 1)"
         )
     return value_model(config)
+
+
+def shape_of(network: Any) -> ModelShape | None:
+    """What the memory of transformers' model follows from, on any device; None where its config does not say."""
+    shape = shape_in(network.config.to_dict())
+    if shape is None:
+        return None
+    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings()
+    own_head = head is not None and head.weight is not embedding
+    weights = embedding.numel() + (head.weight.numel() if own_head else 0)
+    return shape.model_copy(update={"embeddings": weights, "tied": head is not None and not own_head})
 
 
 def parameter_shapes(folder: Path, check: Check) -> dict[str, tuple[int, ...]]:

@@ -41,16 +41,14 @@ class LoadedModel:
     head_is_new: bool = False
 
 
-def load_model(folder: Path, gradient_checkpointing: bool = False, temperature: float = 1.0) -> LoadedModel:
+def load_model(folder: Path, recompute: int = 0, temperature: float = 1.0) -> LoadedModel:
     """The same as `outline_model`, with its numbers."""
-    return filled(outline_model(folder, gradient_checkpointing, temperature))
+    return filled(outline_model(folder, recompute, temperature))
 
 
-def load_value_model(
-    folder: Path, gradient_checkpointing: bool = False, seed: int = 0, zero_head: bool = False
-) -> LoadedModel:
+def load_value_model(folder: Path, recompute: int = 0, seed: int = 0, zero_head: bool = False) -> LoadedModel:
     """The same as `outline_value_model`, with its numbers."""
-    return filled(outline_value_model(folder, gradient_checkpointing, seed, zero_head))
+    return filled(outline_value_model(folder, recompute, seed, zero_head))
 
 
 def filled(model: LoadedModel) -> LoadedModel:
@@ -71,7 +69,7 @@ def frozen(model: LoadedModel, precision: str, device: torch.device) -> PackedMo
     return model.scorer.to(device).eval()
 
 
-def outline_model(folder: Path, gradient_checkpointing: bool = False, temperature: float = 1.0) -> LoadedModel:
+def outline_model(folder: Path, recompute: int = 0, temperature: float = 1.0) -> LoadedModel:
     """The causal language model of a Hugging Face folder, in fp32 (the master weights), without its numbers.
 
     temperature: of sampling; log-probs are those of logits / temperature.
@@ -82,14 +80,10 @@ def outline_model(folder: Path, gradient_checkpointing: bool = False, temperatur
     causal, stored, _ = _outline(causal_network, folder, config, Apart())
     causal.generation_config = read_generation(causal, folder)
     weights = _with_buffers(causal, stored, {})
-    return LoadedModel(
-        causal, tokenizer_of(folder), scorer(causal, gradient_checkpointing, temperature), weights, noise
-    )
+    return LoadedModel(causal, tokenizer_of(folder), scorer(causal, recompute, temperature), weights, noise)
 
 
-def outline_value_model(
-    folder: Path, gradient_checkpointing: bool = False, seed: int = 0, zero_head: bool = False
-) -> LoadedModel:
+def outline_value_model(folder: Path, recompute: int = 0, seed: int = 0, zero_head: bool = False) -> LoadedModel:
     """The sequence classifier of one label in a Hugging Face folder, in fp32, or one made of its language model.
 
     The new head of a language model is normal with standard deviation 1 / sqrt(hidden size + 1) by `seed` (Stiennon et
@@ -100,7 +94,7 @@ def outline_value_model(
     config, noise = _read_config(folder)
     config.num_labels = 1
     classifier, stored, is_new = _outline(classifier_network, folder, config, apart_of_values(config))
-    packed, tokenizer = value_scorer(classifier, gradient_checkpointing), tokenizer_of(folder)
+    packed, tokenizer = value_scorer(classifier, recompute), tokenizer_of(folder)
     shape = classifier.score.weight.shape
     new = {VALUE_HEAD: new_head(shape, seed, zero_head)} if VALUE_HEAD in is_new else {}
     classifier.config.pad_token_id = _padding_apart(tokenizer)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from alignment_api.contract.status import ProbeReport
-from alignment_api.derived.sizing import GIB, PREPARE_PROCESS_GIB
+from alignment_api.derived.role_memory import GIB
+from alignment_api.derived.sizing import PREPARE_PROCESS_GIB
 from alignment_trainer.model.cut import FP32_BYTES, draw, plan_cut
 from alignment_trainer.model.heads import LogprobHead, PackedModel
 from alignment_trainer.model.load import load_model, load_value_model

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.micro_batch import recomputed_of
 from alignment_trainer.data.packing import Packing, PromptGroup, pack, pack_whole
 from alignment_trainer.model.load import LoadedModel, outline_model, outline_value_model
 
@@ -27,15 +28,15 @@ def _each_completion(group: PromptGroup) -> int:
 
 
 def _language(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
-    return outline_model(folder, spec.training.gradient_checkpointing, spec.algorithm.sampling_temperature)
+    return outline_model(folder, recomputed_of(spec.training), spec.algorithm.sampling_temperature)
 
 
 def _reward(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
-    return outline_value_model(folder, spec.training.gradient_checkpointing, spec.training.seed)
+    return outline_value_model(folder, recomputed_of(spec.training), spec.training.seed)
 
 
 def _critic(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
-    return outline_value_model(folder, spec.training.gradient_checkpointing, zero_head=True)
+    return outline_value_model(folder, recomputed_of(spec.training), zero_head=True)
 
 
 LANGUAGE = ModelTask(_language, pack, _each_token)

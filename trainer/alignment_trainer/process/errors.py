@@ -58,7 +58,7 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, UserError):
         return Failure(reason=error.reason, message=str(error), retryable=False)
     if is_out_of_memory(error):
-        advice = "lower spec.training.microBatchTokens, or give the role more memory"
+        advice = "lower spec.training.microBatchTokens, raise recomputeLayers, or give the role more memory"
         return Failure(reason="OutOfMemory", message=f"{_first_line(error)}; {advice}", retryable=True)
     if isinstance(error, PermissionError):
         advice = f"user {os.getuid()} may not do this: change the mode or owner there, or the volume's fsGroup"

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.background import Background
 from alignment_trainer.checkpoint.checkpoint import Part, write_parts
@@ -239,7 +240,7 @@ def make_value_trainer(
     if start is not None and not start.resumes and not holds_state(start.folder, PREFIX):
         start = None
     critic = load_trainee(spec, Origin(origin.folder, CRITIC, PREFIX), start, device)
-    value_options = ValueOptions(spec.training.micro_batch_tokens, options.critic.value_clip, origin.unit)
+    value_options = ValueOptions(tokens_of(spec.training), options.critic.value_clip, origin.unit)
     trainer = ValueTrainer(critic.engine, value_options)
     if start is not None:
         trainer.restore_unit(start.folder)

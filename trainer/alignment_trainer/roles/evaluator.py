@@ -9,6 +9,7 @@ import numpy as np
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.status import EvaluationReport, Progress
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.algorithms.base import Float32
 from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.data.microbatches import cut_by_tokens
@@ -59,7 +60,7 @@ def _score(instance: Instance, scorer: LocalScorer, held_out: HeldOut) -> Float3
     """(pairs, 2); None where this process was asked to go, which is looked at when every device has had a turn."""
     instance.board.update(state="scoring held-out rows")
     rows, algorithm, scores = held_out.examples, held_out.algorithm, list[Float32]()
-    at_once = instance.spec.training.micro_batch_tokens * max(1, instance.context.gpus)
+    at_once = tokens_of(instance.spec.training) * max(1, instance.context.gpus)
     for piece in cut_by_tokens(rows.packed_lengths().tolist(), at_once):
         if instance.stop():
             return None

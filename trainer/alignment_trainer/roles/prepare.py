@@ -10,7 +10,8 @@ from typing import Any
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.inputs import Data, Model
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_api.contract.status import ModelReport, PrecisionReport
+from alignment_api.contract.status import MicroBatchReport, ModelReport, PrecisionReport
+from alignment_api.derived.micro_batch import tokens_of
 from alignment_api.derived.reward_stage import LEAST_HELD_OUT
 from alignment_api.derived.stages import trains_reward
 from alignment_trainer.algorithms import make_algorithm
@@ -23,7 +24,7 @@ from alignment_trainer.data.prepared import (
     Manifest,
     check_prepared,
     digest,
-    keep_precision,
+    keep_decisions,
     open_prepared,
     prepared_folder,
     read_manifest,
@@ -33,6 +34,7 @@ from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.data.spool import spool_in
 from alignment_trainer.experience.online_checks import check_online, check_rows
 from alignment_trainer.experience.reference import fill_reference
+from alignment_trainer.model import micro_batch, precision
 from alignment_trainer.model.inspect import (
     Check,
     Named,
@@ -44,7 +46,6 @@ from alignment_trainer.model.inspect import (
     parameter_shapes,
     value_model,
 )
-from alignment_trainer.model.precision import decided
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import named_models
 
@@ -64,29 +65,32 @@ def run(instance: Instance) -> Outcome:
     board = instance.board
     board.update(state="checking storage")
     take_folders(instance.context)
-    instance, precision = decided(instance)
+    instance, computed = precision.decided(instance)
     spec = instance.spec
-    board.update(precision=precision)
+    board.update(precision=computed)
     stages = [instance, instance.at_stage("reward")] if trains_reward(spec) else [instance]
     pinned = [_pin_model(stage) for stage in stages]
     model = pinned[0].report
     _check_inheritance(instance, pinned[0])
-    board.update(model=model, state="checking room")
+    decisions = [micro_batch.decided(stage, of.report) for stage, of in zip(stages, pinned, strict=True)]
+    (instance, at_once), *_ = decisions
+    board.update(model=model, micro_batch=at_once, state="checking room")
     _check_room(instance, pinned)
     reward_models = check_online(instance, pinned[0].resolved.path, pinned[1:]) if spec.algorithm.online else {}
-    for stage, of_stage in reversed(list(zip(stages, pinned, strict=True))):
-        _prepare_data(stage, of_stage, reward_models if stage is instance else {}, precision)
+    for (stage, decided), of_stage in reversed(list(zip(decisions, pinned, strict=True))):
+        _prepare_data(stage, of_stage, reward_models if stage is instance else {}, (computed, decided))
     network = check_rows(instance) if spec.algorithm.online else None
     manifest = read_manifest(instance.storage)
     data = manifest.data if manifest else None
     board.update(data=data, ready=True, state="data ready")
     if _asks_reference(instance) and not fill_reference(instance, open_prepared(instance.storage)):
-        return Outcome(result="interrupted", data=data, model=model, precision=precision)
+        return Outcome(result="interrupted", data=data, model=model, precision=computed, micro_batch=at_once)
     return Outcome(
         result="succeeded",
         data=data,
         model=model,
-        precision=precision,
+        precision=computed,
+        micro_batch=at_once,
         reward_models=reward_models or None,
         functions_network=network,
     )
@@ -128,7 +132,10 @@ def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
 
 
 def _prepare_data(
-    stage: Instance, pinned: Pinned, reward_models: dict[str, ModelReport], precision: PrecisionReport
+    stage: Instance,
+    pinned: Pinned,
+    reward_models: dict[str, ModelReport],
+    decided: tuple[PrecisionReport, MicroBatchReport],
 ) -> None:
     """Leaves what stands in storage if it was made for this very request, else makes it anew."""
     spec, board = stage.spec, stage.board
@@ -147,7 +154,7 @@ def _prepare_data(
     if former is not None and former.request == request:
         log.info("the data is prepared already", extra={"fingerprint": former.data.fingerprint})
         check_prepared(stage.storage)
-        keep_precision(stage.storage, former, precision)
+        keep_decisions(stage.storage, former, *decided)
         return
     board.update(state="tokenizing data")
     tokenizer = load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field)
@@ -160,7 +167,8 @@ def _prepare_data(
             origins=_origins(spec),
             data=rows.report,
             model=pinned.report,
-            precision=precision,
+            precision=decided[0],
+            micro_batch=decided[1],
             reward_models=reward_models,
             parts={},
         )
@@ -197,7 +205,7 @@ def _row_options(stage: Instance) -> dict[str, object]:
     return {
         "data": data,
         "max_length": spec.training.max_length,
-        "micro_batch_tokens": spec.training.micro_batch_tokens,
+        "micro_batch_tokens": tokens_of(spec.training),
         "max_new_tokens": online.max_new_tokens if online else None,
         "seed": spec.training.seed,
         "stage": stage.context.stage if stage.makes_reward else None,
