@@ -181,7 +181,7 @@ def _status_to_go_on_from(folder: RunFolder) -> AlignmentJobStatus:
 def _parameters(job: AlignmentJob) -> int | None:
     """Of a model whose files are here."""
     source = parse_source(job.spec.model.source)
-    return None if source.scheme == "hf" else count_parameters(Path(source.path))
+    return None if source.is_remote else count_parameters(Path(source.path))
 
 
 def _check_devices(job: AlignmentJob, places: Places) -> None:
@@ -218,7 +218,7 @@ def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
 
 
 def _summarize(console: Console, job: AlignmentJob, status: AlignmentJobStatus, places: Places) -> None:
-    print_summary(console, job.metadata.name, status, Path(places.storage(job)), Path(places.output(job)))
+    print_summary(console, job.metadata.name, status, Path(places.storage(job)), places.output(job))
 
 
 def _why_failed(status: AlignmentJobStatus, folder: RunFolder) -> str:
