@@ -183,7 +183,7 @@ def _status_to_go_on_from(folder: RunFolder) -> AlignmentJobStatus:
 def _model(job: AlignmentJob) -> Decoder | None:
     """The job's own, where its files are here."""
     source = parse_source(job.spec.model.source)
-    return None if source.scheme == "hf" else read_decoder(Path(source.path))
+    return None if source.is_remote else read_decoder(Path(source.path))
 
 
 def _check_devices(job: AlignmentJob, places: Places) -> None:
@@ -226,7 +226,7 @@ def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
 
 
 def _summarize(console: Console, job: AlignmentJob, status: AlignmentJobStatus, places: Places) -> None:
-    print_summary(console, job.metadata.name, status, Path(places.storage(job)), Path(places.output(job)))
+    print_summary(console, job.metadata.name, status, Path(places.storage(job)), places.output(job))
 
 
 def _why_failed(status: AlignmentJobStatus, folder: RunFolder) -> str:

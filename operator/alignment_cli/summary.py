@@ -21,7 +21,7 @@ _WORDS = {
 """A figure's name -> its words; others are their own."""
 
 
-def print_summary(console: Console, name: str, status: AlignmentJobStatus, storage: Path, output: Path) -> None:
+def print_summary(console: Console, name: str, status: AlignmentJobStatus, storage: Path, output: str) -> None:
     """Held-out figures before and after (with 95% intervals), the time it took, and where the model is."""
     stages = {stage.name: stage for stage in status.stages}
     train = stages.get("train")
@@ -34,8 +34,8 @@ def print_summary(console: Console, name: str, status: AlignmentJobStatus, stora
             console.print(_figures("reward model", stage.evaluation, storage / REWARD_FOLDER))
     if status.evaluation is not None:
         console.print(_figures("", status.evaluation, storage))
-    console.print(f"model   {output / 'model'}", highlight=False, soft_wrap=True)
-    console.print(f"report  {output / 'evaluation.json'}", highlight=False, soft_wrap=True)
+    console.print(f"model   {output}/model", highlight=False, soft_wrap=True)
+    console.print(f"report  {output}/evaluation.json", highlight=False, soft_wrap=True)
 
 
 def _figures(title: str, report: EvaluationReport, storage: Path) -> Table:

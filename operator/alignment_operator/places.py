@@ -165,7 +165,9 @@ def neighbours(
 
 
 def path_in_pod(source: Source) -> str:
-    """The path under which a pod sees a pvc:// or file:// source."""
+    """The path under which a pod sees a pvc:// or file:// source; an s3:// one as it is, for it is asked for there."""
+    if source.scheme == "s3":
+        return str(source)
     if source.claim is None:
         return source.path
     return "/".join(part for part in (VOLUMES_FOLDER, source.claim, source.path) if part)

@@ -74,9 +74,10 @@ CONTAINERD = BinarySet(
 COREDNS = BinarySet("coredns", "github.com/coredns/coredns")
 HELM = BinarySet("helm", "helm.sh/helm/v3", "-X helm.sh/helm/v3/internal/version.version={version}")
 LOCAL_PATH = BinarySet("local-path", "github.com/rancher/local-path-provisioner", "-X main.VERSION={version}")
+VERSITYGW = BinarySet("versitygw", "github.com/versity/versitygw", "-X main.Version={version}")
 
 CONTROL_PLANE_SETS = (KUBERNETES,)
-ALL_SETS = (KUBERNETES, CONTAINERD, COREDNS, HELM, LOCAL_PATH)
+ALL_SETS = (KUBERNETES, CONTAINERD, COREDNS, HELM, LOCAL_PATH, VERSITYGW)
 
 
 def find_go() -> str:

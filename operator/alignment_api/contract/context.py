@@ -69,9 +69,9 @@ class Context(Contract):
     storage: str
     """The job's storage as a path here."""
     output: str
-    """The output's folder as a path here."""
+    """The output's folder: a path here, or s3://bucket/prefix."""
     sources: dict[str, str]
-    """The spec's pvc:// and file:// sources, each as a path here. hf:// ones are not listed."""
+    """The spec's pvc:// and file:// sources, each as a path here. hf:// and s3:// ones are not listed."""
     volumes: str | None = None
     """The folder in which every claim is mounted by its name; absent where there are none."""
     peers: dict[str, tuple[str, ...]]

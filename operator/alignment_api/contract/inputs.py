@@ -15,9 +15,10 @@ class Model(Contract):
     """The model to align."""
 
     source: ReadableSource
-    """A Hugging Face folder (config, tokenizer, safetensors): file:///path, pvc://claim/path or hf://org/name."""
+    """A Hugging Face folder (config, tokenizer, safetensors): pvc://claim/path, hf://org/name, s3://bucket/prefix."""
     revision: str = "main"
-    """Branch, tag or commit of an hf:// model; `prepare` pins a commit, so that attempts read the same weights."""
+    """Branch, tag or commit of an hf:// model; `prepare` pins a commit, so that attempts read the same weights. Of an
+    s3:// model it pins what it found: a job goes on with those objects alone."""
 
 
 class Evaluation(Contract):
@@ -35,7 +36,7 @@ class Data(Contract):
     """The rows to learn from."""
 
     source: ReadableSource
-    """A .jsonl or .parquet file, a folder of them, or an hf:// data set."""
+    """A .jsonl or .parquet file, a folder of them, or an hf:// data set. Files may lie in a bucket: s3://bucket/prefix."""
     split: str = "train"
     """Split of an hf:// data set."""
     revision: str = "main"

@@ -10,7 +10,7 @@ from alignment_api.contract.base import Contract
 from alignment_api.contract.inputs import Data, Model
 from alignment_api.contract.numbers import Count, Fraction, NotNegative, Positive
 from alignment_api.contract.quantity import ListedQuantity
-from alignment_api.contract.sources import ReadableSource
+from alignment_api.contract.sources import MountedSource
 
 
 class NumericAnswer(Contract):
@@ -53,7 +53,7 @@ class PythonFunction(Contract):
 
     entrypoint: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """module:function, as an import finds it."""
-    path: ReadableSource | None = None
+    path: MountedSource | None = None
     """A folder to import it from: pvc://claim/path or file:///path. Default: the image's own packages."""
     first_call_timeout_seconds: Positive = 120.0
     """Seconds for its first call in a process, and for the import of its module: it may load a model there. Default

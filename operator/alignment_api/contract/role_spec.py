@@ -17,8 +17,9 @@ class Role(Contract):
     memory: Quantity | None = None
     """Memory of one pod, for example 16Gi."""
     ephemeral_storage: Quantity | None = None
-    """Disk of one pod for logs and /tmp, where hf:// models are downloaded, for example 20Gi. Default: 4Gi, or 10Gi on
-    pools with GPUs, and four bytes for each parameter of such models."""
+    """Disk of one pod for logs and /tmp, where hf:// and s3:// models are downloaded, and models on their way to an
+    s3:// output stand, for example 20Gi. Default: 4Gi, or 10Gi on pools with GPUs, and four bytes for each parameter of
+    such models."""
     pod_template: dict[str, Any] | None = None
     """A patch over the built pod, under the pool's own; named lists (containers, volumes, env) merge by name,
     tolerations are added. What it may hold is the platform's policy to say."""

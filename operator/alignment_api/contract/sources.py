@@ -4,6 +4,7 @@ file:///path        a path as the role's process sees it
 file://./path       relative to the manifest: on a laptop only
 pvc://claim/path    a PersistentVolumeClaim of the job's namespace
 hf://org/name       a model or data set of the Hugging Face hub
+s3://bucket/prefix  what lies below a prefix of a bucket of an S3 store
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, WithJsonSchema
 
-Scheme = Literal["file", "pvc", "hf"]
+Scheme = Literal["file", "pvc", "hf", "s3"]
 FORMS = {
     "file": "file:///path (or file://./path, relative to the manifest, on a laptop)",
     "pvc": "pvc://claim/path",
     "hf": "hf://org/name",
+    "s3": "s3://bucket/prefix",
 }
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_BUCKET = re.compile(r"[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]")
 _LONGEST = 1024
 _INSIDE = {
-    "rule": "!self.startsWith('pvc://') || !self.split('/').exists(part, part == '..')",
-    "message": "leaves its volume by `..`; write a path inside the claim",
+    "rule": "!self.matches('^(pvc|s3)://') || !self.split('/').exists(part, part == '..')",
+    "message": "leaves its volume by `..`; write a path inside the claim or bucket",
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed source. `claim` is set for pvc alone; `path` is the rest."""
+    """A parsed source. `claim` is set for pvc alone; `path` is the rest, of s3 the bucket and the prefix."""
 
     scheme: str
     """One of `Scheme`; of a job that another release admitted perhaps another."""
@@ -43,6 +46,11 @@ class Source:
         """True for file://./path: it means something only beside its manifest."""
         return self.scheme == "file" and not self.path.startswith("/")
 
+    @property
+    def is_remote(self) -> bool:
+        """True for hf and s3: the process that wants it asks for it, and nothing is mounted."""
+        return self.scheme in ("hf", "s3")
+
     def __str__(self) -> str:
         if self.scheme == "pvc":
             return f"pvc://{self.claim}/{self.path}".rstrip("/")
@@ -53,12 +61,12 @@ def parse_source(text: str) -> Source:
     """The source that `text` names. Takes it apart and no more: whether it may be one is for `check_source`."""
     scheme, _, rest = text.partition("://")
     if scheme != "pvc":
-        return Source(scheme, rest)
+        return Source(scheme, rest.rstrip("/") if scheme == "s3" else rest)
     claim, _, path = rest.partition("/")
     return Source("pvc", path.strip("/"), claim)
 
 
-def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf")) -> None:
+def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf", "s3")) -> None:
     """Raises ValueError that says what was found and which forms are understood."""
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in allowed:
@@ -77,6 +85,14 @@ def _check_claim(text: str, rest: str) -> None:
         raise ValueError(f"`{text}` {_INSIDE['message']}")
 
 
+def _check_bucket(text: str, rest: str) -> None:
+    bucket, _, prefix = rest.partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(f"`{text}` names no bucket; write {FORMS['s3']}")
+    if ".." in prefix.split("/"):
+        raise ValueError(f"`{text}` {_INSIDE['message']}")
+
+
 def _check_repository(text: str, rest: str) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
         raise ValueError(f"`{text}` is not a repository of the hub; write {FORMS['hf']}")
@@ -91,6 +107,7 @@ _CHECKS: dict[str, Callable[[str, str], None]] = {
     "file": _check_path,
     "pvc": _check_claim,
     "hf": _check_repository,
+    "s3": _check_bucket,
 }
 
 
@@ -112,6 +129,7 @@ def _schema(*allowed: Scheme) -> WithJsonSchema:
         "file": r"file://(/|\./|\.\./).*",
         "pvc": r"pvc://[a-z0-9][-a-z0-9.]*(/.*)?",
         "hf": r"hf://[\w.-]+/[\w.-]+",
+        "s3": r"s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/.*)?",
     }
     return WithJsonSchema(
         {
@@ -123,8 +141,11 @@ def _schema(*allowed: Scheme) -> WithJsonSchema:
     )
 
 
-ReadableSource = Annotated[str, IsSource(), _check("file", "pvc", "hf"), _schema("file", "pvc", "hf")]
+ReadableSource = Annotated[str, IsSource(), _check("file", "pvc", "hf", "s3"), _schema("file", "pvc", "hf", "s3")]
 """A source that is read: a model or data."""
 
-WritableSource = Annotated[str, IsSource(), _check("file", "pvc"), _schema("file", "pvc")]
-"""A source that is written: storage or output."""
+WritableSource = Annotated[str, IsSource(), _check("file", "pvc", "s3"), _schema("file", "pvc", "s3")]
+"""A source that is written as a whole: output."""
+
+MountedSource = Annotated[str, IsSource(), _check("file", "pvc"), _schema("file", "pvc")]
+"""A source that must be a path: storage, another job's storage, code."""

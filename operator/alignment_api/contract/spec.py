@@ -15,7 +15,7 @@ from alignment_api.contract.base import Contract
 from alignment_api.contract.inputs import Data, Model
 from alignment_api.contract.numbers import Count, Fraction, LayersAgain, Positive, Steps, TokensAtOnce, Tolerated
 from alignment_api.contract.role_spec import Roles
-from alignment_api.contract.sources import WritableSource
+from alignment_api.contract.sources import MountedSource, WritableSource
 
 Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
 
@@ -63,7 +63,7 @@ class Training(Contract):
 class Storage(Contract):
     """Where checkpoints and prepared data live while the job does."""
 
-    source: WritableSource
+    source: MountedSource
     """pvc://claim/path, or file:///path on a laptop."""
 
 
@@ -74,7 +74,7 @@ class Checkpoint(Contract):
     """Steps (see training.maxSteps) between checkpoints. What a lost node costs is at most this many steps."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     """Checkpoints kept; a damaged newest falls back to the one before."""
-    resume_from: WritableSource | None = None
+    resume_from: MountedSource | None = None
     """Storage of another job, of the same model, to start from the weights of its newest verified checkpoint; it is
     read, never written. The new job begins at its own step 0: its rows, optimizer and random numbers are its own. A job
     goes on from its own checkpoints by itself."""
@@ -84,14 +84,16 @@ class Output(Contract):
     """Where the aligned model goes. Never owned by the job."""
 
     destination: WritableSource
-    """pvc://claim/path, or file:///path on a laptop. The model goes to its folder `model`, the report beside it."""
+    """pvc://claim/path, s3://bucket/prefix, or file:///path on a laptop. The model goes to its folder `model`, the
+    report beside it. In a bucket the model is whole as soon as its config.json is there."""
 
 
 class Credential(Contract):
     """A Secret of the job's namespace."""
 
     secret_name: Annotated[str, Field(min_length=1, max_length=253)]
-    """Its keys become environment variables (HF_TOKEN, ...) of the pods that read models and data."""
+    """Its keys become environment variables (HF_TOKEN, AWS_ACCESS_KEY_ID, ...) of the job's pods. For s3:// these are
+    the usual ones: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; AWS_ENDPOINT_URL for a store beside AWS."""
 
 
 class Tracking(Contract):
@@ -135,7 +137,7 @@ class AlignmentJobSpec(Contract):
     output: Output | None = None
     """Where the model goes. Absent: the platform's destination, else a volume that outlives the job."""
     credentials: Annotated[tuple[Credential, ...], Field(max_length=64)] = ()
-    """Secrets whose keys become environment variables of the pods that read models and data."""
+    """Secrets whose keys become environment variables of the job's pods."""
     tracking: Tracking = Tracking()
     """Experiment tracking."""
     budgets: Budgets = Budgets()

@@ -211,7 +211,7 @@ class DataReport(Contract):
     fingerprint: str
     """SHA-256 of the tokenized rows."""
     revision: str | None = None
-    """Commit of an hf:// data set."""
+    """Commit of an hf:// data set; of an s3:// one a SHA-256 over the names, sizes and ETags of its objects."""
 
 
 class ProbeReport(Contract):
@@ -258,7 +258,7 @@ class ModelReport(Contract):
     shape: ModelShape | None = None
     """What its memory follows from; absent where another release has pinned it."""
     revision: str | None = None
-    """Commit of an hf:// model."""
+    """Commit of an hf:// model; of an s3:// one a SHA-256 over the names, sizes and ETags of its objects."""
     dropout: dict[str, float] = {}
     """What its config says of dropout and other noise: it is trained without, the exported config keeps it."""
     probe: ProbeReport | None = None

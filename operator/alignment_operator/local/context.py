@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from alignment_api.contract.context import Context
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
-from alignment_api.contract.sources import parse_source
+from alignment_api.contract.sources import Source, parse_source
 from alignment_api.derived.precision import training_gpu
 from alignment_api.derived.role_memory import replicas_of
 from alignment_operator.local.folder import RunFolder
@@ -49,7 +49,7 @@ class Places:
 
     def output(self, job: AlignmentJob) -> str:
         """The model and its report: the run's folder unless the spec says otherwise."""
-        return parse_source(job.spec.output.destination).path if job.spec.output else str(self.folder.path)
+        return _here(parse_source(job.spec.output.destination)) if job.spec.output else str(self.folder.path)
 
 
 def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Context:
@@ -80,6 +80,10 @@ def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Cont
         notice_seconds=places.platform.pools.named(instance.pool).notice_seconds,
         scratch=str(folder.scratch(instance.name)),
     )
+
+
+def _here(source: Source) -> str:
+    return str(source) if source.is_remote else source.path
 
 
 def _servers(job: AlignmentJob, role: str, ports: Ports) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A manifest's sources on this machine: every one of them a path here, or on the hub."""
+"""A manifest's sources on this machine: every one of them a path here, or remote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def local_job(job: AlignmentJob, beside: Path, volumes: Mapping[str, Path]) -> A
     value = job.model_dump(mode="json", by_alias=True)
     for path, text in sources_of(job.spec).items():
         source = parse_source(text)
-        if source.scheme != "hf" and (source.claim is None or source.claim in volumes):
+        if not source.is_remote and (source.claim is None or source.claim in volumes):
             root = beside.absolute() if source.claim is None else volumes[source.claim]
             _get(value, path[:-1])[path[-1]] = f"file://{os.path.normpath(root / source.path)}"
     return AlignmentJob.model_validate(value)

@@ -56,7 +56,7 @@ def removals(pods: Pods, stage: StageLayout | None, records: Records, keep_logs:
 
 def _instance(snapshot: Snapshot, stage: StageLayout, record: InstanceRecord, attempt: int) -> Instance:
     job, platform, role = snapshot.job, snapshot.observed.platform, stage.roles[record.role]
-    disk = disk_of(job, record.role, platform.pools.named(role.pool))
+    disk = disk_of(job, record.role, platform, platform.pools.named(role.pool))
     beside = neighbours(job, platform, stage.stage, job.status.single_node_claims)
     return Instance(
         name=instance_name(job, record.role, record.index, record.life),

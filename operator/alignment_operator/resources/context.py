@@ -47,7 +47,7 @@ def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> 
 
 def _sources(job: AlignmentJob, role: str) -> dict[str, str]:
     read = sources_of_role(job, role)
-    return {text: path_in_pod(source) for text, source in read.items() if source.scheme != "hf"}
+    return {text: path_in_pod(source) for text, source in read.items() if not source.is_remote}
 
 
 def _pins(job: AlignmentJob, role: str) -> Pins | None:

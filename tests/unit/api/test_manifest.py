@@ -65,9 +65,9 @@ def test_every_mistake_is_told_at_once_with_its_line() -> None:
         "job.yaml:10: spec.training.epochs: found `0` (a whole number); write a number of at least 1 "
         "(passes over the training rows or prompts)",
         "job.yaml:13: spec.credentials[1].secret: unknown field. Did you mean `secretName` (its keys become "
-        "environment variables (HF_TOKEN, ...) of the pods that read models and data)?",
+        "environment variables (HF_TOKEN, AWS_ACCESS_KEY_ID, ...) of the job's pods)?",
         "job.yaml:13: spec.credentials[1].secretName: is missing (its keys become environment variables "
-        "(HF_TOKEN, ...) of the pods that read models and data)",
+        "(HF_TOKEN, AWS_ACCESS_KEY_ID, ...) of the job's pods)",
     ]
 
 

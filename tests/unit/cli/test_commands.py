@@ -387,7 +387,7 @@ def test_the_summary_tells_the_reward_model_before_what_was_trained_with_it(tmp_
     stages = (StageStatus(name="reward", started_at=at, finished_at=at, evaluation=judged),)
     output = StringIO()
     status = AlignmentJobStatus(phase="Complete", stages=stages, evaluation=better, active_seconds=60)
-    print_summary(Console(file=output, width=100), "tiny", status, tmp_path, tmp_path)
+    print_summary(Console(file=output, width=100), "tiny", status, tmp_path, str(tmp_path))
     assert [line.rstrip() for line in output.getvalue().splitlines()][:8] == [
         "tiny is complete after 1m00s",
         "reward model",

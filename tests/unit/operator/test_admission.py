@@ -51,6 +51,12 @@ def test_a_claim_that_does_not_exist_is_refused_by_its_field(spec: dict[str, Any
     )
 
 
+def test_a_job_in_buckets_needs_no_claim_of_its_own() -> None:
+    named = {"model": {"source": "s3://models/base"}, "data": {"source": "s3://data/pairs"}}
+    spec = named | {"output": {"destination": "s3://results/helpful"}}
+    assert admit(spec, models=(), data=(), results=()) == ()
+
+
 def test_the_platforms_output_is_checked_too() -> None:
     job = make_job()
     job = job.model_copy(update={"spec": job.spec.model_copy(update={"output": None})})

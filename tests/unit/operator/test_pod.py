@@ -22,6 +22,12 @@ from alignment_operator.resources.pod import SCRAPED, STAYS
 
 GOLDEN = Path(__file__).parent / "golden"
 SECRET = {"credentials": [{"secretName": "hf-token"}]}
+BUCKET = {
+    "model": {"source": "s3://models/base/"},
+    "data": {"source": "s3://data/pairs.jsonl"},
+    "output": {"destination": "s3://results/helpful"},
+    "credentials": [{"secretName": "s3-keys"}],
+}
 GANG = {"roles": {"policy": {"replicas": 2, "gpus": 4, "cpu": "16", "memory": "256Gi"}}}
 
 
@@ -43,6 +49,10 @@ def test_the_pod_of_a_gang_is_as_reviewed() -> None:
 
 def test_the_pod_of_a_gated_server_is_as_reviewed() -> None:
     assert_golden("pod-reference.yaml", pod_of(SECRET, "reference"))
+
+
+def test_the_pod_of_a_job_in_buckets_is_as_reviewed() -> None:
+    assert_golden("pod-policy-buckets.yaml", pod_of(BUCKET, "policy"))
 
 
 def test_the_pod_of_a_rollout_server_is_as_reviewed() -> None:
@@ -108,6 +118,9 @@ PPO = {"algorithm": {"ppo": {"rewards": [TRAINED, JUDGE, CODE]}}}
         ({}, "reference", {"models": "read"}),
         ({}, "policy", {"models": "read", "work": "write", "results": "write"}),
         ({}, "evaluator", {"work": "read", "results": "write"}),
+        (BUCKET, "prepare", {"work": "write"}),
+        (BUCKET, "reference", {}),
+        (BUCKET, "evaluator", {"work": "read"}),
         (PPO, "evaluator", {"models": "read", "code": "read", "work": "read", "results": "write"}),
         (PPO, "rollout", {"models": "read"}),
         (PPO, "reference", {"models": "read"}),
@@ -193,6 +206,11 @@ def test_disk_is_asked_for_and_limited_where_it_is_known() -> None:
     assert disk({}, "policy")[:2] == ("10Gi", "10Gi")  # on GPUs
     assert disk(hub, "prepare")[:2] == ("4Gi", None)  # nobody has counted its parameters yet
     assert disk(hub, "policy")[:2] == ("11Gi", "11Gi")  # 1,000,000 parameters, 4 bytes: 1 GiB when rounded up
+    bucket = {"output": {"destination": "s3://results/helpful"}}
+    assert disk(bucket, "prepare")[:2] == ("4Gi", "4Gi")
+    assert disk(bucket, "policy")[:2] == ("11Gi", "11Gi")  # on its way there
+    assert disk(bucket, "evaluator")[:2] == ("5Gi", "5Gi")  # and back
+    assert disk(BUCKET, "policy")[:2] == ("11Gi", "11Gi")  # 2,000,000 parameters with the model as it came
     own = {"roles": {"policy": {"ephemeralStorage": "50Gi"}}}
     assert disk(own, "policy")[:2] == ("50Gi", "50Gi")
 

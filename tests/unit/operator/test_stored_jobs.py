@@ -30,7 +30,7 @@ NEWER: dict[str, dict[str, Any]] = {
     "an option that is not known": {"algorithm": {"dpo": {"beta": 0.1, "rpoAlpha": 0.5}}},
     "a word that is not known": {"roles": {"evaluator": {"placement": "reserved"}}},
     "a value of another type": {"training": {"microBatchTokens": "most"}},
-    "a scheme that is not known": {"data": {"source": "s3://bucket/pairs.jsonl"}},
+    "a scheme that is not known": {"data": {"source": "gs://bucket/pairs.jsonl"}},
     "a field that is not known": {"spotFallback": {"afterSeconds": 600}},
 }
 """What a newer release has let in, seen after a rollback."""

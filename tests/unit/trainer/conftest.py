@@ -1,5 +1,8 @@
 import pytest
 import torch
+from tests.s3 import bucket, s3_server
+
+__all__ = ["bucket", "s3_server"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -53,6 +53,8 @@ class TinyJob:
     spec: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     ports: dict[str, int] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    """What its forked roles have in theirs besides."""
 
     def __post_init__(self) -> None:
         write_model(self.folder / "model")
@@ -140,7 +142,8 @@ class TinyJob:
     def fork(self, role: str, **of_context: Any) -> Any:
         """The role in a process that has the imports already; its `exitcode` is what a runtime would see."""
         text = self.context(role, **of_context).model_dump_json()
-        process = forkserver.Process(target=_run_main, args=(text, str(self.folder / f"{role}.log")), daemon=True)
+        arguments = (text, str(self.folder / f"{role}.log"), self.environment)
+        process = forkserver.Process(target=_run_main, args=arguments, daemon=True)
         process.start()
         return process
 
@@ -157,8 +160,8 @@ class TinyJob:
             )
 
 
-def _run_main(context: str, log: str) -> None:
+def _run_main(context: str, log: str, environment: dict[str, str]) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
-    os.environ[CONTEXT_VARIABLE] = context
+    os.environ.update(environment | {CONTEXT_VARIABLE: context})
     main()

@@ -12,6 +12,7 @@ import pytest
 from alignment_api.contract.context import Context
 from alignment_trainer.checkpoint.claims import claim_term
 from alignment_trainer.checkpoint.ownership import OUTPUT, STORAGE, check_folders, take_folders
+from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.errors import UserError
 
 
@@ -109,6 +110,25 @@ def test_an_output_that_became_anothers_is_refused_before_the_export(tmp_path: P
     take_folders(context_of("b", tmp_path / "b", tmp_path / "out"))
     with pytest.raises(UserError, match="belongs to job name-of-b"):
         check_folders(mine)
+
+
+def test_a_bucket_is_marked_by_the_job_that_writes_in_it_and_refused_to_every_other(
+    bucket: str, tmp_path: Path
+) -> None:
+    def mine(uid: str, output: str) -> Context:
+        return context_of(uid, tmp_path / uid, tmp_path).model_copy(update={"output": f"s3://{bucket}/{output}"})
+
+    store = ObjectStore.of(f"s3://{bucket}", "field")
+    for life in (1, 2):
+        take_folders(mine("a", "out").model_copy(update={"life": life}))
+        store.put("out/model/config.json", [b"{}"])
+    assert store.list("") == [f"out/{OUTPUT.mark}", "out/model/config.json"]
+    check_folders(mine("a", "out"))
+    assert f"s3://{bucket}/out belongs to job name-of-a (a), this is job b" in refusal(mine("b", "out"))
+    assert "/out/model/b lies within `model` of job name-of-a (a)" in refusal(mine("b", "out/model/b"))
+    store.put("users/model/weights", [b""])
+    assert "/users holds `model`, which this job did not write" in refusal(mine("c", "users"))
+    assert store.list("users/") == ["users/model/weights"]
 
 
 def _takes(context: Context) -> bool:

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from alignment_trainer.checkpoint.export import export_model
+from alignment_trainer.checkpoint.output import FolderOutput
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole
 from alignment_trainer.model.heads import scorer, value_scorer
 from alignment_trainer.model.load import load_value_model
@@ -108,7 +109,7 @@ def test_other_heads_are_refused_by_name():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_export_is_a_classifier_that_scores_equally(tmp_path, precision):
     loaded = load_value_model(save(tiny_llama(), tmp_path / "base"))
-    export_model(loaded, trained_engine(loaded.network), tmp_path / "model", precision)
+    export_model(loaded, trained_engine(loaded.network), FolderOutput(tmp_path), precision)
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     assert exported.config.architectures == ["LlamaForSequenceClassification"]
     assert exported.config.num_labels == 1

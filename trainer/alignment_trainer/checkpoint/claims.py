@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -240,28 +239,18 @@ def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -
     return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * parameters
 
 
-def check_writable(folder: Path, field: str) -> None:
-    """Raises UserError, by the field that names the folder, where nothing can be written."""
-    probe = folder / f".writable-{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            "StorageNotWritable", f"{field}: {folder}: {error.strerror}; give a volume that pods may write"
-        ) from error
+def check_room(storage: Path, output: Path | None, needed: tuple[int, int]) -> None:
+    """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free.
 
-
-def check_room(storage: Path, output: Path, needed: tuple[int, int]) -> None:
-    """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free."""
+    output: None where it is a bucket, which has no end.
+    """
     checkpoints, export = needed
     written = (checkpoints_folder(storage), storage / REWARD_FOLDER)
     free = shutil.disk_usage(storage).free + sum(map(_size, written))
-    if storage.stat().st_dev == output.stat().st_dev:
-        _require("spec.storage.source", storage, checkpoints + export, free)
-    else:
-        _require("spec.storage.source", storage, checkpoints, free)
+    if output is not None and storage.stat().st_dev == output.stat().st_dev:
+        checkpoints += export
+    _require("spec.storage.source", storage, checkpoints, free)
+    if output is not None and storage.stat().st_dev != output.stat().st_dev:
         _require("spec.output.destination", output, export, shutil.disk_usage(output).free)
 
 

@@ -1,6 +1,5 @@
 """The result as a Hugging Face folder that transformers and vLLM load."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from alignment_trainer.data.files import flush
+from alignment_trainer.checkpoint.output import Output
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import refuse_not_finite
 from alignment_trainer.model.description import write_description
@@ -19,27 +18,17 @@ READABLE = 0o644
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def export_model(model: LoadedModel, engine: Engine, folder: Path, precision: str) -> None:
+def export_model(model: LoadedModel, engine: Engine, output: Output, precision: str) -> None:
     """Writes weights (safetensors, in the dtype of `precision`), config and tokenizer; collective.
 
-    A language model comes with its generation config.
-
-    Everything is written beside `folder`, flushed to the disk and renamed at the end, so that a folder of that name is
-    always whole, whatever happens to the machine; one that was there before is replaced. Raises UserError, and leaves
-    what is there, where a weight is not finite.
+    A language model comes with its generation config. A model that was there before is replaced. Raises UserError, and
+    leaves what is there, where a weight is not finite.
     """
     dtype = DTYPES[precision]
     weights = {name: tensor.to(dtype) for name, tensor in engine.full_weights() if tensor is not None}
     refuse_not_finite(weights)
     if distributed.rank() == 0:
-        temporary = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(model, weights, temporary, dtype)
-        for path in (*temporary.rglob("*"), temporary):
-            flush(path)
-        _replace(temporary, folder)
-        flush(folder.parent)
+        output.replace_model(lambda folder: _write(model, weights, folder, dtype))
     distributed.barrier()
 
 
@@ -54,13 +43,3 @@ def _as_they_came(model: LoadedModel, weights: dict[str, Tensor]) -> dict[str, T
     """By the names of the model's files: transformers joins experts while it loads, and vLLM wants them apart."""
     named: dict[str, Tensor] = revert_weight_conversion(model.network, weights)
     return {name: tensor if tensor is weights.get(name) else tensor.clone() for name, tensor in named.items()}
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Two renames: between them the old model stands under another name, never half of one."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +11,8 @@ from pydantic import ValidationError
 from alignment_api.contract.base import Contract
 from alignment_api.contract.context import Context
 from alignment_api.derived.reward_stage import REWARD_FOLDER
-from alignment_trainer.checkpoint.claims import check_owner, check_writable, read_claims
-from alignment_trainer.checkpoint.storage import Folder, prove_claims
-from alignment_trainer.data.files import create_exclusively
+from alignment_trainer.checkpoint.claims import check_owner, read_claims
+from alignment_trainer.checkpoint.storage import Storage, prove_claims, storage_at
 from alignment_trainer.process.errors import UserError
 
 
@@ -59,17 +57,17 @@ def take_folders(context: Context) -> None:
 
     Of two jobs that try at once the mark is one's: creating it is exclusive.
     """
-    folders = _folders(context)
+    storage, folders = Path(context.storage), _folders(context)
     for kind, folder in folders.items():
-        check_writable(folder, kind.field)
-    prove_claims(Folder(folders[STORAGE]), STORAGE.field)
-    check_owner(folders[STORAGE], context.uid)
-    begun = bool(read_claims(folders[STORAGE]))  # by a release that left no marks
+        folder.check_writable(kind.field)
+        prove_claims(folder, kind.field)
+    check_owner(storage, context.uid)
+    begun = bool(read_claims(storage))  # by a release that left no marks
     for kind, folder in folders.items():
-        if not begun and _owner(folder / kind.mark) is None:
+        if not begun and _owner(folder, kind.mark) is None:
             _check_free(kind, folder)
         owner = Owner(job=context.job, uid=context.uid, marked_at=datetime.now(UTC))
-        create_exclusively(folder / kind.mark, owner.model_dump_json(indent=1))
+        folder.create(kind.mark, owner.model_dump_json(indent=1))
     check_folders(context)
 
 
@@ -79,42 +77,43 @@ def check_folders(context: Context) -> None:
     A folder without a mark passes: a release that left none has prepared the job.
     """
     for kind, folder in _folders(context).items():
-        owner = _owner(folder / kind.mark)
+        owner = _owner(folder, kind.mark)
         if owner is not None and owner.uid != context.uid:
             raise _taken(kind, f"{folder} belongs to job {owner.job} ({owner.uid}), this is job {context.uid}")
         _check_around(kind, folder, context.uid)
-    check_owner(_folders(context)[STORAGE], context.uid)
+    check_owner(Path(context.storage), context.uid)
 
 
-def _folders(context: Context) -> dict[Kind, Path]:
-    return {STORAGE: Path(context.storage), OUTPUT: Path(context.output)}
+def _folders(context: Context) -> dict[Kind, Storage]:
+    return {
+        kind: storage_at(place, kind.field) for kind, place in ((STORAGE, context.storage), (OUTPUT, context.output))
+    }
 
 
-def _check_free(kind: Kind, folder: Path) -> None:
-    found = [name for name in kind.names if os.path.lexists(folder / name)]
+def _check_free(kind: Kind, folder: Storage) -> None:
+    found = [name for name in kind.names if folder.holds(name)]
     if found:
         there = ", ".join(f"`{name}`" for name in found)
         raise _taken(kind, f"{folder} holds {there}, which this job did not write", "move that away, or ")
 
 
-def _check_around(kind: Kind, folder: Path, uid: str) -> None:
+def _check_around(kind: Kind, folder: Storage, uid: str) -> None:
     """A folder below another job's `model` or `checkpoints` would go with it."""
-    for parent in folder.resolve().parents:
-        within = folder.resolve().relative_to(parent).parts[0]
+    for parent, within in folder.parents():
         for other in (STORAGE, OUTPUT):
-            owner = _owner(parent / other.mark) if within in other.names else None
+            owner = _owner(parent, other.mark) if within in other.names else None
             if owner is not None and owner.uid != uid:
                 raise _taken(kind, f"{folder} lies within `{within}` of job {owner.job} ({owner.uid})")
 
 
-def _owner(mark: Path) -> Owner | None:
+def _owner(folder: Storage, mark: str) -> Owner | None:
     """None where there is no mark. A mark that cannot be read is another's."""
     try:
-        return Owner.model_validate_json(mark.read_bytes(), extra="ignore")
+        return Owner.model_validate_json(folder.get(mark), extra="ignore")
     except FileNotFoundError:
         return None
     except ValidationError:
-        return Owner(job="unknown", uid=f"{mark.name} cannot be read", marked_at=datetime.now(UTC))
+        return Owner(job="unknown", uid=f"{mark} cannot be read", marked_at=datetime.now(UTC))
 
 
 def _taken(kind: Kind, found: str, before: str = "") -> UserError:

@@ -1,17 +1,20 @@
-"""What claims and checkpoints need of a storage, a folder that has it, and the proof of it that `prepare` asks for."""
+"""What claims, checkpoints and results need of a storage, who has it, and the proof of it that `prepare` asks for."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from alignment_api.contract.sources import parse_source
 from alignment_trainer.data.files import create_exclusively, write_hashed
+from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.errors import UserError, describe
 
 _WRITERS = 4
@@ -21,8 +24,15 @@ _WRITERS = 4
 class Storage(Protocol):
     """Files by name. A name may have folders, parted by `/`; a prefix is that of such a folder, with its `/`, or empty.
 
-    Every method raises OSError where the storage fails.
+    Every method raises OSError where the storage fails. As text it is where it lies, for people.
     """
+
+    @property
+    def needs(self) -> str:
+        """What has the exclusive create, in words: what to give where it is missing."""
+
+    def check_writable(self, field: str) -> None:
+        """Raises UserError, by the field that names the storage, where nothing can be written."""
 
     def create(self, name: str, text: str) -> bool:
         """Creates a file with its whole text unless one of that name is there. Of several at once one is told True."""
@@ -39,12 +49,33 @@ class Storage(Protocol):
     def delete(self, prefix: str) -> None:
         """Removes every file below a prefix; nothing where there is none."""
 
+    def holds(self, name: str) -> bool:
+        """Whether a file or folder of that name is there."""
+
+    def parents(self) -> Iterator[tuple[Storage, str]]:
+        """Every folder that this one lies in, the nearest first, with the name of what it lies in there."""
+
 
 @dataclass(frozen=True)
 class Folder:
     """A storage below a folder, of a disk or of a volume that is mounted by several nodes."""
 
     root: Path
+    needs = "a volume whose file system has hard links"
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def check_writable(self, field: str) -> None:
+        probe = self.root / f".writable-{uuid.uuid4().hex}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                "StorageNotWritable", f"{field}: {self}: {error.strerror}; give a volume that pods may write"
+            ) from error
 
     def create(self, name: str, text: str) -> bool:
         return create_exclusively(self._path(name), text)
@@ -64,10 +95,23 @@ class Folder:
         if (self.root / prefix).exists():
             shutil.rmtree(self.root / prefix)
 
+    def holds(self, name: str) -> bool:
+        return os.path.lexists(self.root / name)
+
+    def parents(self) -> Iterator[tuple[Folder, str]]:
+        folder = self.root.resolve()
+        for parent in folder.parents:
+            yield Folder(parent), folder.relative_to(parent).parts[0]
+
     def _path(self, name: str) -> Path:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def storage_at(place: str, field: str) -> Storage:
+    """What a Context calls so: a path here, or s3://bucket/prefix. field: of the manifest, that names it."""
+    return ObjectStore.of(place, field) if parse_source(place).scheme == "s3" else Folder(Path(place))
 
 
 def prove_claims(storage: Storage, field: str) -> None:
@@ -84,8 +128,7 @@ def prove_claims(storage: Storage, field: str) -> None:
     if problem is not None:
         raise UserError(
             "StorageNotExclusive",
-            f"{field}: {problem}; two attempts could write here at once, so nothing is begun. Give a volume whose file "
-            "system has hard links",
+            f"{field}: {problem}; two attempts could write here at once, so nothing is begun. Give {storage.needs}",
         )
 
 

@@ -37,7 +37,7 @@ def find_data(data: Data, field: str, sources: Mapping[str, str], pinned: str | 
 
 
 def _content(resolved: Resolved) -> str:
-    """The commit of a hub's data set, else a fingerprint of the files."""
+    """The commit of a hub's data set, the digest of a bucket's list, else a fingerprint of the files."""
     if resolved.revision is not None:
         return resolved.revision
     folder = resolved.path if resolved.path.is_dir() else resolved.path.parent

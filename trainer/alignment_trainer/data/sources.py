@@ -1,14 +1,17 @@
-"""Sources of the spec as paths in this process: files and volumes by the Context, the hub by a pinned download."""
+"""Sources of the spec as paths in this process: files and volumes by the Context, others by a pinned download."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from alignment_api.contract.inputs import Model
 from alignment_api.contract.sources import parse_source
+from alignment_trainer.object_store.download import cached, revision_of
+from alignment_trainer.object_store.store import Found, ObjectStore
 from alignment_trainer.process.errors import UserError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -17,7 +20,7 @@ DATA_SUFFIXES = (".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Resolved:
-    """Where a source is here. revision: the commit of an hf:// source."""
+    """Where a source is here. revision: the commit of an hf:// source, the digest of what an s3:// one lists."""
 
     path: Path
     revision: str | None = None
@@ -26,19 +29,26 @@ class Resolved:
 def resolve_model(
     model: Model, sources: Mapping[str, str], pinned: str | None = None, field: str = "spec.model"
 ) -> Resolved:
-    """The model's folder; of an hf:// model the commit `pinned`, else what `revision` names now.
+    """The model's folder; of an hf:// model the commit `pinned`, else what `revision` names now; of an s3:// model what
+    is there, if it is what was pinned.
 
     field: where the manifest says it. Raises UserError where there is none.
     """
-    if parse_source(model.source).scheme == "hf":
+    scheme = parse_source(model.source).scheme
+    if scheme == "hf":
         return _download_model(parse_source(model.source).path, pinned or model.revision, field)
+    if scheme == "s3":
+        return _fetch_model(ObjectStore.of(model.source, f"{field}.source"), pinned)
     return Resolved(local_path(model.source, sources, f"{field}.source", "ModelNotFound"))
 
 
 def resolve_data(source: str, sources: Mapping[str, str], split: str, revision: str, field: str) -> Resolved:
     """The file or folder of a data source; of an hf:// one the files of the split. Raises UserError."""
-    if parse_source(source).scheme == "hf":
+    scheme = parse_source(source).scheme
+    if scheme == "hf":
         return _download_data(parse_source(source).path, split, revision, field)
+    if scheme == "s3":
+        return _fetch_data(source, field)
     return Resolved(local_path(source, sources, field, "DataNotFound"))
 
 
@@ -88,6 +98,43 @@ def _download_data(repository: str, split: str, revision: str, field: str) -> Re
         raise UserError("DataNotFound", f"{field}: `hf://{repository}` has no files of split `{split}`; found {listed}")
     folder = snapshot_download(repository, repo_type="dataset", revision=info.sha, allow_patterns=wanted)
     return Resolved(Path(folder), info.sha)
+
+
+def _fetch_model(store: ObjectStore, pinned: str | None) -> Resolved:
+    if pinned is None:
+        store.reach()
+    below = list(store.found(""))
+    objects = [found for found in below if any(fnmatch(found.name, pattern) for pattern in MODEL_FILES)]
+    if not any(found.name == "config.json" for found in objects):
+        raise UserError("ModelNotFound", f"{store.field}: `{store}` holds no config.json; {_listed(below)}")
+    revision = revision_of(objects)
+    if pinned not in (None, revision):
+        raise UserError(
+            "ModelChanged",
+            f"{store.field}: `{store}` is not the model that `prepare` pinned: its objects have changed since; restore "
+            "them, or begin a new job",
+        )
+    return Resolved(cached(store, objects), revision)
+
+
+def _fetch_data(source: str, field: str) -> Resolved:
+    store = ObjectStore.of(source, field)
+    store.reach()
+    below = list(store.found(""))
+    objects = [found for found in below if found.name.endswith(DATA_SUFFIXES)]
+    if objects:
+        return Resolved(cached(store, objects), revision_of(objects))
+    folder, name = next(store.parents(), (store, ""))
+    objects = [found for found in folder.found(name) if found.name == name]
+    if not objects or not name.endswith(DATA_SUFFIXES):
+        wanted = f"neither a {' or '.join(DATA_SUFFIXES)} file nor a folder with any"
+        raise UserError("DataNotFound", f"{field}: `{source}` is {wanted}; {_listed(below)}")
+    return Resolved(cached(folder, objects) / name, revision_of(objects))
+
+
+def _listed(found: Sequence[Found]) -> str:
+    names = ", ".join(each.name for each in found[:10])
+    return f"below it are {names}" if names else "below it is nothing"
 
 
 def split_files(files: list[str], split: str) -> list[str]:

@@ -12,6 +12,7 @@ from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import Evaluated, EvaluationReport
 from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.algorithms.base import Float32
+from alignment_trainer.checkpoint.output import Output
 from alignment_trainer.data.files import write_text_atomically
 from alignment_trainer.data.finite import refuse_rows
 from alignment_trainer.data.prepared import Examples, PreparedData
@@ -22,7 +23,7 @@ from alignment_trainer.loop.reporting import Reporter
 from alignment_trainer.process import distributed
 from alignment_trainer.process.instance import Instance
 
-REPORT_FILE, BEFORE_FILE = "evaluation.json", "before.json"
+BEFORE_FILE = "before.json"
 _FIGURES: TypeAdapter[Evaluated] = TypeAdapter(Evaluated)
 
 
@@ -104,9 +105,9 @@ def write_before(storage: Path, figures: Evaluated) -> None:
     write_text_atomically(storage / BEFORE_FILE, _FIGURES.dump_json(figures, indent=1).decode())
 
 
-def write_report(output: Path, report: EvaluationReport) -> None:
+def write_report(output: Output, report: EvaluationReport) -> None:
     """evaluation.json, beside the model."""
-    write_text_atomically(output / REPORT_FILE, report.model_dump_json(indent=1))
+    output.put_report(report.model_dump_json(indent=1))
 
 
 def not_above_chance(report: EvaluationReport, field: str) -> Failure | None:

@@ -17,6 +17,9 @@ from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.process.status_board import StatusBoard
 from alignment_trainer.process.status_server import StatusServer
 
+EXPORT_FOLDER = "model"
+"""Of an output: the trained model as a Hugging Face folder."""
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -54,14 +57,9 @@ class Instance:
         return storage / REWARD_FOLDER if self.makes_reward else storage
 
     @property
-    def output(self) -> Path:
-        """The output's folder, as a path here. A reward model stays in storage: it is a means."""
-        return self.storage if self.makes_reward else Path(self.context.output)
-
-    @property
-    def exported_model(self) -> Path:
-        """Where this stage leaves its model: a Hugging Face folder in the output."""
-        return self.output / "model"
+    def output(self) -> str:
+        """The output's folder: a path here, or s3://bucket/prefix. A reward model stays in storage: it is a means."""
+        return str(self.storage) if self.makes_reward else self.context.output
 
     @property
     def data_field(self) -> str:

@@ -15,7 +15,7 @@ from alignment_trainer.data.prepared import digest
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.model.inspect import Named, model_fingerprint
 from alignment_trainer.process.errors import UserError
-from alignment_trainer.process.instance import Instance
+from alignment_trainer.process.instance import EXPORT_FOLDER, Instance
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def fingerprint_of_models(models: Sequence[RewardModel]) -> str:
 
 
 def _trained(instance: Instance, component: str) -> RewardModel:
-    folder = instance.at_stage("reward").exported_model
+    folder = instance.at_stage("reward").storage / EXPORT_FOLDER
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no reward model; stage `reward` has not finished here")
     named = Named(Model(source=f"file://{folder}"), training_field(instance.spec))

@@ -17,6 +17,7 @@ from alignment_trainer.algorithms import make_online
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start, claim_attempt, find_start, make_checkpoints
 from alignment_trainer.checkpoint.export import DTYPES, export_model
+from alignment_trainer.checkpoint.output import output_at
 from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.experience import EXPERIENCE_FILE, Experience, Samples, load_experience, load_samples
@@ -92,7 +93,7 @@ def _train(instance: Instance, device: torch.device, publisher: WeightPublisher,
             instance.board.update(state="exporting the model")
             precision = instance.spec.training.precision
             check_folders(instance.context)  # days may have passed
-            export_model(start.policy.model, start.policy.engine, instance.exported_model, precision)
+            export_model(start.policy.model, start.policy.engine, output_at(instance.output), precision)
         except Interrupted:
             return _outcome("interrupted", loop)
         return _outcome("succeeded", loop)

@@ -27,6 +27,7 @@ from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.background import Background
 from alignment_trainer.checkpoint.checkpoint import Part, write_parts
 from alignment_trainer.data.drafts import Draft
+from alignment_trainer.data.pins import pins_of
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.engines.state import holds_state
 from alignment_trainer.experience import critic_wire as wire
@@ -155,7 +156,9 @@ class CriticService:
         other = instance.spec.checkpoint.resume_from
         start = wire.decode_begin(body, instance.storage, Path(sources[other]) if other is not None else None)
         instance.board.update(state="loading the model")
-        origin = critic_start(instance, resolve_model(instance.spec.model, sources).path)
+        pins = pins_of(instance)
+        model = resolve_model(instance.spec.model, sources, pins.model.revision if pins else None).path
+        origin = critic_start(instance, model)
         self._vocabulary = int(read_config(origin.folder)[0].vocab_size)
         self._trainer = make_value_trainer(instance.spec, origin, start, self._device)
         instance.board.update(state=f"serving the actor from {start.folder if start else origin.folder}")

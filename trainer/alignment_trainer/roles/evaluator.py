@@ -11,6 +11,7 @@ from alignment_api.contract.context import Outcome
 from alignment_api.contract.status import EvaluationReport, Progress
 from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.algorithms.base import Float32
+from alignment_trainer.checkpoint.output import output_at
 from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import open_prepared
@@ -25,12 +26,13 @@ log = logging.getLogger(__name__)
 def run(instance: Instance) -> Outcome:
     """Scores the model as it came and the exported one, and writes evaluation.json beside that."""
     evaluate = evaluate_offline if instance.spec.algorithm.online is None else evaluate_online
-    with instance.metrics.phase("evaluate"):
-        report = evaluate(instance, _exported_model(instance))
+    output = output_at(instance.output)
+    with instance.metrics.phase("evaluate"), output.model() as exported:
+        report = evaluate(instance, exported)
     if report is None:
         return Outcome(result="interrupted")
     check_folders(instance.context)
-    write_report(instance.output, report)
+    write_report(output, report)
     instance.board.update(state="evaluated", metrics={f"heldout_{name}": i.value for name, i in report.after.items()})
     log.info("evaluated", extra=report.model_dump(mode="json"))
     return Outcome(result="succeeded", evaluation=report)
@@ -47,13 +49,6 @@ def evaluate_offline(instance: Instance, exported: Path) -> EvaluationReport | N
     finally:
         scorer.close()
     return None if scores is None else EvaluationReport(before=before, after=held_out.figures(scores))
-
-
-def _exported_model(instance: Instance) -> Path:
-    folder = instance.exported_model
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: no exported model; stage `train` has not finished here")
-    return folder
 
 
 def _score(instance: Instance, scorer: LocalScorer, held_out: HeldOut) -> Float32 | None:

@@ -12,6 +12,7 @@ from alignment_api.contract.status import EvaluationReport
 from alignment_api.derived.reward_stage import training_field
 from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, make_checkpoints
 from alignment_trainer.checkpoint.export import export_model
+from alignment_trainer.checkpoint.output import output_at
 from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.data.reference import read_reference
 from alignment_trainer.loop.build import Trainee, load_trainee, make_run, make_sampler
@@ -73,7 +74,7 @@ def _train(instance: Instance, policy: Trainee, loop: Run) -> Outcome | None:
         return _outcome("interrupted", loop)
     instance.board.update(state="exporting the model")
     check_folders(instance.context)  # days may have passed
-    export_model(policy.model, policy.engine, instance.exported_model, instance.spec.training.precision)
+    export_model(policy.model, policy.engine, output_at(instance.output), instance.spec.training.precision)
     return None
 
 
@@ -84,7 +85,7 @@ def _end(instance: Instance, evaluation: PolicyEvaluation, loop: Run) -> Outcome
     instance.board.update(state="scoring held-out rows")
     report = evaluation.before_and_after()
     if distributed.rank() == 0:
-        write_report(instance.output, report)
+        write_report(output_at(instance.output), report)
     log.info("evaluated", extra=report.model_dump(mode="json"))
     failure = not_above_chance(report, training_field(instance.job.spec))
     return _outcome("failed" if failure else "succeeded", loop, report, failure)

@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.inputs import Data, Model
+from alignment_api.contract.sources import parse_source
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import MicroBatchReport, ModelReport, PrecisionReport
 from alignment_api.derived.micro_batch import tokens_of
@@ -128,7 +129,8 @@ def _check_inheritance(instance: Instance, pinned: Pinned) -> None:
 def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
     """For the job's own checkpoints and model, and for those that stage `reward` leaves in storage."""
     reward = sum(sum(needed_bytes(other.report.parameters, instance.at_stage("reward").spec)) for other in pinned[1:])
-    check_room(instance.storage, instance.output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
+    output = None if parse_source(instance.output).is_remote else Path(instance.output)
+    check_room(instance.storage, output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
 
 
 def _prepare_data(

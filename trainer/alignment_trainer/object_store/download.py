@@ -1,0 +1,65 @@
+"""What lies below a prefix of a bucket, as a folder of this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from alignment_trainer.object_store.store import Found, ObjectStore
+
+_STREAMS = 8
+"""Objects at once: a store gives each connection a share of what it has."""
+
+
+def revision_of(objects: Sequence[Found]) -> str:
+    """SHA-256 over names, sizes and ETags: what tells these objects from others, by a list alone."""
+    digest = hashlib.sha256()
+    for found in sorted(objects, key=lambda found: found.name):
+        digest.update(f"{found.name}\0{found.bytes}\0{found.etag}\n".encode())
+    return digest.hexdigest()
+
+
+def cached(store: ObjectStore, objects: Sequence[Found]) -> Path:
+    """The folder that holds the objects; downloaded once, by whoever comes first, below ~/.cache.
+
+    A folder of that name is whole: one that a killed process had begun has another name, and is begun anew.
+    """
+    folder = _cache() / hashlib.sha256(f"{store}\0{revision_of(objects)}".encode()).hexdigest()
+    with _locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            download(store, objects, partial)
+            partial.rename(folder)
+    return folder
+
+
+def download(store: ObjectStore, objects: Sequence[Found], folder: Path) -> None:
+    """Each object as a file of `folder`, by its name. Raises OSError where one is not what was listed any more."""
+    paths = [folder / found.name for found in objects]
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise OSError(f"{store}: the object `{path}` has a name that leads out of its folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_STREAMS) as streams:
+        for _ in streams.map(store.fetch, objects, paths):
+            pass  # raises what ended it
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "alignment-operator" / "s3"
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
