@@ -256,9 +256,9 @@ def test_a_model_that_cannot_fit_fails_before_a_gpu_is_touched() -> None:
     plan = cluster.reconcile()
     failed = cluster.condition("Failed")
     assert failed is not None
-    # 16 bytes x 7e9 = 112e9 bytes = 104.3 GiB
+    # 16 bytes x 7e9, and 2 of each weight in a layer (0.54e9 are in the embedding of a usual one) = 116.3 GiB
     assert failed.message == (
-        "does not fit: policy needs 104.3 GiB a pod for 7,000,000,000 parameters, it has 1 x 80 GiB (H100-SXM5); "
+        "does not fit: policy needs 116.3 GiB a pod for 7,000,000,000 parameters, it has 1 x 80 GiB (H100-SXM5); "
         "smallest change that fits: roles.policy.gpus: 2"
     )
     assert plan.create == ()
