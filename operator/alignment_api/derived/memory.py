@@ -126,16 +126,25 @@ def trained(model: Decoder, holder: Holder, work: Work) -> Memory:
 
 
 def frozen(model: Decoder, holder: Holder, work: Work) -> Memory:
-    """Of a model that is asked: a reference, a reward model, the evaluator. Its weights are fp32, cast when they are
-    used; of the activations those of a layer are there at once."""
+    """Of a model that is asked: a reference, a reward model, the evaluator. Of the activations those of a layer are
+    there at once. In bf16 the weights of products are held in it, and no other (docs/adr/0040): the head that is the
+    embedding is cast."""
     shape, width = model.shape, _width(holder)
     a_layer = 3 * FP32 * shape.hidden + width * (5 * shape.queries + 2 * shape.inner)
+    bf16 = holder.precision == "bf16"
     return Memory(
-        weights=FP32 * model.parameters,
-        copies=BF16 * model.parameters if holder.precision == "bf16" else 0,
+        weights=FP32 * model.parameters - (BF16 * _in_products(model) if bf16 else 0),
+        copies=BF16 * model.head if bf16 and shape.tied else 0,
         activations=work.tokens * a_layer,
         head=min(CHUNK, work.tokens * work.share) * 2 * FP32 * shape.vocabulary if model.has_head else 0,
     )
+
+
+def _in_products(model: Decoder) -> int:
+    """Weights of linear layers, and of a head of its own. What layers have beyond those are experts, which are none."""
+    shape = model.shape
+    a_layer = shape.hidden * (2 * shape.queries + 2 * shape.keys + 3 * shape.inner)
+    return min(model.in_layers, shape.layers * a_layer) + (0 if shape.tied else model.head)
 
 
 def sampled(model: Decoder, precision: Precision) -> Memory:
