@@ -28,6 +28,8 @@ SETTLE_SECONDS = 120.0
 LOST = "lost"
 """Instead of an outcome: the pod vanishes with its node, once the operator has seen it. One that nobody has seen is
 made again under its name, as if it had never been."""
+LEFT_BY_ITSELF = "not renewed for"
+"""What an operator says last that could not renew its Lease."""
 LEFT = ("pods", "services", "configmaps", "secrets", "persistentvolumeclaims")
 LEFT_ELSEWHERE = {"networkpolicies": "networking.k8s.io/v1", "podgroups": "scheduling.k8s.io/v1beta1"}
 Slot = tuple[str, int]
@@ -267,9 +269,13 @@ def _lived(place: Place, api: Api, proxy: FaultProxy, operator: Operator, course
 
 def _succeed(api: Api, proxy: FaultProxy, operator: Operator) -> None:
     """An operator that was struck dead is killed and followed by another one. Its Lease would expire in 15 s; that it
-    does is another test's matter."""
+    does is another test's matter. One that has left by itself, on a machine that stood still for longer than its Lease
+    is good, is started again, as a Deployment does."""
     strike = proxy.strike
     if strike is None or strike.what not in ("die", "lag") or not strike.struck.is_set() or not proxy.silent:
+        if not operator.is_running():
+            assert LEFT_BY_ITSELF in operator.log.read_text(), "the operator ended, and not for want of its Lease"
+            operator.start()
         return
     operator.kill()
     for lease in api.items("leases", "coordination.k8s.io/v1"):
