@@ -372,5 +372,5 @@ def test_a_pod_template_cannot_change_who_a_pod_is() -> None:
 
 def test_a_pod_on_cpus_asks_for_no_gpu() -> None:
     resources = pod_of({}, "reference")["spec"]["containers"][0]["resources"]
-    held = {"memory": "9Gi", "ephemeral-storage": "4Gi"}
+    held = {"memory": "6Gi", "ephemeral-storage": "4Gi"}
     assert resources == {"requests": {"cpu": "1", **held}, "limits": held}

@@ -36,7 +36,7 @@ def spec_of(algorithm: str, **data: object) -> AlignmentJobSpec:
             "model": {"source": "pvc://models/tiny"},
             "data": {"source": "pvc://data/rows.jsonl"} | data,
             "algorithm": {algorithm: rewards},
-            "training": {"maxLength": 8192},
+            "training": {"maxLength": 8192, "microBatchTokens": 8192, "recomputeLayers": 0},
         }
     )
 
