@@ -7,10 +7,11 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from alignment_api.contract.numbers import LEAST_TOKENS
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.decoder import Decoder, shape_in
-from alignment_api.derived.micro_batch import LEAST_TOKENS, assumed
+from alignment_api.derived.micro_batch import assumed
 from alignment_api.derived.role_memory import replicas_of
 from alignment_api.derived.sizing import pod_bytes
 from alignment_api.derived.stages import stages_of

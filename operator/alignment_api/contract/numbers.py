@@ -24,6 +24,12 @@ Tolerated = Annotated[int, Field(ge=0, le=1_000_000)]
 """Of what may go wrong."""
 
 
+LEAST_TOKENS = 64
+"""Of a micro-batch; fewer hold no row."""
+ALL_LAYERS = 10_000
+"""More than any model has."""
+
+
 def _auto_or_whole(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -42,7 +48,7 @@ def _within(low: int, high: int) -> tuple[AfterValidator, WithJsonSchema]:
 
 
 _AutoOrWhole = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_whole)]
-TokensAtOnce = Annotated[_AutoOrWhole, *_within(64, 100_000_000)]
+TokensAtOnce = Annotated[_AutoOrWhole, *_within(LEAST_TOKENS, 100_000_000)]
 """Of a micro-batch."""
-LayersAgain = Annotated[_AutoOrWhole, *_within(0, 10_000)]
-"""Layers that are recomputed; no model has as many as the most."""
+LayersAgain = Annotated[_AutoOrWhole, *_within(0, ALL_LAYERS)]
+"""Layers that are recomputed."""

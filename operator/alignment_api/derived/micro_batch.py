@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alignment_api.contract.numbers import ALL_LAYERS, LEAST_TOKENS
 from alignment_api.contract.spec import AlignmentJobSpec, Training
 from alignment_api.contract.status import MicroBatchReport
 
@@ -18,10 +19,6 @@ MOST_TOKENS = 8192
 GPU (docs/benchmarks.md), and a CPU's caches are full long before."""
 ENOUGH_TOKENS = 2048
 """Layers are recomputed, at a third more work at most, rather than that fewer are computed at once."""
-LEAST_TOKENS = 64
-"""The least that the spec may say."""
-ALL_LAYERS = 10_000
-"""More than any model has; what the spec may say at most."""
 
 
 class Undecided(ValueError):
@@ -59,9 +56,14 @@ def _written_layers(training: Training) -> int | Literal["auto"]:
     return training.recompute_layers
 
 
+def longest_row(spec: AlignmentJobSpec) -> int:
+    """Tokens of one row at most: it is a sequence, or a pair of them."""
+    return spec.training.max_length * (1 if spec.algorithm.online else 2)
+
+
 def most_tokens(spec: AlignmentJobSpec) -> int:
-    """What `auto` takes at most: one row may be a sequence, or a pair of them."""
-    return max(MOST_TOKENS, spec.training.max_length * (1 if spec.algorithm.online else 2))
+    """What `auto` takes at most."""
+    return max(MOST_TOKENS, longest_row(spec))
 
 
 def with_micro_batch(spec: AlignmentJobSpec, tokens: int, recompute_layers: int) -> AlignmentJobSpec:

@@ -11,7 +11,14 @@ from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import Precision
 from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.memory import Holder, Memory, Work, frozen, sampled, trained
-from alignment_api.derived.micro_batch import ENOUGH_TOKENS, assumed, most_tokens, recomputed_of, tokens_of
+from alignment_api.derived.micro_batch import (
+    ENOUGH_TOKENS,
+    assumed,
+    longest_row,
+    most_tokens,
+    recomputed_of,
+    tokens_of,
+)
 from alignment_api.derived.sharding import default_sharding
 
 GIB = 1024**3
@@ -91,7 +98,7 @@ def _models(spec: AlignmentJobSpec, role: str, model: Decoder) -> Iterator[Decod
 def _work(spec: AlignmentJobSpec, model: Decoder, ranks: int) -> Work:
     """A micro-batch: no larger than what a rank has of a step."""
     training, online = spec.training, spec.algorithm.online
-    of_step = training.batch_size * training.max_length * (1 if online else 2)
+    of_step = training.batch_size * longest_row(spec)
     return Work(
         tokens=min(tokens_of(training), -(-of_step // ranks)),
         longest=training.max_length,

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from tests.unit.operator.small_cluster import make_job, ppo_spec
 
+from alignment_api.contract.numbers import ALL_LAYERS
 from alignment_api.contract.platform import Gpu
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.stored import read_stored_spec
 from alignment_api.derived.decoder import Decoder, shape_in
 from alignment_api.derived.micro_batch import (
-    ALL_LAYERS,
     Limit,
     TooLittleMemory,
     Undecided,

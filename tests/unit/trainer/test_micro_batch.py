@@ -11,6 +11,7 @@ import pytest
 from roles import TinyJob
 
 from alignment_api.contract.context import Pins
+from alignment_api.contract.numbers import ALL_LAYERS
 from alignment_api.contract.status import MicroBatchReport
 from alignment_api.derived.decoder import Decoder, shape_in
 from alignment_api.derived.micro_batch import with_micro_batch
@@ -19,7 +20,7 @@ from alignment_api.derived.room import limits_of
 from alignment_api.derived.sizing import HEADROOM
 from alignment_api.yaml.manifest import read_manifest as read_job
 from alignment_trainer.data.prepared import read_manifest
-from alignment_trainer.model.micro_batch import BEFORE, settled
+from alignment_trainer.model.micro_batch import BEFORE_TOKENS, settled
 from alignment_trainer.model.weight_files import count_parameters, read_headers
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
@@ -89,7 +90,15 @@ def test_a_server_is_told_and_what_an_earlier_release_prepared_has_its_default(t
     assert settled(here).spec.training.recompute_layers == 0
     before = told.model_copy(update={"micro_batch": None})
     here = replace(here, context=here.context.model_copy(update={"pins": before}))
-    assert settled(here).spec.training.micro_batch_tokens == BEFORE.tokens == 8192
+    assert settled(here).spec.training.micro_batch_tokens == BEFORE_TOKENS == 8192
+
+
+def test_what_an_earlier_release_prepared_keeps_what_its_job_wrote(tmp_path: Path) -> None:
+    job = job_in(tmp_path, TRAINING | {"microBatchTokens": 700})
+    outcome = run(instance_of(job, "prepare", free_memory=100 * GIB))
+    before = Pins(model=outcome.model, precision=outcome.precision)
+    training = settled(instance_of(job, "reference", pins=before, storage=str(tmp_path / "elsewhere"))).spec.training
+    assert (training.micro_batch_tokens, training.recompute_layers) == (700, ALL_LAYERS)
 
 
 def least_for(job: TinyJob, tokens: int) -> int:

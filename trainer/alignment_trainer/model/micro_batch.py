@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import MicroBatchReport, ModelReport
 from alignment_api.derived.decoder import Decoder
-from alignment_api.derived.micro_batch import ALL_LAYERS, TooLittleMemory, decide, with_micro_batch
+from alignment_api.derived.micro_batch import TooLittleMemory, assumed, decide, with_micro_batch
 from alignment_api.derived.room import limits_of
 from alignment_trainer.data.pins import pins_of
 from alignment_trainer.data.prepared import read_manifest
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
 
-BEFORE = MicroBatchReport(tokens=8192, recompute_layers=ALL_LAYERS, why="the default of the release that prepared it")
-"""What held of a job whose manifest does not say."""
+BEFORE_TOKENS = 8192
+"""The default, with all layers recomputed, of releases that recorded no decision."""
 
 
 def decided(stage: Instance, model: ModelReport) -> tuple[Instance, MicroBatchReport]:
@@ -36,7 +37,9 @@ def settled(instance: Instance) -> Instance:
     if "auto" not in (training.micro_batch_tokens, training.recompute_layers):
         return instance
     pins = pins_of(instance)
-    return _with(instance, (pins.micro_batch if pins is not None else None) or BEFORE)
+    if pins is None or pins.micro_batch is None:
+        return _computing(instance, assumed(instance.spec, BEFORE_TOKENS))
+    return _with(instance, pins.micro_batch)
 
 
 def _decide(stage: Instance, model: Decoder) -> MicroBatchReport:
@@ -58,6 +61,8 @@ def _is_as_written(stage: Instance, report: MicroBatchReport, model: Decoder) ->
 
 
 def _with(instance: Instance, report: MicroBatchReport) -> Instance:
-    job = instance.job
-    spec = with_micro_batch(job.spec, report.tokens, report.recompute_layers)
-    return replace(instance, job=job.model_copy(update={"spec": spec}))
+    return _computing(instance, with_micro_batch(instance.spec, report.tokens, report.recompute_layers))
+
+
+def _computing(instance: Instance, spec: AlignmentJobSpec) -> Instance:
+    return replace(instance, job=instance.job.model_copy(update={"spec": spec}))
