@@ -77,20 +77,17 @@ def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf", 
     _CHECKS[scheme](text, rest)
 
 
-def _check_claim(text: str, rest: str) -> None:
-    claim, _, path = rest.partition("/")
-    if not _CLAIM.fullmatch(claim):
-        raise ValueError(f"`{text}` names no claim; write {FORMS['pvc']}")
-    if ".." in path.split("/"):
-        raise ValueError(f"`{text}` {_INSIDE['message']}")
+def _inside(kind: str, name: re.Pattern[str], form: str) -> Callable[[str, str], None]:
+    """Checks a path inside something that has a name."""
 
+    def check(text: str, rest: str) -> None:
+        found, _, path = rest.partition("/")
+        if not name.fullmatch(found):
+            raise ValueError(f"`{text}` names no {kind}; write {form}")
+        if ".." in path.split("/"):
+            raise ValueError(f"`{text}` {_INSIDE['message']}")
 
-def _check_bucket(text: str, rest: str) -> None:
-    bucket, _, prefix = rest.partition("/")
-    if not _BUCKET.fullmatch(bucket):
-        raise ValueError(f"`{text}` names no bucket; write {FORMS['s3']}")
-    if ".." in prefix.split("/"):
-        raise ValueError(f"`{text}` {_INSIDE['message']}")
+    return check
 
 
 def _check_repository(text: str, rest: str) -> None:
@@ -105,9 +102,9 @@ def _check_path(text: str, rest: str) -> None:
 
 _CHECKS: dict[str, Callable[[str, str], None]] = {
     "file": _check_path,
-    "pvc": _check_claim,
+    "pvc": _inside("claim", _CLAIM, FORMS["pvc"]),
     "hf": _check_repository,
-    "s3": _check_bucket,
+    "s3": _inside("bucket", _BUCKET, FORMS["s3"]),
 }
 
 

@@ -19,9 +19,9 @@ MOMENTS = 2
 SNAPSHOT = 3
 """Numbers of a weight in a checkpoint: itself and its moments."""
 CHUNK = 512
-"""Tokens whose logits exist at once (`model/logprobs.py`)."""
+"""Tokens whose logits exist at once (`model/logprobs.py`, which knows tensors alone)."""
 BUCKET = 500_000_000
-"""Numbers of gradients that DeepSpeed reduces at once, at most (`engines/deepspeed.py`)."""
+"""Numbers of gradients that ranks of DeepSpeed reduce at once, at most: its default."""
 MAX_LIVE = 1_000_000_000
 """Weights that ZeRO-3 keeps gathered, at most: DeepSpeed's stage3_max_live_parameters."""
 _WIDTHS: dict[Precision, int] = {"bf16": BF16, "fp32": FP32}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignment_api.derived.memory import BUCKET
 from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.engines.base import (
     ADAM_BETAS,
@@ -31,8 +32,6 @@ from alignment_trainer.model.weights import Weights, fill, replace_parameters
 from alignment_trainer.process import distributed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-REDUCE_BUCKET = 500_000_000
-"""Numbers of gradients that ranks reduce at once; DeepSpeed's default."""
 
 
 class DeepSpeedEngine(Engine):
@@ -198,7 +197,7 @@ def zero_config(
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": overlap,
-            "reduce_bucket_size": min(parameters, REDUCE_BUCKET),
+            "reduce_bucket_size": min(parameters, BUCKET),
         },
         "torch_autocast": {"enabled": CASTS[precision], "dtype": "bfloat16"},
     }
