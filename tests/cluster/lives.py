@@ -272,15 +272,15 @@ def _succeed(api: Api, proxy: FaultProxy, operator: Operator) -> None:
     does is another test's matter. One that has left by itself, on a machine that stood still for longer than its Lease
     is good, is started again, as a Deployment does."""
     strike = proxy.strike
-    if strike is None or strike.what not in ("die", "lag") or not strike.struck.is_set() or not proxy.silent:
-        if not operator.is_running():
-            assert LEFT_BY_ITSELF in operator.log.read_text(), "the operator ended, and not for want of its Lease"
-            operator.start()
+    if strike is not None and strike.what in ("die", "lag") and strike.struck.is_set() and proxy.silent:
+        operator.kill()
+        for lease in api.items("leases", "coordination.k8s.io/v1"):
+            api.ask("DELETE", f"leases/{lease['metadata']['name']}", group="coordination.k8s.io/v1")
+        proxy.revive()
+    elif operator.is_running():
         return
-    operator.kill()
-    for lease in api.items("leases", "coordination.k8s.io/v1"):
-        api.ask("DELETE", f"leases/{lease['metadata']['name']}", group="coordination.k8s.io/v1")
-    proxy.revive()
+    else:
+        assert LEFT_BY_ITSELF in operator.log.read_text(), "the operator ended, and not for want of its Lease"
     operator.start()
 
 

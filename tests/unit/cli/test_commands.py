@@ -264,8 +264,7 @@ def test_a_policy_that_does_not_fit_is_told_so() -> None:
 
 
 def test_the_roles_that_run_together_are_added_up() -> None:
-    """A billion parameters: trained in bf16 27.9 GiB, frozen 3.7 (of this shape nothing is a product, so in fp32),
-    served 1.9, two versions on their way 3.7."""
+    """A billion parameters, none in products: trained in bf16 27.9 GiB, frozen 3.7, served 1.9, on their way 3.7."""
 
     def advice(**roles: Any) -> str | None:
         rewards = [{"function": {"numericAnswer": {}}}]

@@ -68,6 +68,7 @@ def test_what_lies_beside_what_a_job_writes_is_no_concern(tmp_path: Path) -> Non
     for name in ("lost+found", "model.bak", "notes.txt"):
         (tmp_path / name).mkdir()
     take_folders(context_of("a", tmp_path, tmp_path))
+    assert json.loads((tmp_path / STORAGE.mark).read_text())["uid"] == "a"
 
 
 def test_a_second_job_at_one_output_is_refused_by_name_before_the_first_has_written_anything(tmp_path: Path) -> None:
