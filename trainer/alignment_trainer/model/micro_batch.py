@@ -38,7 +38,7 @@ def settled(instance: Instance) -> Instance:
         return instance
     pins = pins_of(instance)
     if pins is None or pins.micro_batch is None:
-        return _computing(instance, assumed(instance.spec, BEFORE_TOKENS))
+        return _computing(instance, assumed(instance.job.spec, BEFORE_TOKENS))
     return _with(instance, pins.micro_batch)
 
 
@@ -61,8 +61,9 @@ def _is_as_written(stage: Instance, report: MicroBatchReport, model: Decoder) ->
 
 
 def _with(instance: Instance, report: MicroBatchReport) -> Instance:
-    return _computing(instance, with_micro_batch(instance.spec, report.tokens, report.recompute_layers))
+    return _computing(instance, with_micro_batch(instance.job.spec, report.tokens, report.recompute_layers))
 
 
 def _computing(instance: Instance, spec: AlignmentJobSpec) -> Instance:
+    """spec: the whole job's, from which its stage's follows."""
     return replace(instance, job=instance.job.model_copy(update={"spec": spec}))
