@@ -7,11 +7,10 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment_api.contract.numbers import LEAST_TOKENS
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.decoder import Decoder, shape_in
-from alignment_api.derived.micro_batch import assumed
+from alignment_api.derived.micro_batch import assumed, least_tokens
 from alignment_api.derived.role_memory import replicas_of
 from alignment_api.derived.sizing import pod_bytes
 from alignment_api.derived.stages import stages_of
@@ -54,7 +53,7 @@ def _count_in(file: Path) -> int:
 
 def memory_advice(spec: AlignmentJobSpec, model: Decoder, available: int) -> str | None:
     """What to write where a stage's processes do not fit; None where they do, with the least computed at once."""
-    spec = assumed(spec, LEAST_TOKENS)
+    spec = assumed(spec, least_tokens(spec))
     for stage in stages_of(spec):
         held = {
             role: (replicas_of(spec, role), pod_bytes(spec, role, model))

@@ -61,6 +61,11 @@ def longest_row(spec: AlignmentJobSpec) -> int:
     return spec.training.max_length * (1 if spec.algorithm.online else 2)
 
 
+def least_tokens(spec: AlignmentJobSpec) -> int:
+    """What `auto` takes at least."""
+    return max(LEAST_TOKENS, longest_row(spec))
+
+
 def most_tokens(spec: AlignmentJobSpec) -> int:
     """What `auto` takes at most."""
     return max(MOST_TOKENS, longest_row(spec))
@@ -107,13 +112,13 @@ def _counts(spec: AlignmentJobSpec, layers: int) -> Sequence[int]:
 
 
 def _tokens(spec: AlignmentJobSpec) -> tuple[int, ...]:
-    """Tokens that come into question, the most first."""
+    """Tokens that come into question, the most first: what memory is free never decides which rows are too long."""
     written = spec.training.micro_batch_tokens
     if written != "auto":
         return (written,)
-    most = most_tokens(spec)
+    most, least = most_tokens(spec), least_tokens(spec)
     halves = (most >> times for times in range(most.bit_length()))
-    return tuple(tokens for tokens in halves if tokens >= LEAST_TOKENS)
+    return tuple(sorted({least, *(tokens for tokens in halves if tokens > least)}, reverse=True))
 
 
 def _fits(spec: AlignmentJobSpec, limits: Iterable[Limit]) -> bool:

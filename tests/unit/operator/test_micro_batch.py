@@ -66,14 +66,14 @@ def room_for(numbers: int) -> tuple[Limit, ...]:
     ],
 )
 def test_layers_are_recomputed_only_until_enough_fits_at_once(numbers: int, tokens: int, layers: int) -> None:
-    report = decide(spec(), LAYERS, room_for(numbers))
+    report = decide(spec(maxLength=32), LAYERS, room_for(numbers))
     assert (report.tokens, report.recompute_layers) == (tokens, layers)
     assert "of numbers" in report.why
 
 
 def test_where_not_even_the_least_fits_the_job_is_refused() -> None:
     with pytest.raises(TooLittleMemory, match="of numbers"):
-        decide(spec(), LAYERS, room_for(63))
+        decide(spec(maxLength=32), LAYERS, room_for(63))
 
 
 def test_a_written_number_holds_whatever_fits() -> None:
@@ -87,6 +87,12 @@ def test_a_written_number_holds_whatever_fits() -> None:
 
 def test_a_pair_of_the_longest_rows_may_be_computed_where_it_fits() -> None:
     assert decide(spec(maxLength=30_000), LAYERS, room_for(10**9)).tokens == 60_000
+
+
+def test_what_is_free_never_decides_which_rows_are_too_long() -> None:
+    assert decide(spec(maxLength=700), LAYERS, room_for(1400)).tokens == 1400
+    with pytest.raises(TooLittleMemory, match="of numbers"):
+        decide(spec(maxLength=700), LAYERS, room_for(1399))
 
 
 def test_pods_that_are_sized_for_the_job_take_the_most_and_keep_the_least() -> None:
