@@ -65,7 +65,8 @@ def _cause(
 ) -> tuple[InstanceRecord, Termination] | None:
     """What ended the life of a group, and where; None while it goes on.
 
-    A gang that loses a node also shows errors of the peers: those are no failures. What waited in vain although all
+    A gang that loses a node also shows errors of the peers: those are no failures, also where the node is lost and its
+    pod is not given up yet. What waited in vain although all
     that it needs was there has failed.
     """
     if not lives or any(life.end is not None for life in lives):
@@ -74,6 +75,8 @@ def _cause(
     bad = [(life, end) for life, end in found if end.kind != "success"]
     if bad:
         life, end = min(bad, key=lambda pair: pair[1].policy.rank)
+        if end.policy.may_be_an_echo and (lost := _on_a_lost_node(lives, pods)) is not None:
+            return lost, LOST_LATE
         in_vain = end.kind == "waiting" and not _lacks_something(lives, pods, readiness)
         return life, replace(end, kind="own") if in_vain else end
     return (lives[0], ENDED_EARLY) if len(found) == len(lives) else None
@@ -102,6 +105,10 @@ def _lost_late(lives: list[InstanceRecord], pods: Pods) -> InstanceRecord | None
     end = termination_of(pod) if pod is not None else None
     if end is None or not end.policy.may_be_an_echo:
         return None
+    return _on_a_lost_node(lives, pods)
+
+
+def _on_a_lost_node(lives: Iterable[InstanceRecord], pods: Pods) -> InstanceRecord | None:
     found = ((life, pods.of(life)) for life in lives)
     return next((life for life, pod in found if pod is not None and pod.node_lost and not pod.ended), None)
 

@@ -130,6 +130,19 @@ def test_a_peers_error_becomes_a_disruption_when_the_lost_node_shows_later() -> 
     assert [(i.index, i.life) for i in plan.create] == [(0, 2), (1, 2)]  # it was told to go long ago
 
 
+def test_a_peers_error_seen_together_with_the_lost_node_is_a_disruption_at_once() -> None:
+    """Two of the 100,000 histories of `make soak`: the first pass counted a failure, the next one made it a loss."""
+    cluster = SmallCluster(make_job({"roles": {"policy": {"replicas": 2}}, "budgets": {"failures": 0}}))
+    cluster.run_until("train")
+    first, second = cluster.names("policy")
+    cluster.lose_node(first)
+    cluster.fail(second)
+    plan = cluster.plan()
+    cluster.record(plan)
+    assert cluster.tally("policy") == (0, 1)
+    assert cluster.plan().status == plan.status
+
+
 def test_a_gang_without_a_lost_node_is_judged_when_all_of_it_has_ended() -> None:
     cluster = SmallCluster(make_job({"roles": {"policy": {"replicas": 2}}, "budgets": {"failures": 0}}))
     cluster.run_until("train")
