@@ -118,7 +118,7 @@ def _tokens(spec: AlignmentJobSpec) -> tuple[int, ...]:
         return (written,)
     most, least = most_tokens(spec), least_tokens(spec)
     halves = (most >> times for times in range(most.bit_length()))
-    return tuple(sorted({least, *(tokens for tokens in halves if tokens > least)}, reverse=True))
+    return (*(tokens for tokens in halves if tokens > least), least)
 
 
 def _fits(spec: AlignmentJobSpec, limits: Iterable[Limit]) -> bool:

@@ -65,9 +65,8 @@ def _cause(
 ) -> tuple[InstanceRecord, Termination] | None:
     """What ended the life of a group, and where; None while it goes on.
 
-    A gang that loses a node also shows errors of the peers: those are no failures, also where the node is lost and its
-    pod is not given up yet. What waited in vain although all
-    that it needs was there has failed.
+    A gang that loses a node also shows errors of the peers: those are no failures, also where the lost pod is not given
+    up yet. What waited in vain although all that it needs was there has failed.
     """
     if not lives or any(life.end is not None for life in lives):
         return None

@@ -49,7 +49,7 @@ def _decide(stage: Instance, model: Decoder) -> MicroBatchReport:
     except TooLittleMemory as error:
         raise UserError(
             "MemoryTooSmall",
-            f"spec.training.microBatchTokens: `auto` finds no number that fits: the least, of the longest row that "
+            "spec.training.microBatchTokens: `auto` finds no number that fits: the least, of the longest row that "
             f"spec.training.maxLength allows, {error}; give the role more memory, lower maxLength, leave "
             "recomputeLayers to `auto`, take a smaller model, or write a number to try it all the same",
         ) from error
