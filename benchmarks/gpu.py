@@ -130,7 +130,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     """This trainer: the reference's log-probs of every step's rows first, then the steps."""
     import torch
 
-    from alignment_trainer.algorithms.dpo import Dpo
+    from alignment_api.contract.algorithms import Algorithm, Dpo
+    from alignment_trainer.algorithms import make_algorithm
     from alignment_trainer.checkpoint.run_state import Checkpoints
     from alignment_trainer.data.examples import PreferenceExample
     from alignment_trainer.data.packing import pack
@@ -145,19 +146,19 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     examples = [PreferenceExample(n, *map(tuple, row.values())) for n, row in enumerate(made, 1)]  # type: ignore[arg-type]
     model = scorer(network(options.shape))
     engine = ENGINES["none"](model, OptimizerOptions(0.0, 1.0), options.precision, device())
-    sampler = Sampler(len(examples), rows.batch, seed=0)
+    sampler, algorithm = Sampler(len(examples), rows.batch, seed=0), make_algorithm(Algorithm(dpo=Dpo()))
     order = [sampler.batch(step) for step in range(options.steps)]
     reference = torch.zeros(len(examples), 2)
 
     def score(batch: Any) -> None:
-        groups = [Dpo().group(examples[index]) for index in batch]
+        groups = [algorithm.group(examples[index]) for index in batch]
         reference[list(batch)] = score_sequences(engine.forward, pack, groups, options.micro)
 
     print("model and rows are made", flush=True)
     scored = [timed(lambda batch=batch: score(batch)) for batch in order]
     print("the reference is scored", flush=True)
     run = Run(
-        Learner(engine, Dpo()),
+        Learner(engine, algorithm),
         TrainingRows(examples, sampler, reference),
         LoopOptions(options.micro, options.steps, lambda step: 5e-6, 10**9, 10**9),
         Checkpoints(Path(tempfile.gettempdir()), 1, 1),
@@ -165,7 +166,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     )
     take_steps(run, seen, options)
     seconds = seen.seconds[: -1 if options.profile else None]
-    packed = sum(Dpo().group(example).length for example in examples) / options.steps
+    packed = sum(algorithm.group(example).length for example in examples) / options.steps
     return figures(seconds, packed, sum(p.numel() for p in model.parameters())) | {
         "first_reference_s": scored[0],
         "reference_s": statistics.median(scored[1:]),

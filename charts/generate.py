@@ -43,10 +43,11 @@ PREFERENCES = (
     of_job("Loss", "short", "alignment_loss"),
     of_job("Rewards of chosen and rejected", "short", "alignment_chosen_reward", "alignment_rejected_reward"),
     of_job("Log-probs (nats)", "short", "alignment_chosen_logprob_nats", "alignment_rejected_logprob_nats"),
+    of_job("NLL of the chosen (nats per token)", "short", "alignment_chosen_nll_nats"),
     of_job("Reference servers", "short", "alignment_reference_servers"),
     of_job("Rows done", "short", "alignment_rows", "alignment_rows_planned"),
 )
-"""Of jobs that learn from pairs: DPO; reward models, which have no reference."""
+"""Of jobs that learn from pairs; a reward model has no log-probs, and not all have a reference."""
 ONLINE = (
     of_job("Reward", "short", "alignment_reward_mean", "alignment_heldout_reward_mean"),
     of_job("Reward by component", "short", "alignment_reward_component", by="component"),
@@ -117,7 +118,7 @@ OPERATOR = (
     ),
 )
 DASHBOARDS = {
-    "dpo": ("Alignment: DPO and reward models", (*PREFERENCES, *EVERY_JOB, *OPERATOR)),
+    "dpo": ("Alignment: learning from pairs", (*PREFERENCES, *EVERY_JOB, *OPERATOR)),
     "online": ("Alignment: PPO and GRPO", (*ONLINE, *EVERY_JOB)),
 }
 """File in charts/alignment-operator/dashboards -> title and panels. The first one shows the operator too."""

@@ -105,7 +105,7 @@ def _offline(spec: AlignmentJobSpec) -> Work | None:
     held = held_out[0] if held_out else count * (evaluation.fraction or 0.0)
     steps = spec.training.max_steps or max(1, round(count * spec.training.epochs / spec.training.batch_size))
     trained = steps * spec.training.batch_size * tokens
-    reference = (min(count, trained / tokens) + held) * tokens if spec.algorithm.dpo else 0.0
+    reference = (min(count, trained / tokens) + held) * tokens if spec.algorithm.options.needs_reference else 0.0
     return Work(forward=reference + held * tokens, trained=trained)
 
 

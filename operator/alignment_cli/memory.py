@@ -18,10 +18,10 @@ from alignment_api.rules.mutability import SCALABLE
 from alignment_cli.display import memory_text
 
 _PLACEMENTS = {
-    ("dpo", "reference"): "write spec.roles.reference: {placement: withPolicy}, which needs no server",
-    ("ppo", "critic"): "write spec.roles.critic: {placement: withActor}, which saves a process",
+    ("prepare", "reference"): "write spec.roles.reference: {placement: withPolicy}, which needs no server",
+    ("train", "critic"): "write spec.roles.critic: {placement: withActor}, which saves a process",
 }
-"""Algorithm and role -> how to do without processes of its own."""
+"""Stage and role -> how to do without processes of its own."""
 
 
 def read_decoder(folder: Path) -> Decoder | None:
@@ -65,16 +65,16 @@ def memory_advice(spec: AlignmentJobSpec, model: Decoder, available: int) -> str
             what = ", ".join(f"{role} {_times(pods)}{memory_text(each)}" for role, (pods, each) in held.items() if pods)
             return (
                 f"stage {stage.name} needs {memory_text(need)} with {model.parameters:,} parameters ({what}), this "
-                f"machine has {memory_text(available)} free; {_less(spec.algorithm.name, held)}"
+                f"machine has {memory_text(available)} free; {_less(stage.name, held)}"
             )
     return None
 
 
-def _less(algorithm: str, held: Mapping[str, tuple[int, float]]) -> str:
+def _less(stage: str, held: Mapping[str, tuple[int, float]]) -> str:
     """What to write instead, from what is there."""
     for role in held:
-        if (algorithm, role) in _PLACEMENTS:
-            return _PLACEMENTS[algorithm, role]
+        if (stage, role) in _PLACEMENTS:
+            return _PLACEMENTS[stage, role]
     servers = [role for role in SCALABLE if held.get(role, (0, 0))[0] > 1]
     if servers:
         return f"write replicas: 1 for {' and '.join(servers)}"

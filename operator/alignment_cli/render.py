@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from alignment_api.contract.algorithms import STAGES
 from alignment_api.contract.context import InstanceStatus, Outcome
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
-from alignment_api.contract.roles import STAGES
 from alignment_api.contract.sources import parse_source
 from alignment_api.contract.status import Condition, DataReport, ModelReport
 from alignment_api.yaml.text import dump_yaml

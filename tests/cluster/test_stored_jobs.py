@@ -28,7 +28,7 @@ LOOSER: dict[str, Any] = {
 }
 """Against rules, bounds, a source's form."""
 NEWER: dict[str, Any] = {
-    "algorithm": {"dpo": {"beta": 0.1, "rpoAlpha": 0.5}},
+    "algorithm": {"dpo": {"beta": 0.1, "entropyBonus": 0.5}},
     "training": {"microBatchTokens": "most"},
     "spotFallback": {"afterSeconds": 600},
 }
@@ -156,7 +156,7 @@ def test_an_operator_that_was_rolled_back_loses_nothing(other_release: Place, tm
     _has_lost_nothing(place, "newer")
     (config,) = (item for item in place.items("configmaps") if "job.yaml" in item["data"])
     spec = json.loads(config["data"]["job.yaml"])["spec"]
-    assert spec["algorithm"]["dpo"]["rpoAlpha"] == 0.5, "pods are handed what was let in"
+    assert spec["algorithm"]["dpo"]["entropyBonus"] == 0.5, "pods are handed what was let in"
     assert spec["training"]["microBatchTokens"] == "most"
     assert spec["spotFallback"] == NEWER["spotFallback"]
 
@@ -185,7 +185,7 @@ def test_the_same_jobs_are_refused_where_they_ask_to_start(other_release: Place,
     assert place.items("pods") == []
     for field in ("metadata.name", "spec.data.source", "spec.training.learningRate", "spec.roles.policy"):
         assert f"{field}: " in words["7b-looser"]["message"]
-    for field in ("spec.algorithm.dpo.rpoAlpha", "spec.training.microBatchTokens", "spec.spotFallback"):
+    for field in ("spec.algorithm.dpo.entropyBonus", "spec.training.microBatchTokens", "spec.spotFallback"):
         assert f"{field}: " in words["newer"]["message"]
     assert "spec.algorithm.kto: unknown field" in words["none"]["message"]
 

@@ -6,8 +6,7 @@ from tiny_runs import pairs, tiny_llama, tiny_qwen2
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from alignment_trainer.algorithms.dpo import Dpo
-from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack
+from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pair_group
 from alignment_trainer.model.attention import FLEX, attention_for
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel, scorer
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 
 def packed(count: int, seed: int = 0) -> PackedBatch:
-    return pack([Dpo().group(pair) for pair in pairs(count, seed)])
+    return pack([pair_group(pair) for pair in pairs(count, seed)])
 
 
 def compared(model: PackedModel, batch: PackedBatch, precision: str = "fp32") -> list[Tensor]:

@@ -7,23 +7,94 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from alignment_api.contract.base import Contract
+from alignment_api.contract.fields import contract_in
 from alignment_api.contract.numbers import Count, NotNegative, Positive, Samples
 from alignment_api.contract.rewards import Reward, Rewards
+from alignment_api.contract.roles import (
+    FROM_PAIRS,
+    FROM_PAIRS_AND_REFERENCE,
+    ONLINE,
+    ONLINE_WITHOUT_CRITIC,
+    ROLES,
+    Stage,
+)
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
 
 
-class Dpo(Contract):
+class Options(Contract):
+    """What every algorithm has."""
+
+    stages: ClassVar[tuple[Stage, ...]]
+    """Of its jobs, in order, with every role that one of them may have."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a job with these options compares with a frozen reference."""
+        return any("reference" in stage.roles for stage in self.stages)
+
+
+class FromPairs(Options):
+    """Algorithms that learn from pairs: a prompt, the completion that was chosen, the one that was rejected."""
+
+    stages = FROM_PAIRS
+
+
+class Dpo(FromPairs):
     """Direct preference optimization (Rafailov et al. 2023)."""
 
     beta: Positive = 0.1
     """Strength of the pull to the reference: higher stays closer. 0.05-0.2 is usual; start at 0.1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a preference label is flipped (conservative DPO, Mitchell 2023). 0 trusts the labels."""
+    robust: bool = False
+    """Corrects the loss for labels that are flipped so often, so that its mean is that of true labels (Chowdhury et al.
+    2024), where conservative DPO aims at a bounded margin. Reads `labelSmoothing`. The loss may be negative."""
+    rpo_alpha: NotNegative = 0.0
+    """Weight of the chosen completion's negative log-likelihood, nats per token, added to the loss (Pang et al. 2024):
+    keeps the chosen likely where both likelihoods sink. 1 is usual; with `referenceFree` it is CPO (Xu et al. 2024)."""
+    length_normalized: bool = False
+    """Log-probs count as means over a completion's tokens instead of sums, so that length is no advantage (Lambert et
+    al. 2024, section 5). Margins are smaller by about the length: take a `beta` of 5 instead of 0.1."""
+    reference_free: bool = False
+    """The policy's own log-probs without those of a reference: none is computed, and nothing holds the policy near."""
+    stages = FROM_PAIRS_AND_REFERENCE
+
+    @property
+    def needs_reference(self) -> bool:
+        return not self.reference_free
 
 
-class RewardModel(Contract):
+class Ipo(FromPairs):
+    """Identity preference optimization (Azar et al. 2024): a margin to meet instead of one that only grows."""
+
+    beta: Positive = 0.1
+    """Tau of the paper: the margin of log-ratios is drawn to 1 / (2 beta) nats, 5 at 0.1; higher stays closer to the
+    reference."""
+    length_normalized: bool = False
+    """Log-ratios count as means over a completion's tokens instead of the paper's sums: the margin is in nats per token
+    then, and a `beta` of 0.1 asks for much."""
+    stages = FROM_PAIRS_AND_REFERENCE
+
+
+class Orpo(FromPairs):
+    """Odds-ratio preference optimization (Hong et al. 2024): learns to say the chosen and to prefer it at once."""
+
+    odds_weight: Positive = 0.1
+    """Weight of the odds-ratio term beside the chosen completion's negative log-likelihood: lambda of the paper."""
+
+
+class Simpo(FromPairs):
+    """Simple preference optimization (Meng et al. 2024): mean log-probs with a target margin, without a reference."""
+
+    beta: Positive = 2.0
+    """Scale of the mean log-probs, per nat per token. 2.0-2.5 is usual, 10 for models that are aligned already."""
+    gamma: NotNegative = 1.0
+    """The scaled margin is pushed above this: half of `beta` is a good start. 0 asks for no margin."""
+
+
+class RewardModel(FromPairs):
     """Pairwise reward model: a scalar head on the model, from preferences (Bradley-Terry; Ouyang et al. 2022)."""
 
     margin: NotNegative = 0.0
@@ -32,7 +103,7 @@ class RewardModel(Contract):
     """Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023); 0.01 is usual."""
 
 
-class Online(Contract):
+class Online(Options):
     """What PPO and GRPO share: they learn from completions that the model samples while it trains."""
 
     prompts_per_rollout: Count
@@ -133,6 +204,7 @@ class Ppo(Online):
     critic: Critic = Critic()
     """The value model."""
     samples_field = "completions_per_prompt"
+    stages = ONLINE
 
     @property
     def critic_reward(self) -> Reward | None:
@@ -160,6 +232,11 @@ class Grpo(Online):
     less `missingEosPenalty`. mask: nothing, and mean and deviation of its group leave it out (overlong filtering of
     DAPO, Yu et al. 2025, section 3.4): where many are cut, it never learns to end."""
     samples_field = "group_size"
+    stages = ONLINE_WITHOUT_CRITIC
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef != 0
 
 
 class Algorithm(Contract):
@@ -167,6 +244,12 @@ class Algorithm(Contract):
 
     dpo: Dpo | None = None
     """Direct preference optimization: from pairs, without a reward model."""
+    ipo: Ipo | None = None
+    """Identity preference optimization: from pairs, with a margin that does not grow without end."""
+    orpo: Orpo | None = None
+    """Odds-ratio preference optimization: from pairs, fine-tuning included, without a reference."""
+    simpo: Simpo | None = None
+    """Simple preference optimization: from pairs, by mean log-probs, without a reference."""
     reward: RewardModel | None = None
     """A reward model from pairs, for PPO and GRPO."""
     ppo: Ppo | None = None
@@ -185,6 +268,12 @@ class Algorithm(Contract):
         return self.given[0]
 
     @property
+    def options(self) -> Options:
+        """What stands below that key."""
+        options: Options = getattr(self, self.name)
+        return options
+
+    @property
     def online(self) -> Ppo | Grpo | None:
         """The options of an algorithm that samples while it trains; None of the others."""
         return self.ppo or self.grpo
@@ -198,3 +287,22 @@ class Algorithm(Contract):
     def rewards(self) -> Rewards:
         """What completions are worth; none where nothing is sampled."""
         return self.online.rewards if self.online is not None else ()
+
+
+def _options_of(name: str) -> type[Options]:
+    model = contract_in(Algorithm.model_fields[name].annotation)
+    assert model is not None
+    assert issubclass(model, Options)
+    return model
+
+
+OPTIONS = {name: _options_of(name) for name in Algorithm.model_fields}
+"""Algorithm -> the type of its options."""
+STAGES = {name: options.stages for name, options in OPTIONS.items()}
+"""Algorithm -> its stages, in order."""
+
+
+def roles_of(algorithm: str, trains_reward: bool) -> tuple[str, ...]:
+    """Every role that a job of the algorithm may give, in the order of ROLES. Stage `reward` has roles of its own."""
+    stages = [stage for stage in STAGES[algorithm] if stage.name != "reward" or trains_reward]
+    return tuple(role for role in ROLES if any(role in stage.roles for stage in stages))

@@ -109,7 +109,7 @@ class Roles(Contract):
     prepare: PrepareRole = PrepareRole()
     """The CPU pod that checks data and model before anything costly starts."""
     policy: PolicyRole = PolicyRole()
-    """The trainee of dpo and reward, and of stage `reward`."""
+    """The trainee of every algorithm but ppo and grpo, and of stage `reward`."""
     actor: ActorRole = ActorRole()
     """The trainee of ppo and grpo."""
     critic: CriticRole = CriticRole()

@@ -88,12 +88,12 @@ class Stage:
 
 
 _FROZEN = ("reference", "reward", "rollout")
-_FROM_PAIRS = (
+FROM_PAIRS = (
     Stage("prepare", lead="prepare"),
     Stage("train", lead="policy"),
     Stage("evaluate", lead="evaluator"),
 )
-_WITH_REFERENCE = (
+FROM_PAIRS_AND_REFERENCE = (
     Stage(
         "prepare",
         lead="prepare",
@@ -101,9 +101,9 @@ _WITH_REFERENCE = (
         waits={"reference": ("prepare",)},
         calls={"prepare": ("reference",), "reference": ("prepare",)},
     ),
-    *_FROM_PAIRS[1:],
+    *FROM_PAIRS[1:],
 )
-_ONLINE = (
+ONLINE = (
     Stage("prepare", lead="prepare"),
     Stage("reward", lead="policy"),
     Stage(
@@ -121,17 +121,4 @@ _ONLINE = (
         calls={"evaluator": _FROZEN, "rollout": ("evaluator",)},
     ),
 )
-_WITHOUT_CRITIC = tuple(stage.among(tuple(role for role in ROLES if role != "critic")) for stage in _ONLINE)
-STAGES: dict[str, tuple[Stage, ...]] = {
-    "dpo": _WITH_REFERENCE,
-    "reward": _FROM_PAIRS,
-    "ppo": _ONLINE,
-    "grpo": _WITHOUT_CRITIC,
-}
-"""Algorithm -> its stages, in order."""
-
-
-def roles_of(algorithm: str, trains_reward: bool) -> tuple[str, ...]:
-    """Every role that a job of the algorithm may give, in the order of ROLES. Stage `reward` has roles of its own."""
-    stages = [stage for stage in STAGES[algorithm] if stage.name != "reward" or trains_reward]
-    return tuple(role for role in ROLES if any(role in stage.roles for stage in stages))
+ONLINE_WITHOUT_CRITIC = tuple(stage.among(tuple(role for role in ROLES if role != "critic")) for stage in ONLINE)

@@ -65,11 +65,11 @@ class Interval(Contract):
 Evaluated = dict[str, Interval]
 """Held-out figures at one moment, by name.
 
-dpo: `accuracy` (share of pairs with a positive implicit reward margin, ties a half: 0.5 before training), `margin`
-(mean implicit reward margin, nats times beta), `likelierChosen`. reward: `accuracy` (share of pairs whose chosen
-completion scores higher), `margin` (mean difference of scores). ppo and grpo: `reward` (weighted sum),
-`reward/<component>` of each reward, `length` (tokens), `finished` (share of completions that end by themselves), `kl`
-(nats per token towards the reference, where there is one).
+Of pairs: `accuracy` (share with a positive reward margin, ties a half: 0.5 of the reference itself) and `margin` (its
+mean). Rewards are what the loss compares: log-ratios to the reference times beta of dpo and ipo, mean log-probs times
+beta of simpo, log odds of orpo, scores of reward. All but reward: `likelierChosen`. ppo and grpo: `reward` (weighted
+sum), `reward/<component>` of each reward, `length` (tokens), `finished` (share of completions that end by themselves),
+`kl` (nats per token towards the reference, where there is one).
 """
 
 

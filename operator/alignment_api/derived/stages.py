@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from alignment_api.contract.roles import ROLES, STAGES, Stage
+from alignment_api.contract.algorithms import STAGES
+from alignment_api.contract.roles import ROLES, Stage
 from alignment_api.contract.spec import AlignmentJobSpec
 
 
@@ -22,7 +23,7 @@ def _has_pods(spec: AlignmentJobSpec, role: str) -> bool:
     """A role placed with another has none, nor has one that this job's options make needless."""
     needless = {
         "reward": all(reward.function is not None for reward in spec.algorithm.rewards),
-        "reference": spec.algorithm.grpo is not None and spec.algorithm.grpo.kl_coef == 0,
+        "reference": not spec.algorithm.options.needs_reference,
     }
     placed_with = str(getattr(getattr(spec.roles, role), "placement", "")).startswith("with")
     return not placed_with and not needless.get(role, False)

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from alignment_api.contract.algorithms import STAGES, roles_of
 from alignment_api.contract.base import Contract
 from alignment_api.contract.role_spec import Roles
-from alignment_api.contract.roles import STAGES, roles_of
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.stages import trains_reward
 from alignment_api.rules.rule import Rule
@@ -26,6 +26,7 @@ def role_rules() -> Iterator[Rule]:
             has = roles_of(algorithm, trains)
             missing = (role for role in Roles.model_fields if role not in has)
             yield from (_left_out(algorithm, trains, role, has) for role in missing)
+    yield _reference_free()
     yield from map(_sampled, ONLINE)
 
 
@@ -50,6 +51,23 @@ def _left_out(algorithm: str, trains: bool, role: str, has: tuple[str, ...]) -> 
         _unless(kinds, role, _is_default(role)),
         {"spec": _spec(algorithm, trains) | {"roles": {role: {"memory": "8Gi"}}}},
         ("roles", role),
+    )
+
+
+def _reference_free() -> Rule:
+    """The reference of a DPO job that says it has none."""
+
+    def found(spec: AlignmentJobSpec) -> str | None:
+        dpo, given = spec.algorithm.dpo, _given(spec.roles.reference)
+        return given if given and dpo is not None and dpo.reference_free else None
+
+    return Rule(
+        AlignmentJobSpec,
+        "dpo with `referenceFree` has no role reference: remove it, or leave referenceFree out",
+        found,
+        _unless(["has(self.algorithm.dpo)", "self.algorithm.dpo.referenceFree"], "reference", _is_default("reference")),
+        {"spec": {"algorithm": {"dpo": {"referenceFree": True}}, "roles": {"reference": {"memory": "8Gi"}}}},
+        ("roles", "reference"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from alignment_api.contract.algorithms import Algorithm, Grpo, Online, Ppo
+from alignment_api.contract.algorithms import Algorithm, Dpo, Grpo, Online, Ppo
 from alignment_api.contract.base import Contract
 from alignment_api.contract.inputs import Evaluation
 from alignment_api.contract.job import MAX_NAME, ObjectMeta
@@ -129,6 +129,15 @@ RULES: tuple[Rule, ...] = (
         lambda algorithm: _not_one(algorithm.given),
         _exactly_one(list(Algorithm.model_fields)),
         {"spec": {"algorithm": {}}},
+    ),
+    Rule(
+        Dpo,
+        "robust corrects for labels that are flipped as often as labelSmoothing says: write for example "
+        "`labelSmoothing: 0.1` beside it, or leave robust out",
+        lambda dpo: "robust with a labelSmoothing of 0" if dpo.robust and not dpo.label_smoothing else None,
+        "!self.robust || self.labelSmoothing > 0.0",
+        {"spec": {"algorithm": {"dpo": {"robust": True}}}},
+        ("robust",),
     ),
     Rule(
         Evaluation,

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
+from alignment_api.contract.algorithms import STAGES
 from alignment_api.contract.context import InstanceStatus
-from alignment_api.contract.roles import PORT, STAGES
+from alignment_api.contract.roles import PORT
 from alignment_operator.kube.client import KubeClient
 from alignment_operator.kube.observe import SeenPod
 from alignment_operator.kube.paths import named

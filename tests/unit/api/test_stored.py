@@ -124,7 +124,11 @@ def test_two_readings_are_equal_and_one_that_has_more_is_not() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("spec.algorithm", {"kto": {}}, r"spec\.algorithm: found kto; this release knows dpo, reward, ppo, grpo"),
+        (
+            "spec.algorithm",
+            {"kto": {}},
+            r"spec\.algorithm: found kto; this release knows dpo, ipo, orpo, simpo, reward, ppo, grpo",
+        ),
         ("spec.algorithm", {}, r"spec\.algorithm: found none"),
         ("spec.model", {}, r"model: field required"),
         ("spec", {}, r"model: field required"),

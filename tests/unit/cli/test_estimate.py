@@ -43,8 +43,11 @@ def test_steps_bound_the_work_and_the_reference_with_it(tmp_path: Path) -> None:
     assert work.forward == (16 + 10) * 50 + 10 * 50
 
 
-def test_a_reward_model_scores_held_out_rows_once(tmp_path: Path) -> None:
-    work = work_of(spec(tmp_path, {"reward": {}}, batchSize=8))
+@pytest.mark.parametrize("algorithm", [{"reward": {}}, {"orpo": {}}, {"simpo": {}}, {"dpo": {"referenceFree": True}}])
+def test_without_a_reference_held_out_rows_alone_are_scored_beside_training(
+    tmp_path: Path, algorithm: dict[str, Any]
+) -> None:
+    work = work_of(spec(tmp_path, algorithm, batchSize=8))
     assert work is not None
     assert work.trained == 40 * 50
     assert work.forward == 10 * 50

@@ -8,9 +8,10 @@ from graphlib import TopologicalSorter
 import pytest
 from tests.unit.operator.small_cluster import DATA, MODEL, SmallCluster, make_job, ppo_spec
 
+from alignment_api.contract.algorithms import STAGES
 from alignment_api.contract.context import Failure, Outcome
 from alignment_api.contract.platform import Platform
-from alignment_api.contract.roles import ROLES, STAGES
+from alignment_api.contract.roles import ROLES
 from alignment_api.contract.status import CheckpointStatus, EvaluationReport, Interval
 from alignment_api.derived.stages import stages_of
 from alignment_operator.plan.dependencies import PATIENCE

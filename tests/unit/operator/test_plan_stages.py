@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.unit.operator.small_cluster import DATA, MODEL, START, SmallCluster, make_job
 
+from alignment_api.contract.algorithms import STAGES
 from alignment_api.contract.context import Outcome
-from alignment_api.contract.roles import ROLES, STAGES
+from alignment_api.contract.roles import ROLES
 from alignment_api.contract.status import CheckpointStatus, PrecisionReport, Progress
 from alignment_operator.plan.types import Plan
 
@@ -99,6 +101,22 @@ def test_nobody_waits_for_a_role_that_waits_for_it() -> None:
 def test_the_lead_calls_the_servers_of_its_stage_and_they_ask_it_what_it_has_pinned(cluster: SmallCluster) -> None:
     peers = {instance.role: instance.peers for instance in cluster.reconcile().create}
     assert peers == {"prepare": ("reference",), "reference": ("prepare",)}
+
+
+@pytest.mark.parametrize("algorithm", [{"orpo": {}}, {"simpo": {}}, {"dpo": {"referenceFree": True}}], ids=str)
+def test_algorithms_without_a_reference_have_no_pods_and_no_service_for_one(algorithm: dict[str, Any]) -> None:
+    cluster = SmallCluster(make_job({"algorithm": algorithm}))
+    plan = cluster.reconcile()
+    assert created(plan) == [("prepare", 0, 1)]
+    assert plan.support is not None
+    assert plan.support.serving_roles == ()
+
+
+def test_ipo_compares_with_a_reference_as_dpo_does() -> None:
+    assert created(SmallCluster(make_job({"algorithm": {"ipo": {}}})).reconcile()) == [
+        ("prepare", 0, 1),
+        ("reference", 0, 1),
+    ]
 
 
 def test_a_reference_in_the_policys_process_has_no_pods_and_no_service() -> None:

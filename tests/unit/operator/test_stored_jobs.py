@@ -27,7 +27,7 @@ LOOSER: dict[str, dict[str, Any]] = {
 }
 """What releases have let in and this one would not."""
 NEWER: dict[str, dict[str, Any]] = {
-    "an option that is not known": {"algorithm": {"dpo": {"beta": 0.1, "rpoAlpha": 0.5}}},
+    "an option that is not known": {"algorithm": {"dpo": {"beta": 0.1, "entropyBonus": 0.5}}},
     "a word that is not known": {"roles": {"evaluator": {"placement": "reserved"}}},
     "a value of another type": {"training": {"microBatchTokens": "most"}},
     "a scheme that is not known": {"data": {"source": "gs://bucket/pairs.jsonl"}},
@@ -109,8 +109,8 @@ def test_a_job_of_an_algorithm_from_the_future_is_left_alone_and_says_so() -> No
     assert (status["phase"], status["attempt"]) == ("Running", 2)
     assert (admitted["status"], admitted["reason"]) == ("Unknown", "NotUnderstood")
     assert admitted["message"] == (
-        "spec.algorithm: found kto; this release knows dpo, reward, ppo, grpo; its pods are left alone: install the "
-        "release that started it"
+        "spec.algorithm: found kto; this release knows dpo, ipo, orpo, simpo, reward, ppo, grpo; its pods are left "
+        "alone: install the release that started it"
     )
     again = unreadable_status(raw | {"status": status}, error.value, datetime(2026, 11, 27, tzinfo=UTC))
     assert again == status, "and nothing is written twice"

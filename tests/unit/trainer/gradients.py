@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from ranks import run_ranks
-from tiny_runs import Setting, pairs, tiny_engine, tiny_run
+from tiny_runs import Setting, offline, pairs, tiny_engine, tiny_run
 
-from alignment_trainer.algorithms import OFFLINE
+from alignment_trainer.algorithms import ScoredRows
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.engines.base import ADAM_BETAS, Engine
 from alignment_trainer.process import distributed
@@ -108,13 +108,14 @@ def taken(engine: Engine) -> Gradient:
 
 def unshared(setting: Setting) -> Gradient:
     """The same step with the prompt computed anew for each completion, in plain torch."""
-    engine, algorithm = tiny_engine(setting), OFFLINE[setting.algorithm]()
+    engine, algorithm = tiny_engine(setting), offline(setting.algorithm)
     rows = pairs(setting.rows)
     groups = [PromptGroup(row.prompt, (completion,)) for row in rows for completion in (row.chosen, row.rejected)]
     packed = algorithm.task.pack(groups)
     scores = packed.sum_per_sequence(engine.forward(packed)).view(len(rows), 2)
     given = reference(setting.rows) if algorithm.needs_reference else torch.zeros(len(rows), 2)
-    engine.backward(algorithm.loss(scores, given).loss.mean())
+    lengths = torch.tensor([[len(row.chosen), len(row.rejected)] for row in rows])
+    engine.backward(algorithm.loss(ScoredRows(scores, given, lengths)).loss.mean())
     return taken(engine)
 
 

@@ -185,6 +185,34 @@ def test_sigterm_saves_and_the_next_attempt_repeats_the_same_losses(with_policy:
     assert losses(cut.folder / "policy.log") == expected
 
 
+@pytest.mark.parametrize("algorithm", [{"orpo": {"oddsWeight": 1.0}}, {"simpo": {}}], ids=["orpo", "simpo"])
+def test_pairs_are_learnt_without_a_reference_and_the_next_attempt_repeats_the_losses(
+    algorithm: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = TinyJob(tmp_path / "a", spec={"algorithm": algorithm})
+    assert run_role(whole, "prepare") == 0, "it asks nobody, and ends"
+    assert not (whole.folder / "run" / "prepared" / "reference").exists()
+    cut = copy_of(whole, tmp_path / "b")
+    assert run_role(whole, "policy") == 0
+    expected = losses(whole.folder / "policy.log")
+    assert expected[8] < expected[1] * 0.9
+
+    attempt = cut.fork("policy")
+    wait_until(lambda: len(losses(cut.folder / "policy.log")) >= 3)
+    attempt.terminate()
+    attempt.join(900)
+    assert attempt.exitcode == 143
+    assert run_role(cut, "policy", life=2) == 0
+    assert losses(cut.folder / "policy.log") == expected
+
+    assert run_role(cut, "evaluator") == 0
+    report = EvaluationReport.model_validate_json((cut.folder / "run" / "evaluation.json").read_text())
+    assert list(report.after) == list(report.before) == ["accuracy", "margin", "likelierChosen"]
+    assert report.before["accuracy"].high < 1.0
+    assert report.after["accuracy"].low > report.before["accuracy"].value
+    assert report.after["margin"].low > report.before["margin"].high
+
+
 def test_two_ranks_are_one_instance_and_save_on_sigterm(with_policy: TinyJob, tmp_path: Path) -> None:
     job = copy_of(with_policy, tmp_path / "job", processes=2)
     attempt = job.start("policy")

@@ -12,7 +12,7 @@ from online_runs import CPU, HereAndNow, OnlineSetting, critic_network, online_r
 from safetensors.torch import load_file
 from tiny_runs import VOCABULARY
 
-from alignment_trainer.algorithms.losses import reward_model_loss
+from alignment_trainer.algorithms.reward_model import reward_model_loss
 from alignment_trainer.checkpoint.checkpoint import write_parts
 from alignment_trainer.data.experience import Rollout
 from alignment_trainer.data.packing import PromptGroup, pack_whole

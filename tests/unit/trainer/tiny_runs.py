@@ -14,8 +14,8 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from alignment_trainer.algorithms import OFFLINE, OfflineAlgorithm
-from alignment_trainer.algorithms.dpo import Dpo
+from alignment_api.contract.algorithms import Algorithm
+from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.checkpoint import Checkpoint
 from alignment_trainer.checkpoint.run_state import Checkpoints
@@ -89,6 +89,11 @@ def trained_values(classifier: Any, sharding: str = "none") -> Engine:
     return engine
 
 
+def offline(name: str, **options: Any) -> OfflineAlgorithm:
+    """An algorithm by its key in the spec, with options as a manifest writes them."""
+    return make_algorithm(Algorithm.model_validate({name: options}))
+
+
 @dataclass
 class Recorder:
     """Remembers what a run reported."""
@@ -151,7 +156,7 @@ def tiny_run(
 ) -> tuple[Run, Recorder]:
     """A run whose reference, if it has one, is the policy as it is now, unless given."""
     engine = engine or tiny_engine(setting)
-    algorithm, sampler = OFFLINE[setting.algorithm](), Sampler(setting.rows, setting.batch_size, seed=3)
+    algorithm, sampler = offline(setting.algorithm), Sampler(setting.rows, setting.batch_size, seed=3)
     rows = pairs(setting.rows)
     if reference is None:
         reference = _reference(algorithm, engine, sampler, rows, setting.micro_tokens)
@@ -183,7 +188,7 @@ def _reference(
 def epoch_reference(engine: Engine, sampler: Sampler, rows: list[PreferenceExample], micro_tokens: int) -> torch.Tensor:
     """Reference log-probs of all rows, computed in the batches of the first epoch."""
     order = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
-    groups = [[Dpo().group(rows[index]) for index in batch] for batch in order]
+    groups = [[pair_group(rows[index]) for index in batch] for batch in order]
     scored = torch.cat([score_sequences(engine.forward, pack, batch, micro_tokens) for batch in groups])
     reference = torch.empty_like(scored)
     reference[[index for batch in order for index in batch]] = scored

@@ -1,24 +1,31 @@
 """The algorithms, by their key in the spec."""
 
 from collections.abc import Callable
-from typing import Any
 
 from alignment_api.contract.algorithms import Algorithm
-from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm
+from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm, ScoredRows
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.algorithms.grpo import Grpo
+from alignment_trainer.algorithms.ipo import Ipo
 from alignment_trainer.algorithms.online import OnlineAlgorithm
+from alignment_trainer.algorithms.orpo import Orpo
 from alignment_trainer.algorithms.ppo import Ppo
 from alignment_trainer.algorithms.reward_model import RewardModel
+from alignment_trainer.algorithms.simpo import Simpo
 
-OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {"dpo": Dpo, "reward": RewardModel}
+OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {
+    "dpo": Dpo,
+    "ipo": Ipo,
+    "orpo": Orpo,
+    "simpo": Simpo,
+    "reward": RewardModel,
+}
 ONLINE: dict[str, Callable[..., OnlineAlgorithm]] = {"ppo": Ppo, "grpo": Grpo}
 
 
 def make_algorithm(spec: Algorithm) -> OfflineAlgorithm:
     """The algorithm that the spec names, with the spec's options."""
-    options: Any = getattr(spec, spec.name)
-    return OFFLINE[spec.name](**dict(options))
+    return OFFLINE[spec.name](spec.options)
 
 
 def make_online(spec: Algorithm) -> OnlineAlgorithm:
@@ -32,6 +39,7 @@ __all__ = [
     "LossAndMetrics",
     "OfflineAlgorithm",
     "OnlineAlgorithm",
+    "ScoredRows",
     "make_algorithm",
     "make_online",
 ]

@@ -9,13 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignment_api.contract.algorithms import Options
 from alignment_api.contract.status import Evaluated
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.model.tasks import ModelTask
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows as models score them: what a loss sees. All of shape (rows, completions).
+
+    scores: by the model being trained. reference: by the frozen one; zeros where the algorithm needs none.
+    lengths: tokens of each completion.
+    """
+
+    scores: Tensor
+    reference: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -26,41 +39,33 @@ class LossAndMetrics:
     metrics: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
 class OfflineAlgorithm(ABC):
     """Learns from rows that exist before training.
 
-    task: of the model that is trained. Its numbers, summed over each completion, are the scores below: log-probs (nats)
-    of a language model, rewards of a reward model. needs_reference: whether the loss compares with a frozen model.
+    options: as the spec has them. task: of the model that is trained; its numbers, summed over each completion, are the
+    scores: log-probs (nats) of a language model, rewards of a reward model.
     """
 
+    options: Options
     task: ClassVar[ModelTask]
-    needs_reference: ClassVar[bool]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with a frozen model."""
+        return self.options.needs_reference
 
     @abstractmethod
     def group(self, example: PreferenceExample) -> PromptGroup:
         """The prompt and the completions that go through the model."""
 
     @abstractmethod
-    def loss(self, scores: Tensor, reference: Tensor) -> LossAndMetrics:
-        """Loss and metrics of each row.
-
-        scores: (rows, completions) by the model being trained.
-        reference: the same by the frozen reference; zeros where `needs_reference` is False.
-        """
+    def loss(self, batch: ScoredRows) -> LossAndMetrics:
+        """Loss and metrics of each row."""
 
     @abstractmethod
-    def evaluated(self, scores: Float32, reference: Float32, prompts: Sequence[Hashable]) -> Evaluated:
-        """Held-out figures of a model, with intervals. Shapes as in `loss`.
+    def evaluated(self, rows: ScoredRows, prompts: Sequence[Hashable]) -> Evaluated:
+        """Held-out figures of a model, with intervals.
 
         prompts: (rows,) what the rows of one prompt share; intervals allow for it.
         """
-
-
-def share_positive(margin: Tensor) -> Tensor:
-    """1 where positive, 0 where negative, a half for a tie; the mean is the share."""
-    return (margin.sign() + 1) / 2
-
-
-def positive(values: Float64) -> Float64:
-    """The same of arrays."""
-    return (np.sign(values) + 1) / 2

@@ -1,62 +1,41 @@
 """Direct preference optimization."""
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from alignment_api.contract.status import Evaluated
-from alignment_trainer.algorithms.base import Float32, LossAndMetrics, OfflineAlgorithm, positive, share_positive
-from alignment_trainer.algorithms.losses import PairLogprobs, dpo_loss
-from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.packing import PromptGroup, pair_group
-from alignment_trainer.data.statistics import mean_interval, share_interval
-from alignment_trainer.model.tasks import LANGUAGE, ModelTask
+from alignment_api.contract.algorithms import Dpo as DpoOptions
+from alignment_trainer.algorithms.base import ScoredRows
+from alignment_trainer.algorithms.pairs import LanguagePairs, log_ratios, per_token
 
 
 @dataclass(frozen=True)
-class Dpo(OfflineAlgorithm):
-    """Rafailov et al. 2023; with label smoothing, conservative DPO (Mitchell 2023)."""
+class Dpo(LanguagePairs):
+    """Rafailov et al. 2023; with its options conservative, robust, CPO and RPO."""
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    task: ClassVar[ModelTask] = LANGUAGE
-    needs_reference: ClassVar[bool] = True
+    options: DpoOptions
 
-    def group(self, example: PreferenceExample) -> PromptGroup:
-        return pair_group(example)
+    def losses(self, pairs: ScoredRows) -> Tensor:
+        """With `rpoAlpha` a: + a NLL(w) / |w|    (Pang et al. 2024, eq. 1)"""
+        options, chosen, rejected = self.options, *log_ratios(pairs, self.options.length_normalized).unbind(1)
+        loss = dpo_loss(chosen - rejected, options.beta, options.label_smoothing, options.robust)
+        return loss - options.rpo_alpha * per_token(pairs)[:, 0] if options.rpo_alpha else loss
 
-    def loss(self, scores: Tensor, reference: Tensor) -> LossAndMetrics:
-        """scores, reference: (pairs, 2), chosen then rejected."""
-        policy, frozen = PairLogprobs(*scores.unbind(1)), PairLogprobs(*reference.unbind(1))
-        loss = dpo_loss(policy, frozen, self.beta, self.label_smoothing)
-        with torch.no_grad():
-            return LossAndMetrics(loss, self._metrics(policy, frozen) | {"loss": loss.detach()})
+    def rewards(self, pairs: ScoredRows) -> Tensor:
+        """Beta times the log-ratio to the reference (Rafailov 2023, eq. 5)."""
+        return self.options.beta * log_ratios(pairs, self.options.length_normalized)
 
-    def evaluated(self, scores: Float32, reference: Float32, prompts: Sequence[Hashable]) -> Evaluated:
-        """The reference itself is at chance: every margin is zero, and a tie is a half."""
-        policy, frozen = (values.astype(np.float64) for values in (scores, reference))
-        ratio = policy - frozen
-        margin = self.beta * (ratio[:, 0] - ratio[:, 1])
-        return {
-            "accuracy": share_interval(positive(margin), prompts),
-            "margin": mean_interval(margin, prompts),
-            "likelierChosen": share_interval(positive(policy[:, 0] - policy[:, 1]), prompts),
-        }
 
-    def _metrics(self, policy: PairLogprobs, reference: PairLogprobs) -> dict[str, Tensor]:
-        """Implicit rewards are beta times the log-ratio to the reference (Rafailov 2023, eq. 5)."""
-        chosen = self.beta * (policy.chosen - reference.chosen)
-        rejected = self.beta * (policy.rejected - reference.rejected)
-        return {
-            "reward_margin": chosen - rejected,
-            "accuracy": share_positive(chosen - rejected),
-            "chosen_reward": chosen,
-            "rejected_reward": rejected,
-            "chosen_logprob": policy.chosen.detach(),
-            "rejected_logprob": policy.rejected.detach(),
-            "likelier_chosen": share_positive(policy.margin),
-        }
+def dpo_loss(margin: Tensor, beta: float, label_smoothing: float = 0.0, robust: bool = False) -> Tensor:
+    """Direct preference optimization, conservative when `label_smoothing` > 0, or robust.
+
+    -(1 - e) log s(h) - e log s(-h),  h = beta margin                (Rafailov 2023, eq. 7; Mitchell 2023)
+    [-(1 - e) log s(h) + e log s(-h)] / (1 - 2e)                      robust (Chowdhury et al. 2024, section 3)
+
+    margin: nats, (w - w_ref) - (l - l_ref) of each pair, shape (pairs,). Returns the loss of each pair, shape (pairs,).
+    """
+    kept, flipped = -logsigmoid(beta * margin), -logsigmoid(-beta * margin)
+    if robust:
+        return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+    return (1 - label_smoothing) * kept + label_smoothing * flipped

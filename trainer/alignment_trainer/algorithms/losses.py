@@ -1,35 +1,7 @@
-"""Losses as functions of log-probabilities. Imports only torch."""
-
-from dataclasses import dataclass
+"""The losses of actors and critics, as functions of tensors. Imports only torch."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
-
-
-@dataclass(frozen=True)
-class PairLogprobs:
-    """Summed log-probs (nats) of the chosen and the rejected completion of each pair, each of shape (pairs,)."""
-
-    chosen: Tensor
-    rejected: Tensor
-
-    @property
-    def margin(self) -> Tensor:
-        """How much likelier the chosen completion is than the rejected one, in nats, shape (pairs,)."""
-        return self.chosen - self.rejected
-
-
-def dpo_loss(policy: PairLogprobs, reference: PairLogprobs, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """Direct preference optimization, conservative when `label_smoothing` > 0.
-
-    -(1 - e) log s(h) - e log s(-h),  h = beta [(w - w_ref) - (l - l_ref)]     (Rafailov 2023, eq. 7; Mitchell 2023)
-
-    policy, reference: summed log-probs (nats) of chosen and rejected completions, each of shape (pairs,).
-    Returns the loss of each pair, shape (pairs,); the caller averages over the global batch.
-    """
-    h = beta * (policy.margin - reference.margin)
-    return -(1 - label_smoothing) * logsigmoid(h) - label_smoothing * logsigmoid(-h)
 
 
 def policy_loss(
@@ -71,14 +43,3 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float 
         return free / 2, torch.zeros_like(free, dtype=torch.bool)
     bounded = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
     return torch.maximum(free, bounded) / 2, bounded > free
-
-
-def reward_model_loss(chosen: Tensor, rejected: Tensor, margin: float = 0.0, center_coef: float = 0.0) -> Tensor:
-    """Pairwise reward model, after Bradley and Terry.
-
-    -log s(rw - rl - m) + c (rw + rl)^2           (Ouyang 2022, eq. 1; Touvron 2023, eq. 2; Eisenstein 2023, section 4)
-
-    chosen, rejected: scores of the two completions of each pair, shape (pairs,).
-    Returns the loss of each pair, shape (pairs,); the caller averages over the global batch.
-    """
-    return -logsigmoid(chosen - rejected - margin) + center_coef * (chosen + rejected).square()

@@ -33,9 +33,14 @@ class PromptGroup:
         return len(self.prompt) + sum(len(c) - 1 for c in self.completions)
 
     @property
+    def completion_lengths(self) -> tuple[int, ...]:
+        """Tokens of each of its completions."""
+        return tuple(map(len, self.completions))
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens of all its completions."""
-        return sum(map(len, self.completions))
+        return sum(self.completion_lengths)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alignment_trainer.algorithms import OfflineAlgorithm
+from alignment_trainer.algorithms import OfflineAlgorithm, ScoredRows
 from alignment_trainer.algorithms.base import LossAndMetrics
 from alignment_trainer.checkpoint.checkpoint import Checkpoint
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, random_state, set_random_state
@@ -73,12 +73,14 @@ def pause(checkpoints: Checkpoints, observer: Observer) -> Iterator[None]:
 class MicroBatch:
     """Rows that this rank computes at once.
 
-    rows: their numbers in the data, from 1. weight: of each row's loss, such that all ranks' rows sum to the mean.
+    rows: their numbers in the data, from 1. reference, lengths: (rows, completions), as in ScoredRows. weight: of each
+    row's loss, such that all ranks' rows sum to the mean.
     """
 
     rows: tuple[int, ...]
     packed: PackedBatch
     reference: Tensor
+    lengths: Tensor
     weight: Tensor
 
 
@@ -192,12 +194,14 @@ class Run:
         def micros() -> Iterator[MicroBatch]:
             for plan in shares[distributed.rank()]:
                 self._leave_if_asked()
+                own = [groups[place] for place in plan.places]
                 yield MicroBatch(
                     rows=tuple(examples[place].row for place in plan.places),
-                    packed=self.learner.algorithm.task.pack([groups[place] for place in plan.places]),
+                    packed=self.learner.algorithm.task.pack(own),
                     reference=on_device(
                         self.rows.reference[[indices[place] for place in plan.places]], self.engine.device
                     ),
+                    lengths=on_device(torch.tensor([group.completion_lengths for group in own]), self.engine.device),
                     weight=torch.full((len(plan.places),), plan.counts / len(indices), device=self.engine.device),
                 )
 
@@ -218,7 +222,8 @@ class Run:
         """This micro-batch's part of the mean loss over the global batch; its metrics are remembered for the report."""
         packed = micro.packed.to(self.engine.device)
         sums = packed.sum_per_sequence(self.engine.forward(packed))
-        found = self.learner.algorithm.loss(sums.view(len(micro.weight), -1), micro.reference)
+        scored = ScoredRows(sums.view(len(micro.weight), -1), micro.reference, micro.lengths)
+        found = self.learner.algorithm.loss(scored)
         self._tally.add(micro, found)
         return found.loss @ micro.weight
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter
 
 from alignment_api.contract.context import Failure
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import Evaluated, EvaluationReport
-from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
+from alignment_trainer.algorithms import OfflineAlgorithm, ScoredRows, make_algorithm
 from alignment_trainer.algorithms.base import Float32
 from alignment_trainer.checkpoint.output import Output
 from alignment_trainer.data.files import write_text_atomically
@@ -43,8 +44,10 @@ class HeldOut:
 
     def figures(self, scores: Float32) -> Evaluated:
         """Of a model by its scores, (rows, 2)."""
-        prompts = [example.prompt for example in self.examples]
-        return self.algorithm.evaluated(scores, self.reference, prompts)
+        groups = map(self.algorithm.group, self.examples)
+        prompts, lengths = zip(*((group.prompt, group.completion_lengths) for group in groups), strict=True)
+        own, frozen = (torch.from_numpy(values).double() for values in (scores, self.reference))
+        return self.algorithm.evaluated(ScoredRows(own, frozen, torch.tensor(lengths)), prompts)
 
     def before(self, storage: Path) -> Evaluated:
         """Of the model as it came: the reference, or what the policy left in storage before its first step."""

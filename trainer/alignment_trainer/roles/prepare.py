@@ -1,4 +1,4 @@
-"""The role `prepare`: pins and checks models, reads, checks and tokenizes data, then drives the reference of DPO."""
+"""The role `prepare`: pins and checks models, reads, checks and tokenizes data, then drives the reference of pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignment_api.contract.status import MicroBatchReport, ModelReport, Precisi
 from alignment_api.derived.micro_batch import tokens_of
 from alignment_api.derived.reward_stage import LEAST_HELD_OUT
 from alignment_api.derived.stages import trains_reward
-from alignment_trainer.algorithms import make_algorithm
+from alignment_trainer.algorithms import make_algorithm, make_online
 from alignment_trainer.checkpoint.claims import check_room, needed_bytes, read_claims
 from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.checkpoint.ownership import take_folders
@@ -47,18 +47,13 @@ from alignment_trainer.model.inspect import (
     parameter_shapes,
     value_model,
 )
+from alignment_trainer.model.tasks import LANGUAGE, REWARD, ModelTask
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.rewards.models import named_models
 
 log = logging.getLogger(__name__)
 
-_CHECKS: dict[str, tuple[Check, ...]] = {
-    "dpo": (language_model,),
-    "reward": (value_model,),
-    "ppo": (language_model, value_model),
-    "grpo": (language_model,),
-}
-"""Algorithm -> what is made of its model."""
+_MADE_BY: dict[ModelTask, Check] = {LANGUAGE: language_model, REWARD: value_model}
 
 
 def run(instance: Instance) -> Outcome:
@@ -105,6 +100,13 @@ def _asks_reference(instance: Instance) -> bool:
     return make_algorithm(spec.algorithm).needs_reference
 
 
+def _checks(spec: AlignmentJobSpec) -> tuple[Check, ...]:
+    """What is made of the job's model."""
+    if spec.algorithm.online is None:
+        return (_MADE_BY[make_algorithm(spec.algorithm).task],)
+    return (language_model, value_model) if make_online(spec.algorithm).needs_critic else (language_model,)
+
+
 def _pin_model(stage: Instance) -> Pinned:
     """The model of a stage at the commit that an earlier life pinned, if any."""
     stage.board.update(state="checking the model")
@@ -113,7 +115,7 @@ def _pin_model(stage: Instance) -> Pinned:
         revision = former.model.revision if former else None
         resolved = resolve_model(named.model, stage.context.sources, revision, named.field)
         inspection = inspection_of(stage.spec, former.model if former else None)
-        report = check_model(named, resolved, _CHECKS[stage.spec.algorithm.name], inspection)
+        report = check_model(named, resolved, _checks(stage.spec), inspection)
         return Pinned(named, resolved, report)
 
 
@@ -122,7 +124,7 @@ def _check_inheritance(instance: Instance, pinned: Pinned) -> None:
     source = instance.spec.checkpoint.resume_from
     if source is None or read_claims(instance.storage):
         return  # a job with claims of its own goes on from what it saved itself
-    wanted = parameter_shapes(pinned.resolved.path, _CHECKS[instance.spec.algorithm.name][0])
+    wanted = parameter_shapes(pinned.resolved.path, _checks(instance.spec)[0])
     check_inheritance(instance.storage, Path(instance.context.sources[source]), source, wanted)
 
 
