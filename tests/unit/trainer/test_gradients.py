@@ -40,3 +40,19 @@ def test_gradients_of_other_rows_are_not_the_same(algorithm, found):
     """The measure sees a row that is missing."""
     five, two = (found[plain(f"{algorithm}, {rows}, , ")] for rows in ("5 rows", "2 rows"))
     assert gradients.difference(two, five) > 0.1
+
+
+@pytest.mark.parametrize("tokens", [1, 150, gradients.ALL])
+@pytest.mark.parametrize("algorithm", ["orpo", "simpo"])
+def test_lengths_of_completions_follow_their_rows_into_any_micro_batch(algorithm, tokens, tmp_path):
+    setting = Setting(
+        algorithm=algorithm,
+        rows=5,
+        batch_size=5,
+        micro_tokens=tokens,
+        max_grad_norm=gradients.UNCLIPPED,
+        weight_decay=0.0,
+        steps=1,
+    )
+    found = gradients.of_step(tmp_path, setting)
+    assert gradients.difference(found, gradients.unshared(setting)) < TOLERANCE
