@@ -13,6 +13,7 @@ from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.packing import pack, pair_group
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.loop.offline import Run
+from alignment_trainer.model.copies import copies_on
 from alignment_trainer.model.frozen_model import LocalScorer
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.model.tasks import LANGUAGE
@@ -100,7 +101,8 @@ def test_a_frozen_model_says_what_it_says_on_a_cpu(precision, nats, tmp_path, cu
     folder = write_model(tmp_path / "model")
     groups = [pair_group(pair) for pair in pairs(9)]
     there, here = (
-        LocalScorer(LANGUAGE, folder, spec(folder, kind), gpus) for kind, gpus in ((precision, 1), ("fp32", 0))
+        LocalScorer(LANGUAGE, folder, spec(folder, kind), copies_on(gpus, 1))
+        for kind, gpus in ((precision, 1), ("fp32", 0))
     )
     try:
         found, expected = np.concatenate(there.score(groups)), np.concatenate(here.score(groups))

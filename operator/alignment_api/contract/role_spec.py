@@ -29,7 +29,8 @@ class AcceleratedRole(Role):
     """A role that holds a model."""
 
     gpus: Ranks | None = None
-    """GPUs of one pod, on a pool that has them; one process each."""
+    """GPUs of one pod, on a pool that has them. Of a trainee each has a process; those of a server hold as many copies
+    of its model as have room, each on one GPU or over several."""
     processes: Ranks | None = None
     """CPU processes of one pod, on a pool without GPUs."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from alignment_api.contract.spec import Sharding
 from alignment_api.contract.status import ModelShape, Precision
 from alignment_api.derived.decoder import Decoder
+from alignment_api.derived.even_runs import even_runs
 
 FP32, BF16 = 4, 2
 """Bytes of a number."""
@@ -31,7 +32,10 @@ _LAST = 5
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a model. sharding: of a trainee. gpu: whether on one of compute capability 8.0 and up."""
+    """Who holds a model. sharding: of a trainee. gpu: whether on one of compute capability 8.0 and up.
+
+    ranks: of a trainee; of a frozen copy the GPUs that hold it together.
+    """
 
     precision: Precision
     gpu: bool = False
@@ -126,25 +130,39 @@ def trained(model: Decoder, holder: Holder, work: Work) -> Memory:
 
 
 def frozen(model: Decoder, holder: Holder, work: Work) -> Memory:
-    """Of a model that is asked: a reference, a reward model, the evaluator. Of the activations those of a layer are
-    there at once. In bf16 the weights of products are held in it, and no other (docs/adr/0040): the head that is the
-    embedding is cast."""
-    shape, width = model.shape, _width(holder)
-    a_layer = 3 * FP32 * shape.hidden + width * (5 * shape.queries + 2 * shape.inner)
-    bf16 = holder.precision == "bf16"
-    return Memory(
-        weights=FP32 * model.parameters - (BF16 * _in_products(model) if bf16 else 0),
-        copies=BF16 * model.head if bf16 and shape.tied else 0,
-        activations=work.tokens * a_layer,
-        head=min(CHUNK, work.tokens * work.share) * 2 * FP32 * shape.vocabulary if model.has_head else 0,
-    )
+    """Of a model that is asked: a reference, a reward model, the evaluator. Of GPUs that hold it together the fullest.
+
+    Of the activations those of a layer are there at once. In bf16 the weights of products are held in it, and no other
+    (docs/adr/0040): the head that is the embedding is cast, unless another GPU holds it.
+    """
+    shape, alone = model.shape, holder.ranks == 1
+    activations = work.tokens * (3 * FP32 * shape.hidden + _width(holder) * (5 * shape.queries + 2 * shape.inner))
+    logits = min(CHUNK, work.tokens * work.share) * 2 * FP32 * shape.vocabulary if model.has_head else 0
+    cast = BF16 * model.head if alone and shape.tied and holder.precision == "bf16" else 0
+    units = _whole(model, holder) if alone else _units(model, holder)
+    *others, last = (sum(units[run.start : run.stop]) for run in even_runs(units, holder.ranks))
+    with_head = Memory(weights=last, copies=cast, activations=activations, head=logits)
+    return max([with_head, *(Memory(weights=held, activations=activations) for held in others)], key=_total)
+
+
+def _whole(model: Decoder, holder: Holder) -> list[int]:
+    in_products = _in_products(model) + (0 if model.shape.tied else model.head)
+    return [FP32 * model.parameters - (BF16 * in_products if holder.precision == "bf16" else 0)]
+
+
+def _units(model: Decoder, holder: Holder) -> list[int]:
+    """Bytes of what lies on one GPU: the embedding, each layer, the head, of which a tied one is there twice."""
+    shape, saved = model.shape, BF16 if holder.precision == "bf16" else 0
+    layers = FP32 * model.in_layers - saved * _in_products(model)
+    embedding = FP32 * (shape.embeddings - (0 if shape.tied else model.head))
+    return [embedding, *[-(-layers // shape.layers)] * shape.layers, (FP32 - saved) * model.head]
 
 
 def _in_products(model: Decoder) -> int:
-    """Weights of linear layers, and of a head of its own. What layers have beyond those are experts, which are none."""
+    """Weights of the layers' linear maps. What layers have beyond those are experts, which are none."""
     shape = model.shape
     a_layer = shape.hidden * (2 * shape.queries + 2 * shape.keys + 3 * shape.inner)
-    return min(model.in_layers, shape.layers * a_layer) + (0 if shape.tied else model.head)
+    return min(model.in_layers, shape.layers * a_layer)
 
 
 def sampled(model: Decoder, precision: Precision) -> Memory:
@@ -220,6 +238,10 @@ def _gathered(model: Decoder, holder: Holder) -> tuple[float, float, float]:
         return 0, 0, 0
     root, a_layer = FP32 * model.shape.embeddings, model.in_layers / model.shape.layers if holder.ranks > 1 else 0
     return root + gathered * a_layer, root + (gathered + FP32) * a_layer, 2 * root
+
+
+def _total(memory: Memory) -> float:
+    return memory.total
 
 
 def _width(holder: Holder) -> int:

@@ -44,7 +44,8 @@ def replicas_of(spec: AlignmentJobSpec, role: str) -> int:
 
 
 def memory_of(spec: AlignmentJobSpec, role: str, model: Decoder, place: Place) -> Memory:
-    """Of one process: a rank, or a server's copy on each of its GPUs. The larger, where the precision is open.
+    """Of one rank, or of the fullest of a server's GPUs, which hold one copy together. The larger, where the precision
+    is open.
 
     Where the micro-batch is open, too: of one that leaves the room of a GPU to the state, on CPUs of the largest.
     """
@@ -75,8 +76,9 @@ def _in_precision(spec: AlignmentJobSpec, role: str, model: Decoder, place: Plac
     if ROLES[role].samples:
         return sampled(model, precision)
     if not ROLES[role].trainable:
-        work = _work(spec, model, 1)
-        return Memory().plus(*(frozen(each, Holder(precision, place.gpu), work) for each in _models(spec, role, model)))
+        together = place.ranks // max(1, replicas_of(spec, role)) if place.gpu else 1
+        holder, work = Holder(precision, place.gpu, ranks=max(1, together)), _work(spec, model, 1)
+        return Memory().plus(*(frozen(each, holder, work) for each in _models(spec, role, model)))
     sharding = spec.training.sharding or default_sharding(place.ranks)
     holder = Holder(precision, place.gpu, sharding, place.ranks)
     work = _work(spec, model, place.ranks)

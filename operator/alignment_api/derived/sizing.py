@@ -107,7 +107,7 @@ def _on_gpus(spec: AlignmentJobSpec, role: str, gpu: Gpu, model: Decoder, size: 
     found = f"{size.gpus} x {gpu.memory_gib:g} GiB ({gpu.product})"
     need = size.gpus * bytes_on_each_gpu(spec, role, model, size.gpus, bare=True)
     least = _least_gpus(lambda count: _state_fits(spec, role, gpu, model, count))
-    change = f"roles.{role}.gpus: {least}" if least else "a smaller model, or GPUs of more memory: each holds all of it"
+    change = f"roles.{role}.gpus: {least}" if least else "a smaller model, or GPUs of more memory"
     return _too_small(role, need, model, found, change)
 
 
@@ -131,6 +131,19 @@ def _gpus(spec: AlignmentJobSpec, role: str, gpu: Gpu, model: Decoder) -> int:
     return whole or _least_gpus(lambda count: _state_fits(spec, role, gpu, model, count)) or 1
 
 
+def gpus_of_a_copy(spec: AlignmentJobSpec, role: str, model: Decoder, gpus: int, memory: float) -> int:
+    """How many of a frozen server's GPUs hold one copy together: the least that divide them evenly and have room.
+
+    Copies side by side answer more than one that all GPUs hold. Where it has room nowhere, all of them hold one.
+    memory: bytes of each.
+    """
+
+    def has_room(count: int) -> bool:
+        return bytes_on_each_gpu(spec, role, model, count) * HEADROOM["gpu"] <= memory
+
+    return next((count for count in range(1, gpus) if gpus % count == 0 and has_room(count)), gpus)
+
+
 def _least_gpus(holds: Callable[[int], bool]) -> int | None:
     """The first number that holds; whatever is larger does, too."""
     counts = range(1, MOST_GPUS + 1)
@@ -143,7 +156,7 @@ def _state_fits(spec: AlignmentJobSpec, role: str, gpu: Gpu, model: Decoder, gpu
 
 
 def bytes_on_each_gpu(spec: AlignmentJobSpec, role: str, model: Decoder, gpus: int, bare: bool = False) -> float:
-    """Bytes on each of a pod's GPUs: ranks share a trainee, vLLM spreads what it serves, other servers copy it."""
+    """Bytes on the fullest of a pod's GPUs: ranks share a trainee, servers spread a model over as many as they have."""
     memory = memory_of(spec, role, model, Place(True, gpus * replicas_of(spec, role)))
     held = memory.state if bare else memory.on_device
     return (held + cache_bytes(spec, role, True)) / gpus if ROLES[role].samples else held

@@ -11,7 +11,7 @@ from alignment_api.contract.platform import Gpu, Pool
 from alignment_api.contract.status import ModelShape
 from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.role_memory import GIB
-from alignment_api.derived.sizing import Size, probe_bytes, shortage, size_of
+from alignment_api.derived.sizing import Size, gpus_of_a_copy, probe_bytes, shortage, size_of
 
 H100 = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
 CPUS = Pool()
@@ -38,16 +38,33 @@ def test_a_trainee_gets_the_gpus_that_hold_its_state_with_head_room(billions: in
     assert size("policy", H100, billions * 10**9).gpus == gpus
 
 
-def test_a_server_has_a_copy_on_each_of_its_gpus() -> None:
-    """2 bytes a parameter of a product, 4 of the others and 2 of a tied head's cast, whatever the number of GPUs."""
-    assert size("reference", H100, 13 * 10**9).gpus == 1
-    assert size("evaluator", H100, 7 * 10**9).gpus == 1
+@pytest.mark.parametrize(("billions", "gpus"), [(1, 1), (7, 1), (32, 1), (42, 2), (70, 3), (180, 6), (400, 12)])
+def test_a_server_gets_the_gpus_that_hold_one_copy_together_with_head_room(billions: int, gpus: int) -> None:
+    # 2 bytes a weight of a product, 4 of an embedding, 2 of a head, times 1.1: 32B 72 GiB of weights, 42B 97, 70B 161,
+    # 180B 416, 400B 917; to the fullest of GPUs by whole layers, and what a layer makes of 2,048 tokens on each
     spec = make_job({"training": {"precision": "bf16"}}).spec
+    for role in ("reference", "evaluator"):
+        assert size_of(spec, role, H100, Decoder.of(billions * 10**9)).gpus == gpus
+
+
+def test_a_server_whose_written_gpus_are_too_few_is_refused_with_those_that_are_enough() -> None:
+    spec = make_job({"training": {"precision": "bf16"}, "roles": {"reference": {"gpus": 1}}}).spec
     assert shortage(spec, "reference", H100, Decoder.of(36 * 10**9)) is None
     assert shortage(spec, "reference", H100, Decoder.of(42 * 10**9)) == (
         "reference needs 89.1 GiB a pod for 42,000,000,000 parameters, it has 1 x 80 GiB (H100-SXM5); smallest change "
-        "that fits: a smaller model, or GPUs of more memory: each holds all of it"
+        "that fits: roles.reference.gpus: 2"
     )
+    assert shortage(spec, "reference", Pool(gpu=Gpu(product="small", memory_gib=1)), Decoder.of(42 * 10**9)) == (
+        "reference needs 89.1 GiB a pod for 42,000,000,000 parameters, it has 1 x 1 GiB (small); smallest change "
+        "that fits: a smaller model, or GPUs of more memory"
+    )
+
+
+@pytest.mark.parametrize(("billions", "together"), [(7, 1), (32, 1), (42, 2), (70, 4), (180, 8), (1000, 8)])
+def test_a_server_of_eight_gpus_has_as_many_copies_as_have_room(billions: int, together: int) -> None:
+    """70B would have room on 3 and 180B on 6, which do not divide 8."""
+    spec = make_job({"training": {"precision": "bf16"}, "roles": {"reference": {"gpus": 8}}}).spec
+    assert gpus_of_a_copy(spec, "reference", Decoder.of(billions * 10**9), 8, 80 * GIB) == together
 
 
 @pytest.mark.parametrize(("precision", "memory"), [("bf16", "6Gi"), ("fp32", "8Gi"), ("auto", "8Gi")])

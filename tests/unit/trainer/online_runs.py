@@ -198,7 +198,9 @@ def online_run(
     """A run from a checkpoint, or from the tiny model; its reference is that model."""
     network = tiny_llama(seed=0 if start is None else 99)
     if start is not None:  # servers sample with the network itself
-        fill((network,), {name: name for name, _ in network.named_parameters()}, SavedState(start).weights, CPU)
+        fill(
+            (network,), {name: name for name, _ in network.named_parameters()}, SavedState(start).weights, lambda _: CPU
+        )
     model = scorer(network)
     options = options_of(setting)
     algorithm = ONLINE[setting.algorithm](options)

@@ -28,7 +28,7 @@ def short(group: PromptGroup) -> bool:
 GROUPS = [group for group in map(pair_group, pairs(9)) if short(group)]
 
 
-def folder_of(family: str, folder: Path, **extra: bool) -> Path:
+def folder_of(family: str, folder: Path, **extra: int) -> Path:
     draw(causal_network(config_of(family, GOOD[family] | extra))).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -147,7 +147,7 @@ def _prepare(device: torch.device) -> None:
 
 def _load_whole(scorer: PackedModel, weights: Weights, device: torch.device, _config: dict[str, Any]) -> None:
     """Gives this rank all numbers: ZeRO-2 computes with whole weights."""
-    fill((scorer,), scorer.hub_names, weights, device)
+    fill((scorer,), scorer.hub_names, weights, lambda _: device)
 
 
 def _load_slices(scorer: PackedModel, weights: Weights, device: torch.device, config: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class PlainEngine(AdamWEngine):
         weights: Weights | None = None,
     ) -> None:
         if weights is not None:
-            fill((scorer,), scorer.hub_names, weights, device)
+            fill((scorer,), scorer.hub_names, weights, lambda _: device)
         model = compile_layers(scorer.to(device).train(), device)
         groups: list[dict[str, Any]] = parameter_groups(scorer, options.weight_decay)
         self._masters = Masters(scorer if CASTS[precision] else nn.Module())

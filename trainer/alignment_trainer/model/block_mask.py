@@ -7,7 +7,8 @@ both are none, some or all of it; the kernel asks the rule for tokens in those o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import getclosurevars
 from typing import NamedTuple
 
 import numpy as np
@@ -36,15 +37,31 @@ class _Branch(NamedTuple):
 def block_mask(batch: PackedBatch) -> BlockMask:
     """Of the batch's layout, on its device. Memory: (tokens / BLOCK) squared."""
     device, tokens = batch.input_ids.device, batch.input_ids.shape[1]
-    row, branch = (on_device(tensor.int(), device) for tensor in batch.places())
+    rule = _rule(*(on_device(tensor.int(), device) for tensor in batch.places()))
+    kinds = _block_kinds(batch.layout, BLOCK)
+    some, full = (_listed(kinds == kind, device) for kind in (_SOME, _ALL))
+    return BlockMask.from_kv_blocks(*some, *full, BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens))
+
+
+def mask_on(mask: BlockMask, device: torch.device) -> BlockMask:
+    """The same mask, of `block_mask`, on another device, with the tensors that its rule asks."""
+    if mask.kv_num_blocks.device == device:
+        return mask
+    places = getclosurevars(mask.mask_mod).nonlocals
+    rule = _rule(places["row"].to(device), places["branch"].to(device))
+    listed = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+    some, some_at, full, full_at = (blocks.to(device) for blocks in listed if blocks is not None)
+    return BlockMask.from_kv_blocks(some, some_at, full, full_at, BLOCK, mask_mod=rule, seq_lengths=mask.seq_lengths)
+
+
+def _rule(row: Tensor, branch: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Whether a query sees a key, by row and branch of each token, both (tokens,)."""
 
     def attends(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = (branch[query] == branch[key]) | (branch[key] == 0)
         return (query >= key) & (row[query] == row[key]) & same
 
-    kinds = _block_kinds(batch.layout, BLOCK)
-    some, full = (_listed(kinds == kind, device) for kind in (_SOME, _ALL))
-    return BlockMask.from_kv_blocks(*some, *full, BLOCK, mask_mod=attends, seq_lengths=(tokens, tokens))
+    return attends
 
 
 def _block_kinds(layout: Layout, size: int) -> NDArray[np.int8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,28 +17,33 @@ from alignment_api.derived.micro_batch import tokens_of, with_micro_batch
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
 from alignment_trainer.model.compiled import compile_layers
-from alignment_trainer.model.heads import PackedModel
-from alignment_trainer.model.load import frozen
+from alignment_trainer.model.copies import ON_CPU, Copies
+from alignment_trainer.model.load import LoadedModel, frozen
 from alignment_trainer.model.precision import autocast
+from alignment_trainer.model.spread import spread
 from alignment_trainer.model.tasks import ModelTask
+
+Scorer = Callable[[PackedBatch], Tensor]
+"""Of a batch on the CPU the numbers, (n,), on any device."""
 
 
 class LocalScorer:
-    """A copy of a model on every device, each scoring one micro-batch at a time. Safe to use from several threads.
+    """Copies of a model, which score as many micro-batches at a time as they have devices. Safe for several threads.
 
-    spec: of the job, for the model's options, precision and micro-batches. gpus: 0 is the CPU.
+    spec: of the job, for the model's options, precision and micro-batches.
     """
 
-    def __init__(self, task: ModelTask, folder: Path, spec: AlignmentJobSpec, gpus: int = 0) -> None:
+    def __init__(self, task: ModelTask, folder: Path, spec: AlignmentJobSpec, copies: Copies = ON_CPU) -> None:
         self._task, self._tokens, self._precision = task, tokens_of(spec.training), spec.training.precision
+        self._device = copies[0][0]
         spec = with_micro_batch(spec, self._tokens, recompute_layers=0)  # there is no backward pass
-        devices = [torch.device("cuda", index) for index in range(gpus)] or [torch.device("cpu")]
-        self._free: queue.SimpleQueue[tuple[torch.device, PackedModel]] = queue.SimpleQueue()
-        for device in devices:
-            model = task.outline(folder, spec)
-            self.vocabulary = int(model.network.config.vocab_size)
-            self._free.put((device, compile_layers(frozen(model, spec.training.precision, device), device)))
-        self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="scorer")
+        outlines = [task.outline(folder, spec) for _ in copies]
+        self.vocabulary = int(outlines[0].network.config.vocab_size)
+        scorers = [_loaded(model, self._precision, devices) for model, devices in zip(outlines, copies, strict=True)]
+        self._free: queue.SimpleQueue[Scorer] = queue.SimpleQueue()
+        for scorer in scorers * len(copies[0]):
+            self._free.put(scorer)
+        self._pool = ThreadPoolExecutor(self._free.qsize(), thread_name_prefix="scorer")
 
     def close(self) -> None:
         """Ends the threads with the micro-batches that they are at; who waits for others gets a CancelledError."""
@@ -47,7 +52,7 @@ class LocalScorer:
     def score(self, groups: Sequence[PromptGroup]) -> list[NDArray[np.float32]]:
         """For each group the model's numbers, flat: log-probs (nats) of completion tokens, or scores of completions.
 
-        Micro-batches are of `training.microBatchTokens`, one completion at least; devices compute them side by side.
+        Micro-batches are of `training.microBatchTokens`, one completion at least, side by side.
         """
         rows = self._task.pack.split(groups, self._tokens)
         pieces = cut_by_tokens(list(map(self._task.pack.length, rows)), self._tokens)
@@ -58,13 +63,20 @@ class LocalScorer:
 
     @torch.no_grad()
     def _score(self, packed: PackedBatch) -> Tensor:
-        device, scorer = self._free.get()
+        scorer = self._free.get()
         try:
-            with autocast(device, self._precision):
-                numbers: Tensor = scorer(packed.to(device))
-            return numbers.float().cpu()
+            with autocast(self._device, self._precision):
+                return scorer(packed).float().cpu()
         finally:
-            self._free.put((device, scorer))
+            self._free.put(scorer)
+
+
+def _loaded(model: LoadedModel, precision: str, devices: Sequence[torch.device]) -> Scorer:
+    if len(devices) > 1:
+        return spread(model, precision, devices)
+    [device] = devices
+    whole = compile_layers(frozen(model, precision, device), device)
+    return lambda packed: whole(packed.to(device))
 
 
 def sum_completions(group: PromptGroup, numbers: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -64,15 +64,23 @@ class PackedModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """One number for each predictor, (n,): nats of its target by a language model, else a value or score."""
+        return self.predict(self.states(batch), batch)
+
+    def states(self, batch: PackedBatch) -> Tensor:
+        """(tokens, hidden size): the body's last hidden states."""
         flex = self._use_attention(batch) == FLEX
-        hidden = self.body(
+        hidden: Tensor = self.body(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=block_mask(batch) if flex else None,
             use_cache=False,
             **({} if flex else {"layout": batch.layout}),
         ).last_hidden_state
-        result: Tensor = self.head(hidden[0].index_select(0, batch.predictors), batch.targets)
+        return hidden[0]
+
+    def predict(self, states: Tensor, batch: PackedBatch) -> Tensor:
+        """What `forward` returns, by the states of all tokens."""
+        result: Tensor = self.head(states.index_select(0, batch.predictors), batch.targets)
         return result
 
     def _use_attention(self, batch: PackedBatch) -> str:

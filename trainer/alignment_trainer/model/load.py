@@ -1,14 +1,14 @@
 """Models from their folders: transformers' network, its tokenizer, and the packed model on the same parameters."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignment_trainer.model.config import Noise, read_config, say_noise
 from alignment_trainer.model.description import read_generation
@@ -54,7 +54,7 @@ def load_value_model(folder: Path, recompute: int = 0, seed: int = 0, zero_head:
 def filled(model: LoadedModel) -> LoadedModel:
     """The model with all of its numbers in the memory of this process, on the CPU, in fp32."""
     names = {name: name for name, _ in model.network.named_parameters()}
-    fill((model.network, model.scorer), names, model.weights, torch.device("cpu"))
+    fill((model.network, model.scorer), names, model.weights, lambda _: torch.device("cpu"))
     return model
 
 
@@ -64,9 +64,14 @@ def frozen(model: LoadedModel, precision: str, device: torch.device) -> PackedMo
     Under autocast with bf16 that is bf16 for all products, and the numbers are those of weights in fp32; embeddings
     and norms, which are computed with in fp32, stay so.
     """
-    products = frozen_products(model.scorer) if CASTS[precision] else ()
-    fill((model.scorer,), model.scorer.hub_names, model.weights, device, products)
+    halves = products_of(model.scorer, precision)
+    fill((model.scorer,), model.scorer.hub_names, model.weights, lambda _: device, halves)
     return model.scorer.to(device).eval()
+
+
+def products_of(scorer: PackedModel, precision: str) -> Sequence[nn.Parameter]:
+    """What a frozen model holds in bf16."""
+    return frozen_products(scorer) if CASTS[precision] else ()
 
 
 def outline_model(folder: Path, recompute: int = 0, temperature: float = 1.0) -> LoadedModel:

@@ -7,7 +7,7 @@ experts those are read that the slice touches; what is made in any other way is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
@@ -116,19 +116,20 @@ def fill(
     modules: Sequence[nn.Module],
     names: Mapping[str, str],
     weights: Weights,
-    device: torch.device,
-    in_bf16: Sequence[nn.Parameter] = (),
+    where: Callable[[nn.Parameter], torch.device],
+    in_bf16: Iterable[nn.Parameter] = (),
 ) -> None:
     """Gives every parameter its numbers, one after the other. Tied ones stay one.
 
     modules: the first has all parameters, others may share them. names: of the first -> in the model's folder.
-    in_bf16: those that are held in bf16; the others are in fp32.
+    where: the device of each. in_bf16: those that are held in bf16; the others are in fp32.
     """
     halves = set(in_bf16)
 
     def filled(name: str, parameter: nn.Parameter) -> nn.Parameter:
         dtype = torch.bfloat16 if parameter in halves else torch.float32
-        return nn.Parameter(weights.read(names[name], 0, parameter.numel()).view(parameter.shape).to(device, dtype))
+        numbers = weights.read(names[name], 0, parameter.numel()).view(parameter.shape)
+        return nn.Parameter(numbers.to(where(parameter), dtype))
 
     replace_parameters(modules, filled)
 

@@ -17,6 +17,7 @@ from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import open_prepared
 from alignment_trainer.loop.offline_evaluation import HeldOut, write_report
 from alignment_trainer.loop.online_evaluator import evaluate_online
+from alignment_trainer.model.copies import copies_of
 from alignment_trainer.model.frozen_model import LocalScorer, sum_completions
 from alignment_trainer.process.instance import Instance
 
@@ -43,7 +44,8 @@ def evaluate_offline(instance: Instance, exported: Path) -> EvaluationReport | N
     held_out = HeldOut.of(instance.spec, open_prepared(instance.storage))
     before = held_out.before(instance.storage)
     instance.board.update(state="loading the exported model", ready=True)
-    scorer = LocalScorer(held_out.algorithm.task, exported, instance.spec, instance.context.gpus)
+    task = held_out.algorithm.task
+    scorer = LocalScorer(task, exported, instance.spec, copies_of(instance, task, [exported]))
     try:
         scores = _score(instance, scorer, held_out)
     finally:

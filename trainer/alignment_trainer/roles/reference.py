@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from alignment_api.contract.context import Outcome
+from alignment_trainer.model.copies import copies_of
 from alignment_trainer.model.frozen_model import LocalScorer
 from alignment_trainer.model.served_model import find_served_model
 from alignment_trainer.model.tasks import LANGUAGE
@@ -35,4 +36,5 @@ class ReferenceModel:
 
 def _load(instance: Instance) -> ReferenceModel:
     folder, fingerprint = find_served_model(instance)
-    return ReferenceModel(LocalScorer(LANGUAGE, folder, instance.spec, instance.context.gpus), fingerprint)
+    copies = copies_of(instance, LANGUAGE, [folder])
+    return ReferenceModel(LocalScorer(LANGUAGE, folder, instance.spec, copies), fingerprint)

@@ -9,6 +9,7 @@ import numpy as np
 from alignment_api.contract.context import Outcome
 from alignment_trainer.data.pins import pins_of
 from alignment_trainer.data.sources import Resolved, resolve_model
+from alignment_trainer.model.copies import copies_of
 from alignment_trainer.model.frozen_model import LocalScorer
 from alignment_trainer.model.inspect import check_model, check_same_tokenizer, load_tokenizer, reward_model
 from alignment_trainer.model.tasks import REWARD
@@ -24,7 +25,7 @@ def run(instance: Instance) -> Outcome:
 
 
 class RewardModels:
-    """Reward models in the order of the spec, each on every device."""
+    """Reward models in the order of the spec, each on all devices."""
 
     def __init__(self, models: Sequence[RewardModel], scorers: Sequence[LocalScorer]) -> None:
         self._components = [model.component for model in models]
@@ -46,7 +47,8 @@ class RewardModels:
 def _load(instance: Instance) -> RewardModels:
     models, spec = find_reward_models(instance), instance.spec
     _check(instance, models)
-    return RewardModels(models, [LocalScorer(REWARD, m.folder, spec, instance.context.gpus) for m in models])
+    copies = copies_of(instance, REWARD, [model.folder for model in models])
+    return RewardModels(models, [LocalScorer(REWARD, model.folder, spec, copies) for model in models])
 
 
 def _check(instance: Instance, models: Sequence[RewardModel]) -> None:
