@@ -53,7 +53,8 @@ class Dpo(FromPairs):
     2024), where conservative DPO aims at a bounded margin. Reads `labelSmoothing`. The loss may be negative."""
     rpo_alpha: NotNegative = 0.0
     """Weight of the chosen completion's negative log-likelihood, nats per token, added to the loss (Pang et al. 2024):
-    keeps the chosen likely where both likelihoods sink. 1 is usual; with `referenceFree` it is CPO (Xu et al. 2024)."""
+    keeps the chosen likely where both likelihoods sink. 1 is usual; with `referenceFree` it is near CPO (Xu et al.
+    2024), which sums over tokens."""
     length_normalized: bool = False
     """Log-probs count as means over a completion's tokens instead of sums, so that length is no advantage (Lambert et
     al. 2024, section 5). Margins are smaller by about the length: take a `beta` of 5 instead of 0.1."""

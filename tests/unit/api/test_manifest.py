@@ -138,8 +138,10 @@ TEXTS = st.text(st.characters(blacklist_categories=["Cs", "Cc"], whitelist_chara
 WORDS = st.sampled_from(
     ["yes", "017", "1_000", "~", "", "5e-7", "on", "- a", "a: b", "# c", "*x", "&x", "!x", "=", "<<"]
 )
+FLOATS = st.floats(allow_nan=False).filter(lambda number: not 2**63 <= abs(number) < 1e21)
+"""Those between are whole numbers to kubectl, and fit no 64 bits: they are refused."""
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXTS | WORDS,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | FLOATS | TEXTS | WORDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | WORDS, inner, max_size=3),
     max_leaves=10,
 ).filter(lambda value: isinstance(value, dict) and value)

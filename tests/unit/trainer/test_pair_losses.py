@@ -13,6 +13,7 @@ from tiny_runs import offline
 from alignment_trainer.algorithms import ScoredRows
 from alignment_trainer.algorithms.dpo import dpo_loss
 from alignment_trainer.algorithms.ipo import ipo_loss
+from alignment_trainer.algorithms.orpo import log_odds as log_odds_of
 from alignment_trainer.algorithms.orpo import orpo_loss
 from alignment_trainer.algorithms.pairs import share_positive
 from alignment_trainer.algorithms.reward_model import reward_model_loss
@@ -107,6 +108,15 @@ def test_orpo_by_hand():
     assert loss.item() == pytest.approx(0.693147 + 0.143841, abs=1e-6)
     slopes = torch.autograd.grad(loss.sum(), [chosen, rejected])
     assert [slope.item() for slope in slopes] == pytest.approx([-1.25, 0.1666667], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_certain_completion_has_the_same_finite_odds_in_every_precision(dtype: torch.dtype) -> None:
+    """Of a log-prob of -2^-23: 23 ln 2 = 15.942385."""
+    certain = torch.zeros(1, dtype=dtype, requires_grad=True)
+    odds = log_odds_of(certain)
+    assert odds.item() == pytest.approx(15.942385, abs=1e-5)
+    assert torch.autograd.grad(odds.sum(), [certain])[0].item() == 0.0
 
 
 def test_reward_model_loss_by_hand():

@@ -12,7 +12,7 @@ from alignment_trainer.algorithms.pairs import LanguagePairs, log_ratios, per_to
 
 @dataclass(frozen=True)
 class Dpo(LanguagePairs):
-    """Rafailov et al. 2023; with its options conservative, robust, CPO and RPO."""
+    """Rafailov et al. 2023; with its options conservative, robust, RPO, and near CPO."""
 
     options: DpoOptions
 

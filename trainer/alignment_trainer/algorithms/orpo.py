@@ -10,6 +10,9 @@ from alignment_api.contract.algorithms import Orpo as OrpoOptions
 from alignment_trainer.algorithms.base import ScoredRows
 from alignment_trainer.algorithms.pairs import LanguagePairs, per_token
 
+_CERTAIN = -(2.0**-23)
+"""Nats per token: the least that fp32 tells from a probability of 1; log odds of 15.9."""
+
 
 @dataclass(frozen=True)
 class Orpo(LanguagePairs):
@@ -37,8 +40,8 @@ def orpo_loss(chosen: Tensor, rejected: Tensor, weight: float) -> Tensor:
 def log_odds(logprobs: Tensor) -> Tensor:
     """p - log(1 - e^p), of nats in any one shape.
 
-    A log-prob that has rounded to 0 or above has no finite odds: it counts as the least that is told from 0, and has no
+    A log-prob of 0 has no finite odds: from _CERTAIN on each counts as that, in training and held out, and has no
     gradient.
     """
-    below = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
+    below = logprobs.clamp(max=_CERTAIN)
     return below - torch.log(-torch.expm1(below))
