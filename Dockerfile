@@ -38,8 +38,9 @@ RUN apt-get update -qq \
     && rm -rf /var/lib/apt/lists/*
 ARG PIP_CERT
 COPY requirements/trainer.txt /tmp/requirements/trainer.txt
+# The compiled file is the whole environment; what packages ask for beyond it is left out (requirements/left-out.txt).
 RUN python3 -m venv /opt/alignment \
-    && /opt/alignment/bin/pip install --disable-pip-version-check --no-cache-dir --require-hashes \
+    && /opt/alignment/bin/pip install --disable-pip-version-check --no-cache-dir --no-deps --require-hashes \
         -r /tmp/requirements/trainer.txt
 COPY --from=wheel /wheels /tmp/wheels
 RUN /opt/alignment/bin/pip install --disable-pip-version-check --no-deps /tmp/wheels/*.whl

@@ -11,8 +11,9 @@ from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.decoder import Decoder, shape_in
 from alignment_api.derived.micro_batch import assumed, least_tokens
+from alignment_api.derived.reward_stage import spec_of_stage
 from alignment_api.derived.role_memory import replicas_of
-from alignment_api.derived.sizing import pod_bytes
+from alignment_api.derived.sizing import bytes_here
 from alignment_api.derived.stages import stages_of
 from alignment_api.rules.mutability import SCALABLE
 from alignment_cli.display import memory_text
@@ -53,33 +54,31 @@ def _count_in(file: Path) -> int:
 
 def memory_advice(spec: AlignmentJobSpec, model: Decoder, available: int) -> str | None:
     """What to write where a stage's processes do not fit; None where they do, with the least computed at once."""
-    spec = assumed(spec, least_tokens(spec))
     for stage in stages_of(spec):
-        held = {
-            role: (replicas_of(spec, role), pod_bytes(spec, role, model))
-            for role in stage.roles
-            if ROLES[role].accelerated
-        }
-        need = sum(pods * each for pods, each in held.values())
+        own = spec_of_stage(spec, stage.name)
+        roles = [role for role in stage.roles if ROLES[role].accelerated]
+        held = bytes_here(assumed(own, least_tokens(own)), roles, model) if roles else {}
+        need = sum(held.values())
         if need > available:
-            what = ", ".join(f"{role} {_times(pods)}{memory_text(each)}" for role, (pods, each) in held.items() if pods)
+            pods = {role: replicas_of(own, role) for role in roles}
+            what = ", ".join(_share(name, pods.get(name, 1), each) for name, each in held.items() if each)
             return (
                 f"stage {stage.name} needs {memory_text(need)} with {model.parameters:,} parameters ({what}), this "
-                f"machine has {memory_text(available)} free; {_less(stage.name, held)}"
+                f"machine has {memory_text(available)} free; {_less(stage.name, pods)}"
             )
     return None
 
 
-def _less(stage: str, held: Mapping[str, tuple[int, float]]) -> str:
-    """What to write instead, from what is there."""
-    for role in held:
+def _less(stage: str, pods: Mapping[str, int]) -> str:
+    """What to write instead, from the roles that are there."""
+    for role in pods:
         if (stage, role) in _PLACEMENTS:
             return _PLACEMENTS[stage, role]
-    servers = [role for role in SCALABLE if held.get(role, (0, 0))[0] > 1]
+    servers = [role for role in SCALABLE if pods.get(role, 0) > 1]
     if servers:
         return f"write replicas: 1 for {' and '.join(servers)}"
     return "take a smaller model, or run it on a cluster"
 
 
-def _times(pods: int) -> str:
-    return f"{pods} x " if pods > 1 else ""
+def _share(name: str, pods: int, held: float) -> str:
+    return f"{name} {pods} x {memory_text(held / pods)}" if pods > 1 else f"{name} {memory_text(held)}"

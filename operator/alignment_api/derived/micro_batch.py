@@ -31,11 +31,23 @@ class TooLittleMemory(ValueError):
 
 @dataclass(frozen=True)
 class Limit:
-    """Memory that something must fit in. what: of which, in words. need: bytes, by a spec that leaves nothing open."""
+    """Memory that something must fit in. what: of which, in words. need: bytes, by a spec that leaves nothing open.
+
+    bare: those without which nothing can work, whatever is computed at once. Absent: as `need`; a container is killed
+    for a byte beyond its limit.
+    """
 
     bytes: float
     what: str
     need: Callable[[AlignmentJobSpec], float]
+    bare: Callable[[AlignmentJobSpec], float] | None = None
+
+    def holds(self, spec: AlignmentJobSpec) -> bool:
+        return self.need(spec) <= self.bytes
+
+    def may_hold(self, spec: AlignmentJobSpec) -> bool:
+        """Whether it is worth a try with the least that is computed at once."""
+        return (self.bare or self.need)(spec) <= self.bytes
 
 
 def tokens_of(training: Training) -> int:
@@ -100,9 +112,12 @@ def decide(spec: AlignmentJobSpec, layers: int, limits: Iterable[Limit]) -> Micr
         found = next((n for n in tokens if _fits(with_micro_batch(spec, n, count), limits)), 0)
         if found >= min(ENOUGH_TOKENS, tokens[0]) or (found and count == counts[-1]):
             return _report(found, count, _why(limits, spec, found, count))
+    least, why = with_micro_batch(spec, tokens[-1], counts[-1]), _why(limits, spec, tokens[-1], counts[-1])
     if len(tokens) == 1:
-        return _report(tokens[0], counts[-1], f"the spec says so; {_why(limits, spec, tokens[0], counts[-1])}")
-    raise TooLittleMemory(_why(limits, spec, tokens[-1], counts[-1]))
+        return _report(tokens[0], counts[-1], f"the spec says so; {why}")
+    if all(limit.may_hold(least) for limit in limits):
+        return _report(tokens[-1], counts[-1], f"the least there is; {why}, so it may be too little")
+    raise TooLittleMemory(why)
 
 
 def _counts(spec: AlignmentJobSpec, layers: int) -> Sequence[int]:
@@ -122,7 +137,7 @@ def _tokens(spec: AlignmentJobSpec) -> tuple[int, ...]:
 
 
 def _fits(spec: AlignmentJobSpec, limits: Iterable[Limit]) -> bool:
-    return all(limit.need(spec) <= limit.bytes for limit in limits)
+    return all(limit.holds(spec) for limit in limits)
 
 
 def _why(limits: Iterable[Limit], spec: AlignmentJobSpec, tokens: int, count: int) -> str:

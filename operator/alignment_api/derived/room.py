@@ -10,8 +10,8 @@ from alignment_api.contract.roles import ROLES, Stage
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.micro_batch import Limit
-from alignment_api.derived.role_memory import GIB, replicas_of
-from alignment_api.derived.sizing import HEADROOM, bytes_on_each_gpu, pod_bytes, size_of
+from alignment_api.derived.role_memory import GIB
+from alignment_api.derived.sizing import HEADROOM, bytes_here, bytes_on_each_gpu, pod_bytes, size_of
 from alignment_api.derived.stages import stages_of
 
 
@@ -39,9 +39,12 @@ def _of_machine(stage: Stage, model: Decoder, free: int) -> Limit:
     roles = [role for role in stage.roles if ROLES[role].accelerated]
 
     def need(spec: AlignmentJobSpec) -> float:
-        return sum(replicas_of(spec, role) * pod_bytes(spec, role, model) for role in roles)
+        return sum(bytes_here(spec, roles, model).values())
 
-    return Limit(free / HEADROOM["cpu"], "free on this machine", need)
+    def bare(spec: AlignmentJobSpec) -> float:
+        return sum(bytes_here(spec, roles, model, bare=True).values())
+
+    return Limit(free, "free on this machine", need, bare)
 
 
 def _of_pods(spec: AlignmentJobSpec, trainees: list[str], model: Decoder) -> Iterator[Limit]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -26,6 +26,9 @@ PROCESS_GIB = {"gpu": 4.0, "cpu": 1.0}
 buffers."""
 VLLM_GIB = 3.0
 """The same of vLLM."""
+SHARED_GIB, FORKED_GIB, FORKED_VLLM_GIB = 0.6, 0.4, 2.0
+"""Where processes are forked from one that has imported the same, as `alignctl`'s are: of that one, of each, of vLLM
+(docs/benchmarks.md)."""
 MOST_GPUS = 256
 """Of one pod: as many as the spec may ask for."""
 PREPARE_GIB = 4
@@ -81,6 +84,25 @@ def pod_bytes(spec: AlignmentJobSpec, role: str, model: Decoder) -> float:
     """Bytes of one pod of a role on CPUs, without head-room."""
     ranks = (getattr(spec.roles, role).processes or 1) * replicas_of(spec, role)
     return _host_bytes(spec, role, model, Place(False, ranks)) + scratch_bytes(spec, role, model.parameters)
+
+
+def bytes_here(spec: AlignmentJobSpec, roles: Iterable[str], model: Decoder, bare: bool = False) -> dict[str, float]:
+    """Bytes of roles whose processes all share one machine without GPUs, and of what they are forked from (`shared`).
+
+    Weights on their way lie on its disk. bare: without head-room, and without what comes and goes with a step.
+    """
+    of_roles = {role: replicas_of(spec, role) * _forked_bytes(spec, role, model, bare) for role in roles}
+    return of_roles | {"shared": SHARED_GIB * GIB}
+
+
+def _forked_bytes(spec: AlignmentJobSpec, role: str, model: Decoder, bare: bool) -> float:
+    """Of what stands in for one pod. Ranks of one trainee are torchrun's, and no forks."""
+    processes = getattr(spec.roles, role).processes or 1
+    memory = memory_of(spec, role, model, Place(False, processes * replicas_of(spec, role)))
+    tensors = memory.state if bare else memory.total * HEADROOM["cpu"]
+    if ROLES[role].samples:
+        return tensors + cache_bytes(spec, role, False) + FORKED_VLLM_GIB * GIB
+    return processes * (tensors + (FORKED_GIB if processes == 1 else PROCESS_GIB["cpu"]) * GIB)
 
 
 def shortage(spec: AlignmentJobSpec, role: str, pool: Pool, model: Decoder) -> str | None:

@@ -124,8 +124,27 @@ def test_on_gpus_each_trainee_must_fit_on_those_that_it_is_given() -> None:
 def test_on_one_machine_all_processes_share_what_is_free() -> None:
     model, asked = Decoder.of(10**8), with_micro_batch(make_job(ppo_spec()).spec, 4096, 0)
     (limit,) = limits_of(asked, model, None, 10 * GIB)
-    assert limit.bytes == 10 * GIB / HEADROOM["cpu"]
-    assert limit.need(asked) > sum(memory_of(asked, role, model, Place(False)).total for role in ("actor", "critic"))
+    assert limit.bytes == 10 * GIB
+    trainees = [memory_of(asked, role, model, Place(False)) for role in ("actor", "critic")]
+    assert limit.need(asked) > HEADROOM["cpu"] * sum(trainee.total for trainee in trainees)
+
+
+def test_a_machine_that_may_hold_the_job_tries_with_the_least_and_says_so() -> None:
+    shape = shape_in(SMOLLM2)
+    assert shape is not None
+    model = Decoder(134_515_008, shape)
+    asked = make_job(ppo_spec() | {"training": {"maxLength": 128, "batchSize": 8, "recomputeLayers": 0}}).spec
+    least = with_micro_batch(asked, 128, 0)
+    (limit,) = limits_of(asked, model, None, 0)
+    assert limit.bare is not None
+    need, bare = limit.need(least), limit.bare(least)
+    enough, tried, refused = (limits_of(asked, model, None, int(free) + 1) for free in (need, bare, bare - 2))
+    assert decide(asked, model.shape.layers, enough).tokens == 128
+    report = decide(asked, model.shape.layers, tried)
+    assert (report.tokens, report.recompute_layers) == (128, 0)
+    assert "may be too little" in report.why
+    with pytest.raises(TooLittleMemory, match="free on this machine"):
+        decide(asked, model.shape.layers, refused)
 
 
 def test_on_cpus_of_a_cluster_the_memory_that_is_written_bounds_it() -> None:
