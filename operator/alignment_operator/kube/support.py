@@ -123,7 +123,8 @@ class SupportKeeper:
         """The token's Secret, if there is none. The operator may not read Secrets: a delete that only pretends says
         whether there is one."""
         try:
-            await self._client.delete(named("Secret", namespace, token["metadata"]["name"]), DRY_RUN)
+            path = named("Secret", namespace, token["metadata"]["name"])
+            await self._client.delete(path, DRY_RUN, seconds=REQUEST_SECONDS)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -197,7 +198,7 @@ class SupportKeeper:
 
     async def _delete(self, path: str) -> None:
         try:
-            await self._client.delete(path)
+            await self._client.delete(path, seconds=REQUEST_SECONDS)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -236,7 +237,7 @@ def _require_ours(job: AlignmentJob, manifest: Manifest, there: Manifest) -> Non
 def _holds(wanted: Any, there: Any) -> bool:
     """Whether `there` says all that `wanted` says; what the apiserver has added is no drift.
 
-    Items of a list come without their kind, which is known.
+    Items of a list come without their kind, which is known; a field that is false may be left out.
     """
     if isinstance(wanted, dict):
         return isinstance(there, dict) and all(
@@ -244,4 +245,4 @@ def _holds(wanted: Any, there: Any) -> bool:
         )
     if isinstance(wanted, list | tuple):
         return isinstance(there, list) and len(wanted) == len(there) and all(map(_holds, wanted, there))
-    return bool(wanted == there)
+    return bool(wanted == there) or (wanted is False and there is None)
