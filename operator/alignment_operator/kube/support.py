@@ -93,10 +93,9 @@ class SupportKeeper:
         namespace = namespace_of(job)
         for kind, objects in (await self._find(job, platform, refusals)).items():
             for name in objects:
-                await refusals.attempt(f"{kind} {name}", partial(self._delete, named(kind, namespace, name)))
+                await self._end(kind, namespace, name, refusals)
         # By name, for the operator may not list Secrets.
-        name = names.token_name(job)
-        await refusals.attempt(f"Secret {name}", partial(self._delete, named("Secret", namespace, name)))
+        await self._end("Secret", namespace, names.token_name(job), refusals)
 
     async def _find(self, job: AlignmentJob, platform: Platform, refusals: Refusals) -> dict[str, Objects]:
         """The job's objects by kind; a kind that cannot be looked for is left out."""
@@ -185,7 +184,7 @@ class SupportKeeper:
                 if blind or what in used:
                     leftovers = True
                 else:
-                    await refusals.attempt(what, partial(self._delete, named(kind, namespace, name)))
+                    await self._end(kind, namespace, name, refusals)
         return leftovers
 
     async def _read(self, path: str) -> Manifest | None:
@@ -195,6 +194,10 @@ class SupportKeeper:
             if error.status == 404:
                 return None
             raise
+
+    async def _end(self, kind: str, namespace: str, name: str, refusals: Refusals) -> None:
+        """Delete it. That it could not be made, or mended, a moment ago is no reason to wait."""
+        await refusals.attempt(f"end of {kind} {name}", partial(self._delete, named(kind, namespace, name)))
 
     async def _delete(self, path: str) -> None:
         try:
