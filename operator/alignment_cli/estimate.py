@@ -60,6 +60,11 @@ class Work:
         computed = passes / _SHARE + _FORWARD * self.sampled / _SAMPLING_SHARE
         return parameters * computed / rate + self.roles * _SECONDS_PER_ROLE + self.samplers * _SECONDS_PER_SAMPLER
 
+    def seconds_range(self, parameters: int, rate: float, bf16: bool) -> tuple[float, float]:
+        """Seconds, from and to. rate: FLOPs a second in fp32; bf16: whether it computes in that, in hardware."""
+        seconds = self.seconds(parameters, rate * (_BF16_GAIN if bf16 else 1.0))
+        return seconds * _RANGE[0], seconds * _RANGE[1]
+
 
 def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple[float, float] | None:
     """Seconds, from and to, by a rate that is measured here and now; None where the data is not on this machine.
@@ -67,10 +72,7 @@ def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple
     bf16: whether the job computes in it, in hardware.
     """
     work = work_of(spec)
-    if work is None:
-        return None
-    seconds = work.seconds(parameters, measured_rate() * (_BF16_GAIN if bf16 else 1.0))
-    return seconds * _RANGE[0], seconds * _RANGE[1]
+    return None if work is None else work.seconds_range(parameters, measured_rate(), bf16)
 
 
 def work_of(spec: AlignmentJobSpec) -> Work | None:

@@ -22,6 +22,7 @@ from tests.rig.paths import REPOSITORY
 
 Found = TypeVar("Found")
 Manifest = dict[str, Any]
+ROLE = "alignment.run/role"
 PLATFORM = """
 pools:
   onDemand: {nodeSelector: {pool: onDemand}}
@@ -107,10 +108,11 @@ class Place:
         return next(entry for entry in self.status()["roles"] if entry["name"] == role)
 
     def pods(self, role: str) -> list[Manifest]:
-        return [pod for pod in self.items("pods") if pod["metadata"]["labels"]["alignment.run/role"] == role]
+        """Those that a job owns: a guest may carry the same labels."""
+        return [pod for pod in self.items("pods") if _is_a_jobs(pod) and pod["metadata"]["labels"][ROLE] == role]
 
     def pod(self, role: str, life: int = 1) -> Manifest:
-        """The pod of one life of a role, as soon as it exists."""
+        """The pod of one life of a job's role, as soon as it exists."""
 
         def look() -> Manifest | None:
             lives = (pod for pod in self.pods(role) if pod["metadata"]["labels"]["alignment.run/life"] == str(life))
@@ -162,6 +164,10 @@ class Place:
         self.run("prepare")
         self.end("prepare", PREPARED)
         self.run("policy")
+
+
+def _is_a_jobs(pod: Manifest) -> bool:
+    return any(owner["kind"] == "AlignmentJob" for owner in pod["metadata"].get("ownerReferences", ()))
 
 
 _IMAGE = {"image": "trainer:test", "imageID": "", "ready": True, "restartCount": 0}

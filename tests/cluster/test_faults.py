@@ -158,7 +158,7 @@ def test_an_operator_that_comes_before_its_crd_serves_it_when_it_is_there(
 
 def test_pods_and_nodes_that_cannot_be_read_are_left_out_and_counted(place: Place, tmp_path: Path) -> None:
     for number, labels in enumerate(({"index": "", "life": "1"}, {"index": "0", "life": ""}, {"role": "mascot"})):
-        ours = {"job": "dpo", "uid": "u", "role": "critic", "stage": "train", "life": "1", "index": "0"} | labels
+        ours = {"job": "dpo", "uid": "u", "role": "policy", "stage": "train", "life": "1", "index": "0"} | labels
         metadata = {"name": f"guest-{number}", "labels": {f"alignment.run/{key}": value for key, value in ours.items()}}
         spec = {"containers": [{"name": "c", "image": "i"}]}
         place.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})

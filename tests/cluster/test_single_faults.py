@@ -33,6 +33,7 @@ FEW = {
 """What continuous integration meets: a fault of each kind at such a part of a life, two kinds of request."""
 SIDE_BY_SIDE = int(os.environ.get("ALIGNMENT_FAULTS_SIDE_BY_SIDE", "6"))
 WRITES = "POST|PUT|PATCH|DELETE"
+MENDED = ("services", "networkpolicies")
 SUPPORT = "/(configmaps|services|secrets|persistentvolumeclaims|networkpolicies|podgroups)"
 KINDS = {
     "lease": "/leases",
@@ -145,6 +146,9 @@ def test_a_life_without_fault_doubles_nothing_and_leaves_what_the_user_owns(cour
     assert told.summary.status["phase"] == "Complete"
     assert set(told.summary.made.values()) == {1}
     assert not told.summary.doubled
+    assert [write for write in told.writes if write.method == "PATCH" and write.kind in MENDED] == [], (
+        "what nobody changed"
+    )
 
 
 @pytest.mark.parametrize("course", COURSES)

@@ -57,7 +57,9 @@ class KubeClient:
     """One connection pool to one apiserver.
 
     Every request may be sent twice: creates are by name, patches and deletes carry preconditions, so a repeat after a
-    lost answer ends in AlreadyExists, Conflict or NotFound. That is what allows one retry policy for all of them.
+    lost answer ends in AlreadyExists, Conflict or NotFound. That is what allows one retry policy for all of them. A
+    409 is repeated too where another's write came between (a quota's count, a finalizer's end) and not the caller's
+    view is old.
     """
 
     def __init__(self, configuration: Configuration, in_cluster: bool) -> None:
@@ -145,9 +147,11 @@ class KubeClient:
         """Replace an object; its resourceVersion is the precondition."""
         return await self._json("PUT", path, body=body)
 
-    async def delete(self, path: str, options: Manifest | None = None, params: Params | None = None) -> Manifest:
-        """Delete an object or, with a selector, a collection."""
-        return await self._json("DELETE", path, params=params, body=options or {})
+    async def delete(
+        self, path: str, options: Manifest | None = None, params: Params | None = None, seconds: float | None = None
+    ) -> Manifest:
+        """Delete an object or, with a selector, a collection. Raises ApiError 409 where a precondition fails."""
+        return await self._json("DELETE", path, params=params, body=options or {}, seconds=seconds)
 
     async def probe(self, url: str, seconds: float) -> bytes:
         """One GET without throttle or retry: a path of the apiserver, or a URL inside the cluster.
@@ -229,7 +233,7 @@ class KubeClient:
             except UNAVAILABLE as error:
                 failures += 1
                 pause = _pause(error, failures)
-                if pause is None or loop.time() + pause > deadline:
+                if not _may_pass(error, body) or loop.time() + pause > deadline:
                     raise
             await asyncio.sleep(pause)
 
@@ -238,13 +242,24 @@ async def _always(namespace: str) -> None:
     """Nobody has set limits."""
 
 
-def _pause(error: Exception, failures: int) -> float | None:
-    """Seconds before the next try; None for an answer that a repeat would not change."""
-    if isinstance(error, ApiError):
-        if error.status not in TRANSIENT:
-            return None
-        if error.retry_after is not None:
-            return error.retry_after
+def _may_pass(error: Exception, body: Any) -> bool:
+    """Whether the same request, with this body, may be answered otherwise a moment later."""
+    if not isinstance(error, ApiError):
+        return True
+    if error.status == 409:
+        return error.reason != "AlreadyExists" and not _is_bound(body)
+    return error.status in TRANSIENT
+
+
+def _is_bound(body: Any) -> bool:
+    """Whether a request asks for a version that was seen: what has changed since does not change back."""
+    return isinstance(body, dict) and ("preconditions" in body or "resourceVersion" in body.get("metadata", {}))
+
+
+def _pause(error: Exception, failures: int) -> float:
+    """Seconds before the next try."""
+    if isinstance(error, ApiError) and error.retry_after is not None:
+        return error.retry_after
     return jittered(backoff_seconds(failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS))
 
 

@@ -93,10 +93,9 @@ class SupportKeeper:
         namespace = namespace_of(job)
         for kind, objects in (await self._find(job, platform, refusals)).items():
             for name in objects:
-                await refusals.attempt(f"{kind} {name}", partial(self._delete, named(kind, namespace, name)))
+                await self._end(kind, namespace, name, refusals)
         # By name, for the operator may not list Secrets.
-        name = names.token_name(job)
-        await refusals.attempt(f"Secret {name}", partial(self._delete, named("Secret", namespace, name)))
+        await self._end("Secret", namespace, names.token_name(job), refusals)
 
     async def _find(self, job: AlignmentJob, platform: Platform, refusals: Refusals) -> dict[str, Objects]:
         """The job's objects by kind; a kind that cannot be looked for is left out."""
@@ -123,7 +122,8 @@ class SupportKeeper:
         """The token's Secret, if there is none. The operator may not read Secrets: a delete that only pretends says
         whether there is one."""
         try:
-            await self._client.delete(named("Secret", namespace, token["metadata"]["name"]), DRY_RUN)
+            path = named("Secret", namespace, token["metadata"]["name"])
+            await self._client.delete(path, DRY_RUN, seconds=REQUEST_SECONDS)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -184,7 +184,7 @@ class SupportKeeper:
                 if blind or what in used:
                     leftovers = True
                 else:
-                    await refusals.attempt(what, partial(self._delete, named(kind, namespace, name)))
+                    await self._end(kind, namespace, name, refusals)
         return leftovers
 
     async def _read(self, path: str) -> Manifest | None:
@@ -195,9 +195,13 @@ class SupportKeeper:
                 return None
             raise
 
+    async def _end(self, kind: str, namespace: str, name: str, refusals: Refusals) -> None:
+        """Delete it. That it could not be made, or mended, a moment ago is no reason to wait."""
+        await refusals.attempt(f"end of {kind} {name}", partial(self._delete, named(kind, namespace, name)))
+
     async def _delete(self, path: str) -> None:
         try:
-            await self._client.delete(path)
+            await self._client.delete(path, seconds=REQUEST_SECONDS)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -236,7 +240,7 @@ def _require_ours(job: AlignmentJob, manifest: Manifest, there: Manifest) -> Non
 def _holds(wanted: Any, there: Any) -> bool:
     """Whether `there` says all that `wanted` says; what the apiserver has added is no drift.
 
-    Items of a list come without their kind, which is known.
+    Items of a list come without their kind, which is known; a field that is false may be left out.
     """
     if isinstance(wanted, dict):
         return isinstance(there, dict) and all(
@@ -244,4 +248,4 @@ def _holds(wanted: Any, there: Any) -> bool:
         )
     if isinstance(wanted, list | tuple):
         return isinstance(there, list) and len(wanted) == len(there) and all(map(_holds, wanted, there))
-    return bool(wanted == there)
+    return bool(wanted == there) or (wanted is False and there is None)

@@ -10,7 +10,7 @@ from alignment_api.contract.status import InstanceRecord
 from alignment_operator.plan.layout import Group, Slot, StageLayout
 from alignment_operator.plan.records import Records
 from alignment_operator.plan.snapshot import Snapshot
-from alignment_operator.plan.terminations import given_up_at, is_alive
+from alignment_operator.plan.terminations import given_up_at, is_alive, termination_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Blocked:
 
 def open_lives(snapshot: Snapshot, stage: StageLayout, records: Records) -> Records:
     """Gives every group without a life its next one, unless something holds it back."""
+    if _begins_too_early(snapshot, stage, records):
+        return records
     attempt = records.attempt
     opened = dict(records.by_slot)
     for group in stage.groups:
@@ -44,6 +46,12 @@ def what_blocks(snapshot: Snapshot, stage: StageLayout, records: Records) -> tup
     return tuple(each for each in blocked if each is not None)
 
 
+def _begins_too_early(snapshot: Snapshot, stage: StageLayout, records: Records) -> bool:
+    """Whether nothing of the stage lives yet and a server of the former one stays: a stage's pods are made together."""
+    begins = all(records.needs_life(group) for group in stage.groups)
+    return begins and any(_staying(snapshot, group) for group in stage.groups)
+
+
 def _next_life(slot: Slot, former: InstanceRecord | None, life: int) -> InstanceRecord:
     """What the slot has used of the budgets stays with it, and since when it is missing."""
     role, index = slot
@@ -54,18 +62,31 @@ def _next_life(slot: Slot, former: InstanceRecord | None, life: int) -> Instance
 
 
 def blocked_by(snapshot: Snapshot, group: Group, records: Records) -> Blocked | None:
-    """What keeps the group's next life waiting: a back-off, or an older life that may still write."""
+    """What keeps the group's next life waiting: a back-off, or an older life that may still write, or that serves and
+    has not been told to go."""
     lead, now = group[0][0], snapshot.now
     first = records.by_slot.get(group[0])
     use = first.budget if first is not None and first.end in ("failed", "lost") else None
     if use is not None and use.not_before is not None and now < use.not_before:
         message = f"{lead} tries again at {use.not_before:%H:%M:%S} UTC after {use.last}"
         return Blocked("BackingOff", message, use.not_before)
+    if staying := _staying(snapshot, group):
+        return Blocked("Replacing", f"{lead} waits for {', '.join(staying)} to be told to go", None)
     if not ROLES[lead].writes:
-        return None  # its successor has another name and need not wait
+        return None  # its successor has another name and need not wait for its end
     alive = [pod for pod in snapshot.pods.among(group) if is_alive(pod, now)]
     if not alive:
         return None
     ends = (pod.gone_by if pod.node_lost else given_up_at(pod.gone_by) for pod in alive if pod.gone_by is not None)
     message = f"{lead} waits for {', '.join(sorted(pod.name for pod in alive))} to end"
     return Blocked("Fencing", message, max((end for end in ends if end > now), default=None))
+
+
+def _staying(snapshot: Snapshot, group: Group) -> list[str]:
+    """Servers of the group's slots that nobody has told to go, as far as the API shows: none is made beside them.
+
+    The word is sent by the pass that ends their lives, and may be refused or late; until it has arrived, peers find
+    both under one name.
+    """
+    servers = (pod for pod in snapshot.pods.among(group) if not ROLES[pod.role].writes)
+    return sorted(pod.name for pod in servers if termination_of(pod) is None)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
-from tests.unit.operator.small_cluster import SmallCluster, make_job, ppo_spec
+from tests.unit.operator.small_cluster import START, SmallCluster, make_job, ppo_spec
 
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
@@ -25,6 +25,7 @@ from alignment_operator.kube.reflector import Collection, Reflector
 from alignment_operator.kube.refusals import Refusals
 from alignment_operator.plan.types import Instance, Plan, Refusal, Removal, Support
 from alignment_operator.reconcile import Conflict
+from alignment_operator.resources.objects import build_service
 
 QUOTA = 'persistentvolumeclaims "c" is forbidden: exceeded quota: q, requested: 1, used: 2, limited: 2'
 SUPPORT = Support(1, True, True, ("reference",), (), gang=2)
@@ -286,3 +287,30 @@ async def test_a_pod_of_our_name_that_cannot_be_read_is_not_the_jobs_and_is_told
     assert (refusal.what, refusal.reason) == (f"Pod {name}", "NotOurs")
     assert refusal.message == "a pod of this name exists and is not this job's, so it is not used; remove it"
     assert not any(asked.startswith("DELETE pods") for asked in server.asked)
+
+
+async def test_a_service_of_which_the_apiserver_leaves_out_what_is_false_has_not_drifted() -> None:
+    job = bare_job()
+    there = build_service(job, "reference")
+    del there["spec"]["publishNotReadyAddresses"]
+    async with applying() as (applier, server):
+        server.there["services"] = [there]
+        await applier.apply(job, a_plan(create=()), Platform())
+        assert not any(asked.startswith("PATCH services") for asked in server.asked)
+        there["spec"]["publishNotReadyAddresses"] = True
+        await applier.apply(job, a_plan(create=(), support=replace(SUPPORT, attempt=2)), Platform())
+        assert any(asked.startswith("PATCH services") for asked in server.asked)
+
+
+async def test_an_object_that_could_not_be_mended_is_deleted_without_waiting_when_the_job_is_over() -> None:
+    job = bare_job()
+    job = job.model_copy(update={"status": job.status.model_copy(update={"started_at": START})})
+    drifted = build_service(job, "reference") | {"spec": {}}
+    async with applying(PATCH_services=(403, "Forbidden", "no")) as (applier, server):
+        server.there["services"] = [drifted]
+        await applier.apply(job, a_plan(create=()), Platform())
+        (refusal,) = applier.refused(job) or ()
+        assert refusal.what == f"Service {drifted['metadata']['name']}"
+        await applier.apply(job, a_plan(support=None, create=()), Platform())
+        assert f"DELETE services {drifted['metadata']['name']}" in server.asked
+        assert applier.refused(job) == ()

@@ -111,7 +111,7 @@ class Histories(RuleBasedStateMachine):
 
     def apply(self, plan: Plan, upto: int) -> None:
         for instance in plan.create[:upto]:
-            self.assert_fenced(instance)
+            (self.assert_fenced if ROLES[instance.role].writes else self.assert_alone)(instance)
             self.cluster.create(instance)
             if self.lags and instance.gang == 1:  # an API that shows half a gang is left to the fence in storage
                 self.cluster.unseen.add(instance.name)
@@ -125,8 +125,6 @@ class Histories(RuleBasedStateMachine):
     def assert_fenced(self, instance: Instance) -> None:
         if ROLES[instance.role].trainable:
             assert instance.pool == "onDemand"
-        if not ROLES[instance.role].writes:
-            return
         for pod in self.cluster.pods.values():
             same = pod.role == instance.role or (ROLES[pod.role].trainable and ROLES[instance.role].trainable)
             if same and pod.life != instance.life and not pod.ended:
@@ -135,6 +133,12 @@ class Histories(RuleBasedStateMachine):
                     assert ROLES[pod.role].trainable or pod.gone_by <= self.cluster.now
                 else:
                     assert pod.gone_by + GIVEN_UP_AFTER <= self.cluster.now
+
+    def assert_alone(self, server: Instance) -> None:
+        """No other server of its slot goes on: each has ended, is lost with its node, or has been told to go."""
+        for pod in self.cluster.pods.values():
+            if (pod.role, pod.index) == (server.role, server.index) and pod.life != server.life:
+                assert pod.ended or pod.node_lost or pod.gone_by is not None
 
     @rule(lags=st.booleans())
     def the_mirror_lags_or_catches_up(self, lags: bool) -> None:

@@ -110,10 +110,40 @@ def test_each_stage_has_its_own_pods_and_attempts_count_on() -> None:
 def test_a_stages_pods_are_made_in_one_order_whatever_was_recorded(training: SmallCluster) -> None:
     """Of the same state two passes make the same plan: here the evaluator's record is new, its servers' are not."""
     training.do_well()
+    training.reconcile()  # the servers of stage `train` are told to go
     plan = training.plan()
     training.record(plan)
     assert [instance.role for instance in plan.create] == ["evaluator", "reference", "reward", "rollout", "rollout"]
     assert training.plan().create == plan.create
+
+
+def test_a_stage_begins_once_every_server_of_the_former_one_has_been_told_to_go(training: SmallCluster) -> None:
+    """The word may be refused or late: until it has arrived, two of a slot would serve under one name."""
+    training.do_well()
+    plan = training.plan()
+    training.record(plan)
+    servers = [removal.name for removal in plan.delete if training.pods[removal.name].role in FROZEN]
+    assert (training.status.stage, len(servers), plan.create) == ("evaluate", 4, ())
+    for name in servers:
+        assert training.plan().create == ()
+        training.delete(name)
+    made = [instance.role for instance in training.plan().create]
+    assert made == ["evaluator", "reference", "reward", "rollout", "rollout"]
+
+
+def test_a_server_taken_away_and_wanted_again_comes_back_once_it_has_been_told_to_go(training: SmallCluster) -> None:
+    training.scale("rollout", 1)
+    training.record(training.plan())  # and the operator dies before it says so
+    training.scale("rollout", 2)
+    plan = training.reconcile()
+    ready = training.condition("RolesReady")
+    assert ready is not None
+    (told,) = (removal.name for removal in plan.delete)
+    assert (plan.create, ready.reason) == ((), "Replacing")
+    assert ready.message == f"rollout waits for {told} to be told to go"
+    assert [(instance.role, instance.index, instance.life) for instance in training.plan().create] == [
+        ("rollout", 1, 2)
+    ]
 
 
 def test_everybody_is_told_whom_to_call() -> None:
@@ -122,7 +152,7 @@ def test_everybody_is_told_whom_to_call() -> None:
     for _ in range(20):
         plan = cluster.reconcile()
         peers |= {(i.stage, i.role): i.peers for i in plan.create}
-        if cluster.status.stage == "evaluate":
+        if ("evaluate", "evaluator") in peers:
             break
         cluster.do_well()
     assert plan.support is not None
