@@ -37,6 +37,7 @@ def ours(options: argparse.Namespace) -> Report:
     from alignment_api.contract.spec import AlignmentJobSpec
     from alignment_trainer.checkpoint.run_state import Checkpoints
     from alignment_trainer.data.rows import parse_row, read_rows
+    from alignment_trainer.data.storage import Folder
     from alignment_trainer.data.tokenize import PairTokenizer
     from alignment_trainer.loop.build import Origin, load_trainee, make_run, make_sampler, score_rows
     from alignment_trainer.loop.offline import RunHooks, TrainingRows
@@ -52,7 +53,7 @@ def ours(options: argparse.Namespace) -> Report:
         with tempfile.TemporaryDirectory() as folder:
             losses = Losses()
             sampler = make_sampler(spec, len(examples))
-            rows, checkpoints = TrainingRows(examples, sampler, reference), Checkpoints(Path(folder), 1, 1)
+            rows, checkpoints = TrainingRows(examples, sampler, reference), Checkpoints(Folder(Path(folder)), 1, 1)
             train(make_run(spec, policy, rows, checkpoints, RunHooks(losses)))
         return losses.seen
 

@@ -136,6 +136,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from alignment_trainer.data.examples import PreferenceExample
     from alignment_trainer.data.packing import pack
     from alignment_trainer.data.sampler import Sampler
+    from alignment_trainer.data.storage import Folder
     from alignment_trainer.engines import ENGINES, OptimizerOptions
     from alignment_trainer.engines.scoring import score_sequences
     from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
@@ -161,7 +162,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         Learner(engine, algorithm),
         TrainingRows(examples, sampler, reference),
         LoopOptions(options.micro, options.steps, lambda step: 5e-6, 10**9, 10**9),
-        Checkpoints(Path(tempfile.gettempdir()), 1, 1),
+        Checkpoints(Folder(Path(tempfile.gettempdir())), 1, 1),
         RunHooks(seen),
     )
     take_steps(run, seen, options)

@@ -39,6 +39,7 @@ def ours(options: argparse.Namespace) -> int:
     from alignment_trainer.data.prepared import Manifest, write_prepared
     from alignment_trainer.data.sources import Resolved
     from alignment_trainer.data.spool import spool_in
+    from alignment_trainer.data.storage import Folder
     from alignment_trainer.process.metrics import Metrics
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
@@ -56,7 +57,7 @@ def ours(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, spool_in(Path(folder), form.parts, seed=0) as spool:
         rows = prepare_rows(request, form, sources, spool, Metrics("bench", "prepare"))
         manifest = Manifest(request="", origins={}, data=rows.report, model=model, precision=precision, parts={})
-        write_prepared(Path(folder), manifest, rows.splits, rows.dropped)
+        write_prepared(Folder(Path(folder)), manifest, rows.splits, rows.dropped)
     return rows.report.rows + rows.report.evaluation_rows
 
 

@@ -1,4 +1,4 @@
-"""A relay before a server that loses answers, as a network does."""
+"""Relays before a server: one loses answers, as a network does, one stops in the middle of a request."""
 
 from __future__ import annotations
 
@@ -60,5 +60,37 @@ class Relay:
             while sent := client.recv(65536):
                 if b" HTTP/1.1\r\n" in sent:
                     asked.append(sent.partition(b" ")[0])
+                server.sendall(sent)
+            server.shutdown(socket.SHUT_WR)
+
+
+class Dam(Relay):
+    """Passes everything on until a request names `target`: of that `after` bytes pass, and then nothing any more."""
+
+    def __init__(self, server: str, target: str, after: int) -> None:
+        super().__init__(server, "", losses=0, after=after)
+        self._target = target.encode()
+        self.reached, self._opened = threading.Event(), threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[Dam]:
+        try:
+            with super().running():
+                yield self
+        finally:
+            self._opened.set()
+
+    def _ask(self, client: socket.socket, server: socket.socket, asked: list[bytes]) -> None:
+        left: int | None = None
+        with suppress(OSError):
+            while sent := client.recv(65536):
+                if self._target in sent.partition(b"\r\n")[0]:
+                    left = self._after
+                if left is not None and len(sent) >= left:
+                    server.sendall(sent[:left])
+                    self.reached.set()
+                    self._opened.wait()
+                    return
+                left = left - len(sent) if left is not None else None
                 server.sendall(sent)
             server.shutdown(socket.SHUT_WR)

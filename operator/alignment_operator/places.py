@@ -111,6 +111,12 @@ def storage_source(job: AlignmentJob) -> Source:
     return Source("pvc", "", storage_claim(job))
 
 
+def has_storage(job: AlignmentJob, role: str) -> bool:
+    """Whether a role's process is told where the storage is. A folder is there for who mounts it alone; a bucket would
+    be within reach of every pod that has the credentials."""
+    return NEEDS[role].storage is not None or not storage_source(job).is_remote
+
+
 def output_source(job: AlignmentJob, platform: Platform) -> Source:
     """The job's output: what it names, else its own folder below the platform's, else the volume made for it."""
     if job.spec.output is not None:

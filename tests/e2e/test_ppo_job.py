@@ -20,6 +20,7 @@ from tests.e2e.jobs import (
     ppo_job,
 )
 
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.record import read_rollouts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
@@ -90,7 +91,7 @@ def _assert_resumed_together(storage: Path, history: PodHistory) -> None:
 
 def _assert_every_prompt_is_accounted_for(storage: Path) -> None:
     """Each step has every prompt of its batch once, trained on or dropped; each epoch has every prompt once."""
-    records = read_rollouts(storage)
+    records = read_rollouts(Folder(storage))
     assert [record.step for record in records] == list(range(1, PPO_STEPS + 1))
     for record in records:
         assert len(record.rows) + len(record.dropped) == PROMPTS_PER_ROLLOUT

@@ -66,8 +66,8 @@ class Context(Contract):
     pod has memory of its own."""
     job_file: str
     """The validated, defaulted AlignmentJob as YAML (or JSON, its subset)."""
-    storage: str
-    """The job's storage as a path here."""
+    storage: str | None
+    """The job's storage: a path here, or s3://bucket/prefix; None in a role that neither reads nor writes there."""
     output: str
     """The output's folder: a path here, or s3://bucket/prefix."""
     sources: dict[str, str]

@@ -142,7 +142,7 @@ ReadableSource = Annotated[str, IsSource(), _check("file", "pvc", "hf", "s3"), _
 """A source that is read: a model or data."""
 
 WritableSource = Annotated[str, IsSource(), _check("file", "pvc", "s3"), _schema("file", "pvc", "s3")]
-"""A source that is written as a whole: output."""
+"""A source that is written: storage and output."""
 
 MountedSource = Annotated[str, IsSource(), _check("file", "pvc"), _schema("file", "pvc")]
-"""A source that must be a path: storage, another job's storage, code."""
+"""A source that must be a path: another job's storage, code."""

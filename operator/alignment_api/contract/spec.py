@@ -63,8 +63,10 @@ class Training(Contract):
 class Storage(Contract):
     """Where checkpoints and prepared data live while the job does."""
 
-    source: MountedSource
-    """pvc://claim/path, or file:///path on a laptop."""
+    source: WritableSource
+    """pvc://claim/path, s3://bucket/prefix, or file:///path on a laptop. A bucket is for what learns from pairs, on one
+    pod of the policy, without tracking.tensorboard; a pod reads a copy of what lies there, on its node's disk
+    (roles.*.ephemeralStorage)."""
 
 
 class Checkpoint(Contract):

@@ -106,6 +106,44 @@ def _with_training(manifest: Fields, **training: Any) -> Fields:
     return {"spec": manifest["spec"] | {"training": training}}
 
 
+def _in_a_bucket(spec: AlignmentJobSpec, problem: str | None) -> str | None:
+    """The problem of a job whose storage is a bucket."""
+    storage = spec.storage
+    return f"{storage.source} and {problem}" if storage and problem and storage.source.startswith("s3://") else None
+
+
+def _bucket_rules() -> tuple[Rule, ...]:
+    """What a storage in a bucket is not for."""
+    elsewhere, bucket = "!has(self.storage) || !self.storage.source.startsWith('s3://')", {"source": "s3://bucket/run"}
+    folder = "write pvc://claim/path, or leave storage out"
+    return (
+        Rule(
+            AlignmentJobSpec,
+            f"ppo and grpo keep more in their storage than a bucket holds for them yet: {folder}",
+            lambda spec: _in_a_bucket(spec, spec.algorithm.name if spec.algorithm.online else None),
+            f"{elsewhere} || !(has(self.algorithm.ppo) || has(self.algorithm.grpo))",
+            {"spec": _online("grpo")["spec"] | {"storage": bucket}},
+            ("storage", "source"),
+        ),
+        Rule(
+            AlignmentJobSpec,
+            f"the pods of one policy share no copy of what lies in a bucket yet: write replicas: 1, or {folder}",
+            lambda spec: _in_a_bucket(spec, f"{n} replicas" if (n := spec.roles.policy.replicas) > 1 else None),
+            f"{elsewhere} || !has(self.roles) || !has(self.roles.policy) || self.roles.policy.replicas <= 1",
+            {"spec": {"roles": {"policy": {"replicas": 2}}, "storage": bucket}},
+            ("storage", "source"),
+        ),
+        Rule(
+            AlignmentJobSpec,
+            f"TensorBoard's events are appended to, which no bucket allows: write false, or {folder}",
+            lambda spec: _in_a_bucket(spec, "true" if spec.tracking.tensorboard else None),
+            f"{elsewhere} || !has(self.tracking) || !self.tracking.tensorboard",
+            {"spec": {"tracking": {"tensorboard": True}, "storage": bucket}},
+            ("tracking", "tensorboard"),
+        ),
+    )
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         ObjectMeta,
@@ -215,5 +253,6 @@ RULES: tuple[Rule, ...] = (
     ),
     *_rules_of("ppo", Ppo),
     *_rules_of("grpo", Grpo),
+    *_bucket_rules(),
     *role_rules(),
 )

@@ -14,7 +14,7 @@ from alignment_api.derived.precision import training_gpu
 from alignment_api.derived.role_memory import replicas_of
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.local.machine import available_memory
-from alignment_operator.places import read_sources
+from alignment_operator.places import has_storage, read_sources
 from alignment_operator.plan.types import Instance
 
 HOST = "127.0.0.1"
@@ -45,7 +45,7 @@ class Places:
 
     def storage(self, job: AlignmentJob) -> str:
         """Checkpoints and prepared data: the run's folder unless the spec says otherwise."""
-        return parse_source(job.spec.storage.source).path if job.spec.storage else str(self.folder.path)
+        return _here(parse_source(job.spec.storage.source)) if job.spec.storage else str(self.folder.path)
 
     def output(self, job: AlignmentJob) -> str:
         """The model and its report: the run's folder unless the spec says otherwise."""
@@ -68,7 +68,7 @@ def build_context(job: AlignmentJob, instance: Instance, places: Places) -> Cont
         training_gpu=training_gpu(job.spec, places.platform),
         free_memory=available_memory() if instance.role == "prepare" else None,
         job_file=str(folder.spec_file(instance.attempt)),
-        storage=places.storage(job),
+        storage=places.storage(job) if has_storage(job, instance.role) else None,
         output=places.output(job),
         sources={s: parse_source(s).path for s in read_sources(job).values() if parse_source(s).scheme == "file"},
         peers={role: _servers(job, role, ports) for role in instance.peers},

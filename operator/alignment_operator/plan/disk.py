@@ -12,12 +12,14 @@ from alignment_api.contract.platform import Platform, Pool
 from alignment_api.contract.sources import parse_source
 from alignment_api.derived.role_memory import GIB
 from alignment_api.derived.source_fields import sources_read
-from alignment_operator.places import kind_of, needs_of, output_source
+from alignment_operator.places import kind_of, needs_of, output_source, storage_source
 
 TEMPORARY_GIB = {"gpu": 10, "cpu": 4}
 """Logs, compiled kernels and other caches below /tmp; kernels for GPUs are the larger ones."""
 HUB_BYTES = 4
 """Bytes per parameter of a model's files on a hub or in a bucket, at most: fp32. They are downloaded below /tmp."""
+_CHECKPOINT = 3
+"""Such models in a checkpoint: weights and AdamW's two moments. An attempt downloads the one that it starts from."""
 _HOLDS_RESULT = ("policy", "actor", "evaluator")
 """Roles below whose /tmp the exported model stands while it goes to a bucket, or comes from there."""
 
@@ -36,7 +38,7 @@ def disk_of(job: AlignmentJob, role: str, platform: Platform, pool: Pool) -> Dis
     wanted = getattr(job.spec.roles, role).ephemeral_storage
     if wanted is not None:
         return Disk(wanted, wanted)
-    downloads = [*_downloads(job, role), *_results(job, role, platform)]
+    downloads = [*_downloads(job, role), *_results(job, role, platform), *_stored(job, role)]
     known = sum(count for count in downloads if count is not None)
     size = f"{TEMPORARY_GIB['gpu' if pool.gpu else 'cpu'] + math.ceil(known * HUB_BYTES / GIB)}Gi"
     return Disk(size, None if None in downloads else size)
@@ -54,6 +56,16 @@ def _results(job: AlignmentJob, role: str, platform: Platform) -> Iterator[int |
     """Parameters of the exported model, where the role holds a copy of it for a bucket."""
     if role in _HOLDS_RESULT and output_source(job, platform).is_remote:
         yield job.status.model.parameters if job.status.model is not None else None
+
+
+def _stored(job: AlignmentJob, role: str) -> Iterator[int | None]:
+    """Parameters, as if they were a model's, of what the role holds a copy of where the storage is a bucket. None for
+    prepared rows, which nobody has counted."""
+    if needs_of(job, role).storage is None or not storage_source(job).is_remote:
+        return
+    yield None
+    if role == "policy" and job.status.model is not None:
+        yield _CHECKPOINT * job.status.model.parameters
 
 
 def _parameters(job: AlignmentJob, path: FieldPath) -> int | None:

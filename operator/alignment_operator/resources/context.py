@@ -8,7 +8,14 @@ from alignment_api.contract.platform import Platform
 from alignment_api.contract.roles import PORT
 from alignment_api.derived.precision import training_gpu
 from alignment_operator import names
-from alignment_operator.places import NEEDS, output_source, path_in_pod, sources_of_role, storage_source
+from alignment_operator.places import (
+    NEEDS,
+    has_storage,
+    output_source,
+    path_in_pod,
+    sources_of_role,
+    storage_source,
+)
 from alignment_operator.plan.types import Instance
 
 RENDEZVOUS_PORT = 29500
@@ -29,7 +36,7 @@ def build_context(job: AlignmentJob, instance: Instance, platform: Platform) -> 
         gpus=instance.gpus,
         training_gpu=training_gpu(job.spec, platform),
         job_file=f"{names.JOB_FOLDER}/{names.JOB_FILE}",
-        storage=path_in_pod(storage_source(job)),
+        storage=path_in_pod(storage_source(job)) if has_storage(job, instance.role) else None,
         output=path_in_pod(output_source(job, platform)),
         sources=_sources(job, instance.role),
         volumes=names.VOLUMES_FOLDER,

@@ -17,6 +17,7 @@ from tests.tiny import write_model, write_pairs
 from alignment_api.contract.status import EvaluationReport
 from alignment_trainer.checkpoint.checkpoint import read_checkpoint
 from alignment_trainer.checkpoint.claims import newest_unverified
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.record import read_rollouts
 
 ROOT = Path(__file__).parents[3]
@@ -106,7 +107,7 @@ def test_ppo_trains_its_reward_model_first_and_both_are_told_of(ppo: tuple[str, 
     assert set(report.after) == {"reward", "reward/trained", "reward/kind", "length", "finished", "kl"}
     assert report.before["kl"].value == pytest.approx(0, abs=1e-4)
     assert "reward" in printed
-    records = read_rollouts(folder)
+    records = read_rollouts(Folder(folder))
     assert [(record.step, len(record.rows), record.versions) for record in records] == [
         (step, PROMPTS, (step - 1,)) for step in range(1, STEPS + 1)
     ]
@@ -128,6 +129,6 @@ def test_grpo_needs_neither_critic_nor_reward_server(home: Path) -> None:
     status = json.loads((folder / "status.json").read_text())
     assert [stage["name"] for stage in status["stages"]] == ["prepare", "train", "evaluate"]
     assert {role["name"] for role in status["roles"]} == {"prepare", "actor", "reference", "rollout", "evaluator"}
-    assert len(read_rollouts(folder)) == STEPS
+    assert len(read_rollouts(Folder(folder))) == STEPS
     report = EvaluationReport.model_validate_json((folder / "evaluation.json").read_text())
     assert {"reward/regex", "reward/length"} <= set(report.after)

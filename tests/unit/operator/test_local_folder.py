@@ -150,6 +150,9 @@ def test_the_run_folder_is_storage_and_output_unless_the_spec_names_them(
     )
     context = build_context(named, instance("policy"), places)
     assert (context.storage, context.output) == (f"{tmp_path}/s", f"{tmp_path}/o")
+    stored = read_manifest(TEXT + "  storage: {source: s3://runs/tiny}\n")
+    assert build_context(stored, instance("policy"), places).storage == "s3://runs/tiny"
+    assert build_context(stored, instance("reference"), places).storage is None
 
 
 def test_a_process_that_took_over_a_dead_ones_id_is_left_alone(folder: RunFolder) -> None:

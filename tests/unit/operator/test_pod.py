@@ -25,6 +25,7 @@ SECRET = {"credentials": [{"secretName": "hf-token"}]}
 BUCKET = {
     "model": {"source": "s3://models/base/"},
     "data": {"source": "s3://data/pairs.jsonl"},
+    "storage": {"source": "s3://runs/helpful"},
     "output": {"destination": "s3://results/helpful"},
     "credentials": [{"secretName": "s3-keys"}],
 }
@@ -118,9 +119,9 @@ PPO = {"algorithm": {"ppo": {"rewards": [TRAINED, JUDGE, CODE]}}}
         ({}, "reference", {"models": "read"}),
         ({}, "policy", {"models": "read", "work": "write", "results": "write"}),
         ({}, "evaluator", {"work": "read", "results": "write"}),
-        (BUCKET, "prepare", {"work": "write"}),
+        (BUCKET, "prepare", {}),
         (BUCKET, "reference", {}),
-        (BUCKET, "evaluator", {"work": "read"}),
+        (BUCKET, "evaluator", {}),
         (PPO, "evaluator", {"models": "read", "code": "read", "work": "read", "results": "write"}),
         (PPO, "rollout", {"models": "read"}),
         (PPO, "reference", {"models": "read"}),
@@ -210,9 +211,25 @@ def test_disk_is_asked_for_and_limited_where_it_is_known() -> None:
     assert disk(bucket, "prepare")[:2] == ("4Gi", "4Gi")
     assert disk(bucket, "policy")[:2] == ("11Gi", "11Gi")  # on its way there
     assert disk(bucket, "evaluator")[:2] == ("5Gi", "5Gi")  # and back
-    assert disk(BUCKET, "policy")[:2] == ("11Gi", "11Gi")  # 2,000,000 parameters with the model as it came
+    copied = BUCKET | {"storage": {"source": "pvc://work/helpful"}}
+    assert disk(copied, "policy")[:2] == ("11Gi", "11Gi")  # 2,000,000 parameters with the model as it came
     own = {"roles": {"policy": {"ephemeralStorage": "50Gi"}}}
     assert disk(own, "policy")[:2] == ("50Gi", "50Gi")
+
+
+def test_a_pod_has_room_for_its_copy_of_what_lies_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has counted the rows, so that nothing is limited; a checkpoint is three times a model in fp32."""
+    monkeypatch.setattr("alignment_operator.plan.disk.GIB", 4_000_000)  # a million parameters in fp32
+    storage = {"storage": {"source": "s3://runs/helpful"}}
+
+    def disk(role: str) -> tuple[str, str | None]:
+        resources = pod_of(storage, role)["spec"]["containers"][0]["resources"]
+        return resources["requests"]["ephemeral-storage"], resources["limits"].get("ephemeral-storage")
+
+    assert disk("prepare") == ("4Gi", None)
+    assert disk("policy") == ("13Gi", None)
+    assert disk("evaluator") == ("4Gi", None)
+    assert disk("reference") == ("4Gi", "4Gi")
 
 
 def test_a_trainee_says_that_it_must_not_be_moved_and_a_server_may_be() -> None:
@@ -241,6 +258,11 @@ def test_a_process_learns_where_everything_is() -> None:
     }
     assert (context.storage, context.output) == ("/volumes/work/helpful", "/volumes/results/helpful")
     assert (context.replicas, context.processes, context.gpus, context.notice_seconds) == (2, 4, 4, 120)
+
+
+def test_a_server_is_not_told_where_a_storage_in_a_bucket_is() -> None:
+    assert context_of(pod_of(BUCKET, "reference")).storage is None
+    assert context_of(pod_of(BUCKET, "evaluator")).storage == "s3://runs/helpful"
 
 
 def test_a_gangs_rendezvous_is_its_first_pods_own_name() -> None:

@@ -20,11 +20,13 @@ from alignment_api.contract.rewards import Regex, Reward, RewardFunction
 from alignment_trainer.algorithms import ONLINE
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start
+from alignment_trainer.checkpoint.checkpoint import read_checkpoint
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import EXPERIENCE_FILE, Rollout, Sampled, Samples, load_experience, load_samples
 from alignment_trainer.data.packing import pack
 from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import SavedState
 from alignment_trainer.experience.critic_client import Critic, LocalCritic, NoCritic
@@ -216,7 +218,7 @@ def online_run(
         prompts=all_prompts,
         services=OnlineServices(
             clients=HereAndNow(network, setting, options),
-            checkpoints=Checkpoints(folder, term=1, keep=9),
+            checkpoints=Checkpoints(Folder(folder), term=1, keep=9),
             observer=recorder,
             timing=NoTiming(),
             keep=lambda step, scored: None,
@@ -230,9 +232,9 @@ def online_run(
         ),
         progress=Progress(
             position,
-            load_samples(all_prompts.of_step(position.step), start) if start is not None else Samples(),
+            load_samples(all_prompts.of_step(position.step), Folder(start)) if start is not None else Samples(),
             load_experience(start) if start is not None and has_experience else None,
-            critic_steps=chosen.begin(Start(start) if start is not None else None),
+            critic_steps=chosen.begin(Start.of(read_checkpoint(Folder(start))) if start is not None else None),
         ),
     )
     return run, recorder

@@ -16,10 +16,11 @@ from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import ModelReport, PrecisionReport
 from alignment_trainer.data.finding import DataSources
 from alignment_trainer.data.preparation import ROWS_AT_ONCE, PreparedRows, Request, preferences, prepare_rows, prompts
-from alignment_trainer.data.prepared import Manifest, open_prepared, open_prompts, prepared_folder, write_prepared
+from alignment_trainer.data.prepared import Manifest, open_prepared, open_prompts, prepared_in, write_prepared
 from alignment_trainer.data.reference import needed_rows
 from alignment_trainer.data.sources import Resolved
 from alignment_trainer.data.spool import spool_in
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.process.metrics import Metrics
 
 BYTES_A_ROW = 400
@@ -55,12 +56,12 @@ def prepare(spec: AlignmentJobSpec, data: Path, storage: Path) -> PreparedRows:
     tokenizer = tiny_tokenizer()
     form = preferences(spec, tokenizer) if spec.algorithm.name == "dpo" else prompts(spec, tokenizer)
     request, sources = Request(spec.data, "spec.data", per_step=8), DataSources(Resolved(data), None)
-    with spool_in(prepared_folder(storage), form.parts, seed=0) as spool:
+    with spool_in(prepared_in(Folder(storage)).workplace(), form.parts, seed=0) as spool:
         rows = prepare_rows(request, form, sources, spool, Metrics("job", "prepare"))
         precision = PrecisionReport(value="fp32", why="")
         model = ModelReport(parameters=1, fingerprint="m")
         manifest = Manifest(request="", origins={}, data=rows.report, model=model, precision=precision, parts={})
-        write_prepared(storage, manifest, rows.splits, rows.dropped)
+        write_prepared(Folder(storage), manifest, rows.splits, rows.dropped)
     return rows
 
 
@@ -107,7 +108,7 @@ def test_what_prepare_holds_of_a_row_that_it_drops_is_a_few_bytes(tmp_path: Path
 
 def test_what_a_trainee_holds_of_a_row_is_a_few_bytes(tmp_path: Path) -> None:
     def read(folder: Path, rows: int) -> None:
-        prepared = open_prepared(tmp_path / str(rows))
+        prepared = open_prepared(Folder(tmp_path / str(rows)))
         needed = needed_rows(prepared, spec_of("dpo").training)
         assert len(np.unique(needed.keys)) == rows
         assert sum(len(example.chosen) for example in prepared.train) > 50 * len(prepared.train)
@@ -119,7 +120,7 @@ def test_what_a_trainee_holds_of_a_row_is_a_few_bytes(tmp_path: Path) -> None:
 
 def test_what_a_trainee_holds_of_a_prompt_is_a_few_bytes(tmp_path: Path) -> None:
     def read(folder: Path, rows: int) -> None:
-        prepared = open_prompts(tmp_path / str(rows))
+        prepared = open_prompts(Folder(tmp_path / str(rows)))
         assert all(example.fields["answer"] == example.row - 1 for example in prepared.train)
 
     for rows in FEW_AND_MANY:

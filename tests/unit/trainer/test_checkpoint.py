@@ -4,38 +4,42 @@ from pathlib import Path
 import pytest
 
 from alignment_trainer.checkpoint.checkpoint import (
+    Checkpoint,
     DamagedCheckpointError,
-    checkpoint_folder,
+    checkpoint_name,
     list_checkpoints,
     newest_verified,
     prune,
-    start_checkpoint,
     verify,
     write_checkpoint,
     write_parts,
 )
 from alignment_trainer.data.drafts import TextDraft
+from alignment_trainer.data.storage import Folder
 
 
 def checkpoint(checkpoints: Path, step: int) -> Path:
-    folder = checkpoint_folder(checkpoints, term=1, step=step)
-    start_checkpoint(folder)
+    place = Folder(checkpoints).within(checkpoint_name(term=1, step=step))
     drafts = [TextDraft(name, f"{name} of step {step}" * 1000) for name in ("a.safetensors", "b.safetensors")]
-    write_checkpoint(folder, 1, step, write_parts(folder, drafts))
-    return folder
+    return write_checkpoint(place, 1, step, write_parts(place, drafts)).here()
 
 
 def test_a_checkpoint_stands_under_its_term_and_step_and_verifies(tmp_path):
     folder = checkpoint(tmp_path, 20)
     assert folder == tmp_path / "0001" / "00000020"
-    assert (verify(folder).term, verify(folder).step) == (1, 20)
-    assert [part.name for part in verify(folder).parts] == ["a.safetensors", "b.safetensors"]
+    assert (verify(Folder(folder)).term, verify(Folder(folder)).step) == (1, 20)
+    assert [part.name for part in verify(Folder(folder)).parts] == ["a.safetensors", "b.safetensors"]
 
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path):
-    folder = checkpoint(tmp_path, 10)
-    start_checkpoint(tmp_path / "0001" / "00000020")
-    assert list_checkpoints(tmp_path / "0001") == [folder]
+    checkpoint(tmp_path, 10)
+    write_parts(Folder(tmp_path / "0001" / "00000020"), [TextDraft("a.safetensors", "a")])
+    assert list_checkpoints(Folder(tmp_path / "0001")) == ["00000010"]
+
+
+def newest(checkpoints: Path) -> Checkpoint | None:
+    term = Folder(checkpoints / "0001")
+    return newest_verified(map(term.within, list_checkpoints(term)))
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -71,7 +75,7 @@ DAMAGES = [flip_a_bit, truncate, remove, tear_manifest, forget_a_field]
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, damage, caplog):
     checkpoint(tmp_path, 10)
     damage(checkpoint(tmp_path, 20))
-    found = newest_verified(list_checkpoints(tmp_path / "0001"))
+    found = newest(tmp_path)
     assert found is not None
     assert found.step == 10
     assert "00000020" in caplog.text
@@ -82,31 +86,23 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_afresh(tmp_path, damage
     for step in (10, 20):
         damage(checkpoint(tmp_path, step))
     with pytest.raises(DamagedCheckpointError, match="every checkpoint is damaged"):
-        newest_verified(list_checkpoints(tmp_path / "0001"))
+        newest(tmp_path)
 
 
 def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
-    assert newest_verified(list_checkpoints(tmp_path / "0001")) is None
+    assert newest(tmp_path) is None
 
 
 def test_a_missing_part_is_named(tmp_path):
     folder = checkpoint(tmp_path, 10)
     remove(folder)
     with pytest.raises(DamagedCheckpointError, match=r"b\.safetensors is missing"):
-        verify(folder)
+        verify(Folder(folder))
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in (10, 20, 30, 40):
         checkpoint(tmp_path, step)
-    prune(tmp_path / "0001", keep=2)
-    assert [folder.name for folder in list_checkpoints(tmp_path / "0001")] == ["00000040", "00000030"]
+    prune(Folder(tmp_path / "0001"), keep=2)
+    assert list_checkpoints(Folder(tmp_path / "0001")) == ["00000040", "00000030"]
     assert sorted(path.name for path in (tmp_path / "0001").iterdir()) == ["00000030", "00000040"]
-
-
-def test_leftovers_of_an_interrupted_checkpoint_do_not_enter_the_next(tmp_path):
-    folder = checkpoint_folder(tmp_path, 1, 10)
-    start_checkpoint(folder)
-    (folder / "state-00001-of-00002.safetensors").write_bytes(b"half")
-    start_checkpoint(folder)
-    assert list(folder.iterdir()) == []

@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.checkpoint.attempt import Start
-from alignment_trainer.checkpoint.checkpoint import checkpoint_folder, start_checkpoint, verify, write_checkpoint
-from alignment_trainer.checkpoint.claims import checkpoints_folder
+from alignment_trainer.checkpoint.checkpoint import verify, write_checkpoint
+from alignment_trainer.checkpoint.claims import checkpoints_of
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.critic_client import CriticAddress, LocalCritic, RemoteCritic
 from alignment_trainer.experience.critic_start import CriticStart
 from alignment_trainer.experience.critic_wire import (
@@ -68,7 +69,7 @@ def serving(job: TinyJob, **of_context: Any) -> Any:
 
 
 def actor_side(job: TinyJob) -> RemoteCritic:
-    return RemoteCritic(CriticAddress(job.url("critic"), "secret", attempt=1, storage=job.folder / "run"))
+    return RemoteCritic(CriticAddress(job.url("critic"), "secret", attempt=1))
 
 
 def is_ready(job: TinyJob) -> bool:
@@ -99,12 +100,12 @@ def test_it_values_updates_and_checkpoints_as_one_in_this_process(job: TinyJob, 
     assert torch.allclose(remote.values(GROUPS), here.values(GROUPS), atol=1e-5)
     assert not torch.allclose(remote.values(GROUPS), torch.zeros(6))
 
-    folder = checkpoint_folder(checkpoints_folder(job.folder / "run"), term=1, step=2)
-    start_checkpoint(folder)
-    write_checkpoint(folder, 1, 2, remote.snapshot(folder)())
-    assert {part.name.partition("-")[0] for part in verify(folder).parts} == {"critic"}
+    place = checkpoints_of(Folder(job.folder / "run")).within("0001/00000002")
+    write_checkpoint(place, 1, 2, remote.snapshot("0001/00000002")(place))
+    written = verify(place)
+    assert {part.name.partition("-")[0] for part in written.parts} == {"critic"}
     resumed = local(job)
-    assert resumed.begin(Start(folder)) == 2
+    assert resumed.begin(Start.of(written)) == 2
     assert torch.allclose(resumed.values(GROUPS), remote.values(GROUPS), atol=1e-5)
 
 
@@ -130,7 +131,12 @@ def test_it_answers_its_own_attempt_alone(job: TinyJob, remote: RemoteCritic) ->
     assert "not begun" in ask("1").json()["error"]
     remote.begin(None)
     for path in (BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH):
-        for body in (b"nonsense", b"{}", b'{"folder": "../../other-job"}'):
+        for body in (
+            b"nonsense",
+            b"{}",
+            b'{"checkpoint": "../../other-job"}',
+            b'{"start": "../other-job", "resumes": true}',
+        ):
             assert ask("1", body=body, path=path).status_code == 400, (path, body)
     assert ask("1").status_code == 200, "it has outlived them all"
 

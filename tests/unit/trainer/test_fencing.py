@@ -12,7 +12,8 @@ from tiny_runs import Setting, tiny_run
 from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.checkpoint.attempt import claim_attempt, make_checkpoints
 from alignment_trainer.checkpoint.checkpoint import Part
-from alignment_trainer.checkpoint.claims import FencedError, checkpoints_folder, claim_term
+from alignment_trainer.checkpoint.claims import FencedError, checkpoints_of, claim_term
+from alignment_trainer.data.storage import Storage, storage_of
 from alignment_trainer.loop.offline import Run
 from alignment_trainer.loop.train import train
 from alignment_trainer.process.instance import Instance
@@ -32,7 +33,7 @@ def first_attempt(folder: Path) -> tuple[Run, Instance]:
 
 
 def claim_again(instance: Instance) -> None:
-    claim_term(instance.storage, instance.context.uid, instance.context.life + 1)
+    claim_term(storage_of(instance), instance.context.uid, instance.context.life + 1)
 
 
 def test_a_fenced_attempt_begins_no_checkpoint(tmp_path: Path) -> None:
@@ -46,17 +47,18 @@ def test_a_fenced_attempt_begins_no_checkpoint(tmp_path: Path) -> None:
     run.options = replace(run.options, evaluate_every=1)
     with pytest.raises(FencedError, match="term 1 is over: attempt 2 has claimed term 2"):
         train(run)
-    assert [folder.name for folder in (checkpoints_folder(instance.storage) / "0001").iterdir()] == ["00000002"]
+    begun = {name.rpartition("/")[0] for name in checkpoints_of(storage_of(instance)).begun()}
+    assert begun == {"0001/00000002"}
 
 
 def test_a_checkpoint_during_which_a_successor_claims_is_not_sealed(tmp_path: Path) -> None:
     run, instance = first_attempt(tmp_path)
 
-    def claim_meanwhile() -> list[Part]:
+    def claim_meanwhile(_: Storage) -> list[Part]:
         claim_again(instance)
         return []
 
-    run.checkpoints.extra_parts = lambda folder: claim_meanwhile
+    run.checkpoints.extra_parts = lambda name: claim_meanwhile
     with pytest.raises(FencedError, match="term 1 is over"):
         train(run)
-    assert list(checkpoints_folder(instance.storage).rglob("manifest.json")) == []
+    assert not any("manifest.json" in name for name in checkpoints_of(storage_of(instance)).list(""))

@@ -15,8 +15,11 @@ from tiny_runs import Setting, tiny_run
 
 from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.checkpoint.attempt import Start
+from alignment_trainer.checkpoint.checkpoint import Checkpoint, checkpoint_name, write_checkpoint, write_parts
+from alignment_trainer.checkpoint.claims import checkpoints_of
 from alignment_trainer.checkpoint.inheritance import check_inheritance
-from alignment_trainer.checkpoint.run_state import Position, random_state
+from alignment_trainer.checkpoint.run_state import Position, draft_trainee, random_state
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.experience.critic_start import CriticStart
 from alignment_trainer.experience.critic_wire import decode_begin, encode_begin
@@ -102,14 +105,14 @@ def test_the_checkpoint_of_another_model_is_refused_by_prepare(first: TinyJob, t
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def checkpoint(tmp_path: Path) -> Checkpoint:
     """Of a tiny DPO run, after two of its steps, in a storage with a claim."""
     run, recorder = tiny_run(tmp_path / "other" / "checkpoints", Setting(steps=2))
     train(run)
     claim = {"term": 1, "uid": "other", "attempt": 1, "start": None, "claimedAt": "2026-01-01T00:00:00Z"}
     (tmp_path / "other" / "claims").mkdir()
     (tmp_path / "other" / "claims" / "0001.json").write_text(json.dumps(claim))
-    return recorder.checkpoints[-1].folder
+    return recorder.checkpoints[-1]
 
 
 SHAPES = {"model.norm.weight": (64,), "model.embed_tokens.weight": (97, 64)}
@@ -126,18 +129,18 @@ SHAPES = {"model.norm.weight": (64,), "model.embed_tokens.weight": (97, 64)}
 )
 def test_the_difference_is_told_by_name_and_shape(checkpoint, tmp_path, changes, message):
     with pytest.raises(UserError) as error:
-        check_inheritance(tmp_path / "run", tmp_path / "other", "pvc://runs/first", SHAPES | changes)
+        check_inheritance(Folder(tmp_path / "run"), Folder(tmp_path / "other"), "pvc://runs/first", SHAPES | changes)
     assert message in str(error.value)
 
 
 def test_a_storage_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"`pvc://runs/first` .* holds no checkpoint"):
-        check_inheritance(tmp_path / "run", tmp_path / "other", "pvc://runs/first", SHAPES)
+        check_inheritance(Folder(tmp_path / "run"), Folder(tmp_path / "other"), "pvc://runs/first", SHAPES)
 
 
 def test_its_own_storage_is_nothing_to_start_from(tmp_path):
     with pytest.raises(UserError, match="this job's own storage, from which it goes on by itself"):
-        check_inheritance(tmp_path, tmp_path, "pvc://runs/first", SHAPES)
+        check_inheritance(Folder(tmp_path), Folder(tmp_path), "pvc://runs/first", SHAPES)
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +161,9 @@ def test_actor_and_critic_alike_take_weights_alone(ppo: TinyJob, tmp_path: Path)
     for prefix, origin in origins.items():
         trained = load_trainee(spec, origin, None, CPU)
         seeded = random_state()
-        folder = save_moved(trained.engine, tmp_path / f"of{prefix}" / "checkpoints" / "0001" / "00000001", prefix)
+        saved = save_moved(trained.engine, Folder(tmp_path / f"of{prefix}"), prefix)
         torch.manual_seed(99)
-        heir = load_trainee(spec, origin, Start(folder, resumes=False), CPU)
+        heir = load_trainee(spec, origin, Start.of(saved, resumes=False), CPU)
         assert torch.equal(random_state()["cpu"], seeded["cpu"])
         assert (heir.position, heir.engine.steps) == (Position(), 0)
         assert not any(moments.any() for moments in state(heir.engine).values())
@@ -168,33 +171,32 @@ def test_actor_and_critic_alike_take_weights_alone(ppo: TinyJob, tmp_path: Path)
             assert torch.equal(ours, theirs), name
 
 
-def save_moved(engine: Engine, folder: Path, prefix: str) -> Path:
+def save_moved(engine: Engine, place: Folder, prefix: str) -> Checkpoint:
     """A checkpoint after a step, with weights that are not those of the model."""
-    from alignment_trainer.checkpoint.checkpoint import start_checkpoint, write_checkpoint, write_parts
-    from alignment_trainer.checkpoint.run_state import draft_trainee
-
     for _, parameter in engine._scorer.named_parameters():
         parameter.grad = torch.ones_like(parameter)
     engine.step(1e-3)
-    start_checkpoint(folder)
     torch.manual_seed(5)
-    write_checkpoint(folder, 1, 1, write_parts(folder, draft_trainee(engine, prefix)))
-    return folder
+    return write_checkpoint(place, 1, 1, write_parts(place, draft_trainee(engine, prefix)))
 
 
-def test_a_critic_begins_afresh_where_the_other_job_had_none(ppo: TinyJob, checkpoint: Path) -> None:
+def test_a_critic_begins_afresh_where_the_other_job_had_none(ppo: TinyJob, checkpoint: Checkpoint) -> None:
     spec = read_manifest((ppo.folder / "job.yaml").read_text()).spec
-    assert make_value_trainer(spec, CriticStart(ppo.folder / "model"), Start(checkpoint, resumes=False), CPU).steps == 0
+    start = Start.of(checkpoint, resumes=False)
+    assert make_value_trainer(spec, CriticStart(ppo.folder / "model"), start, CPU).steps == 0
 
 
 def test_a_remote_critic_is_told_whose_checkpoint_it_is(tmp_path: Path) -> None:
-    storage, other = tmp_path / "run", tmp_path / "other"
-    own = Start(storage / "checkpoints" / "0002" / "00000004-0001")
-    anothers = Start(other / "checkpoints" / "0001" / "00000009", resumes=False)
-    assert decode_begin(encode_begin(own, storage), storage, other) == own
-    assert decode_begin(encode_begin(anothers, storage), storage, other) == anothers
-    assert decode_begin(encode_begin(None, storage), storage, other) is None
-    moved = tmp_path / "as the critic sees it"
-    assert decode_begin(encode_begin(anothers, storage), storage, moved) == Start(
-        moved / "checkpoints" / "0001" / "00000009", resumes=False
-    )
+    storage, other, moved = (Folder(tmp_path / name) for name in ("run", "other", "as the critic sees it"))
+    own = Start.of(written(storage, 2, 4, updates=1))
+    anothers, seen = (Start.of(written(place, 1, 9), resumes=False) for place in (other, moved))
+    assert decode_begin(encode_begin(own), storage, other) == own
+    assert decode_begin(encode_begin(anothers), storage, other) == anothers
+    assert decode_begin(encode_begin(None), storage, other) is None
+    assert decode_begin(encode_begin(anothers), storage, moved) == seen
+
+
+def written(storage: Folder, term: int, step: int, updates: int = 0) -> Checkpoint:
+    """One without parts."""
+    place = checkpoints_of(storage).within(checkpoint_name(term, step, updates))
+    return write_checkpoint(place, term, step, (), updates)

@@ -15,6 +15,7 @@ from alignment_api.contract.status import MicroBatchReport
 from alignment_api.derived.role_memory import GIB
 from alignment_api.yaml.manifest import read_manifest as read_job
 from alignment_trainer.data.prepared import read_manifest
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.model.micro_batch import BEFORE_TOKENS, settled
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
@@ -57,7 +58,7 @@ def test_a_number_that_is_written_later_holds_over_what_was_decided(tmp_path: Pa
     job = job_in(tmp_path, {"microBatchTokens": 700, "recomputeLayers": 1})
     report = run(instance_of(job, "prepare", free_memory=100 * GIB)).micro_batch
     assert report == MicroBatchReport(tokens=700, recompute_layers=1, why="the spec says so")
-    manifest = read_manifest(tmp_path / "run")
+    manifest = read_manifest(Folder(tmp_path / "run"))
     assert manifest is not None
     assert manifest.micro_batch == report
 

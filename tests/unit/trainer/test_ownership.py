@@ -12,6 +12,7 @@ import pytest
 from alignment_api.contract.context import Context
 from alignment_trainer.checkpoint.claims import claim_term
 from alignment_trainer.checkpoint.ownership import OUTPUT, STORAGE, check_folders, take_folders
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.errors import UserError
 
@@ -86,7 +87,7 @@ def test_a_second_job_at_one_storage_is_refused_before_it_writes_there(tmp_path:
 
 
 def test_a_job_that_began_under_a_release_without_marks_goes_on(tmp_path: Path) -> None:
-    claim_term(tmp_path / "a", "a", 1)
+    claim_term(Folder(tmp_path / "a"), "a", 1)
     (tmp_path / "out" / "model").mkdir(parents=True)
     take_folders(context_of("a", tmp_path / "a", tmp_path / "out"))
     assert "ForeignStorage" in refusal(context_of("b", tmp_path / "a", tmp_path / "b"))

@@ -16,6 +16,7 @@ from alignment_api.contract.platform import Gpu
 from alignment_api.contract.status import PrecisionReport
 from alignment_api.yaml.manifest import read_manifest as read_job
 from alignment_trainer.data.prepared import keep_decisions, read_manifest
+from alignment_trainer.data.storage import storage_of
 from alignment_trainer.model.precision import PrecisionUndecided, autocast, cpu_has_bf16, decide, settled
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.interruption import Interruption
@@ -92,7 +93,7 @@ def test_a_later_life_on_another_machine_keeps_the_answer(tmp_path: Path, caplog
     first = run(instance_of(job, "prepare")).precision
     assert first is not None
     elsewhere = PrecisionReport(value=OTHER[first.value], why="decided on another machine")
-    storage = instance_of(job, "prepare").storage
+    storage = storage_of(instance_of(job, "prepare"))
     manifest = read_manifest(storage)
     assert manifest is not None
     keep_decisions(storage, manifest, elsewhere, manifest.micro_batch)

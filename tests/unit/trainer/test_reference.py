@@ -18,6 +18,7 @@ from alignment_trainer.algorithms.dpo import dpo_loss
 from alignment_trainer.data.packing import PromptGroup, pack
 from alignment_trainer.data.prepared import open_prepared
 from alignment_trainer.data.reference import needed_rows, reference_cache
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.frozen_client import FrozenClient
 from alignment_trainer.model.frozen_model import LocalScorer, sum_completions
 from alignment_trainer.model.inspect import model_fingerprint
@@ -148,7 +149,7 @@ def test_servers_are_killed_and_added_and_every_row_is_computed_once(job: TinyJo
     assert job.outcome("reference-b").result == "interrupted"
 
     spec = read_manifest((job.folder / "job.yaml").read_text()).spec
-    prepared = open_prepared(job.folder / "run")
+    prepared = open_prepared(Folder(job.folder / "run"))
     rows, cache = needed_rows(prepared, spec.training), reference_cache(prepared)
     assert len(rows) == 400
     assert len(cache.missing(rows)) == 0
@@ -164,7 +165,7 @@ def test_servers_are_killed_and_added_and_every_row_is_computed_once(job: TinyJo
 @pytest.mark.parametrize(("precision", "nats"), [("fp32", 1e-4), ("bf16", 0.1)])
 def test_a_rows_sums_hardly_depend_on_the_rows_beside_it(job: TinyJob, precision: str, nats: float) -> None:
     """A server computes rows in other micro-batches than a training step does. Here the step has all rows at once."""
-    rows = needed_rows(open_prepared(job.folder / "run"), Training())
+    rows = needed_rows(open_prepared(Folder(job.folder / "run")), Training())
     groups = [rows.group(index) for index in range(24)]
     model = load_model(job.folder / "model")
     spec = spec_with(Training(precision=precision, micro_batch_tokens=64))
@@ -184,12 +185,12 @@ def test_a_complete_cache_needs_no_server(job: TinyJob) -> None:
     again = job.fork("prepare", life=2)
     again.join(900)
     assert again.exitcode == 0
-    assert job.outcome("prepare").data == open_prepared(job.folder / "run").manifest.data
+    assert job.outcome("prepare").data == open_prepared(Folder(job.folder / "run")).manifest.data
 
 
 def test_other_batches_epochs_seed_and_precision_need_no_server(job: TinyJob) -> None:
     """Another seed holds out other rows: they are prepared anew, and their log-probs are there."""
-    before, shards = open_prepared(job.folder / "run").manifest.data.fingerprint, _shards(job)
+    before, shards = open_prepared(Folder(job.folder / "run")).manifest.data.fingerprint, _shards(job)
     training = {"batchSize": 4, "epochs": 3, "seed": 7, "microBatchTokens": 256, "learningRate": 1e-5}
     job.spec = {"training": training | {"precision": "bf16"}}
     job.write_spec()
@@ -198,7 +199,7 @@ def test_other_batches_epochs_seed_and_precision_need_no_server(job: TinyJob) ->
     job.spec = {}
     job.write_spec()
     assert again.exitcode == 0
-    assert open_prepared(job.folder / "run").manifest.data.fingerprint != before
+    assert open_prepared(Folder(job.folder / "run")).manifest.data.fingerprint != before
     assert _shards(job) == shards
 
 
@@ -210,7 +211,7 @@ def test_the_rows_of_a_damaged_shard_are_computed_again(job: TinyJob) -> None:
     server.terminate()
     server.join(900)
     assert prepare.exitcode == 0
-    prepared = open_prepared(job.folder / "run")
+    prepared = open_prepared(Folder(job.folder / "run"))
     spec = read_manifest((job.folder / "job.yaml").read_text()).spec
     assert len(reference_cache(prepared).missing(needed_rows(prepared, spec.training))) == 0
 

@@ -51,7 +51,7 @@ def cut_off(part: Path) -> None:
 
 def checkpoints(instance: Instance) -> list[Path]:
     """Newest first."""
-    return sorted((instance.storage / "checkpoints" / "0001").iterdir(), reverse=True)
+    return sorted((Path(instance.storage) / "checkpoints" / "0001").iterdir(), reverse=True)
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_off])

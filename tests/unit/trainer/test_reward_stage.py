@@ -27,6 +27,7 @@ from alignment_api.contract.status import EvaluationReport
 from alignment_api.derived.reward_stage import LEAST_HELD_OUT
 from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.prepared import open_prepared, open_prompts
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.serving.wire import GroupsRequest, encode_request
 
 GROUPS = (PromptGroup((5, 6), ((7, 8, 9), (10, 2))), PromptGroup((11,), ((12, 13, 2),)))
@@ -79,7 +80,7 @@ def test_prepare_keeps_prompts_with_their_rows_and_the_pairs_of_stage_reward(pre
     report = prepared.outcome("prepare").data
     assert report is not None
     assert (report.format, report.rows, report.evaluation_rows) == ("prompts", 480, 120)
-    prompts = open_prompts(prepared.folder / "run")
+    prompts = open_prompts(Folder(prepared.folder / "run"))
     rows = pairs(600)
     example = prompts.train[3]
     assert example.fields == rows[example.row - 1]
@@ -87,7 +88,7 @@ def test_prepare_keeps_prompts_with_their_rows_and_the_pairs_of_stage_reward(pre
     text = f"<|im_start|>user\n{example.fields['prompt']}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(example.prompt) == text
     assert not {example.prompt for example in prompts.train} & {example.prompt for example in prompts.evaluation}
-    preferences = open_prepared(prepared.folder / "run" / "reward")
+    preferences = open_prepared(Folder(prepared.folder / "run" / "reward"))
     assert len(preferences.evaluation) == LEAST_HELD_OUT
     assert len(preferences.train) == 400
 
@@ -280,7 +281,7 @@ def test_a_reward_model_that_exists_is_pinned_and_served(tmp_path: Path) -> None
     job.spec = ppo(rewards=judge(job))
     job.write_spec()
     assert run_role(job, "prepare") == 0, job.outcome("prepare").failure
-    assert list(open_prompts(job.folder / "run").manifest.reward_models) == ["model"]
+    assert list(open_prompts(Folder(job.folder / "run")).manifest.reward_models) == ["model"]
     weights = job.folder / "judge" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     assert run_role(job, "reward") == 1

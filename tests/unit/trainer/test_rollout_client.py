@@ -13,6 +13,7 @@ import pytest
 
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Sampled, Samples, load_samples, rollout_of, save_samples
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.rollout_client import Rollouts, SamplingPlan
 from alignment_trainer.process.metrics import Metrics
 from alignment_trainer.weights.publisher import RolloutServer
@@ -84,8 +85,8 @@ def test_a_rollout_that_was_left_goes_on_with_what_is_missing(server: Echo, tmp_
     """Some of five prompts, then SIGTERM; the next attempt asks for the others, and has what one attempt has."""
     part = rollouts(server).sample(ROWS, PLAN, server.is_silent.is_set)
     assert 0 < len(part.completions) <= 3
-    save_samples(ROWS, part, tmp_path)
-    kept = load_samples(ROWS, tmp_path)
+    save_samples(ROWS, part, Folder(tmp_path))
+    kept = load_samples(ROWS, Folder(tmp_path))
     missing = [ROWS[place].prompt for place in kept.missing(5)]
     assert len(missing) == 5 - len(part.completions)
 
@@ -116,13 +117,13 @@ def test_samples_survive_their_file(tmp_path: Path) -> None:
         },
         {2: "5 servers were lost over it"},
     )
-    save_samples(ROWS, samples, tmp_path)
-    assert load_samples(ROWS, tmp_path) == samples
-    assert load_samples(ROWS, tmp_path).missing(5) == (1, 4)
+    save_samples(ROWS, samples, Folder(tmp_path))
+    assert load_samples(ROWS, Folder(tmp_path)) == samples
+    assert load_samples(ROWS, Folder(tmp_path)).missing(5) == (1, 4)
 
 
 def test_samples_of_other_prompts_are_left_alone(tmp_path: Path) -> None:
-    save_samples(ROWS, Samples({0: (Sampled((8,), (-0.125,), True, 6),) * 2}), tmp_path)
+    save_samples(ROWS, Samples({0: (Sampled((8,), (-0.125,), True, 6),) * 2}), Folder(tmp_path))
     others = (replace(ROWS[0], row=99), *ROWS[1:])
-    assert load_samples(others, tmp_path) == Samples()
-    assert load_samples(ROWS, tmp_path / "nowhere") == Samples()
+    assert load_samples(others, Folder(tmp_path)) == Samples()
+    assert load_samples(ROWS, Folder(tmp_path / "nowhere")) == Samples()

@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from safetensors import safe_open
 from tiny_runs import Recorder, Setting, tiny_run
 
 from alignment_trainer.checkpoint.checkpoint import Checkpoint, Part, Write, list_checkpoints, verify, write_parts
-from alignment_trainer.checkpoint.claims import checkpoints_folder, claim_term, remove_unfinished, start_of
-from alignment_trainer.checkpoint.run_state import Checkpoints
+from alignment_trainer.checkpoint.claims import claim_term, remove_unfinished, start_of
+from alignment_trainer.checkpoint.run_state import Checkpoints, nothing_more
 from alignment_trainer.data.drafts import TensorDraft
+from alignment_trainer.data.storage import Folder, Storage
 from alignment_trainer.engines.base import Engine, ParameterState
 from alignment_trainer.loop.offline import Interrupted, Run, StepReport
 from alignment_trainer.loop.train import train
@@ -88,7 +90,7 @@ class Waiting(Checkpoints):
     """Writes nothing of a snapshot before the training thread waits for it."""
 
     def __init__(self, root: Path, engine: Engine) -> None:
-        super().__init__(root, term=1, keep=9)
+        super().__init__(Folder(root), term=1, keep=9)
         self.released, self.events = threading.Event(), list[str]()
         hold(engine, self.released, self.events)
 
@@ -153,31 +155,41 @@ def test_what_is_written_is_the_state_of_the_step_that_was_saved(tmp_path: Path)
             break
     early.close()
     parts = [
-        {part.name: part for part in verify(tmp_path / kind / "0001" / "00000002").parts} for kind in ("late", "early")
+        {part.name: part for part in verify(Folder(tmp_path / kind / "0001" / "00000002")).parts}
+        for kind in ("late", "early")
     ]
     for name in ("state-00000-of-00001.safetensors", "position.json"):
         assert parts[0][name] == parts[1][name]
 
 
-def full_disk() -> list[Part]:
+def full_disk(_: object = None) -> list[Part]:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def fill_disk(folder: Path) -> Write:
-    """Linux's own full disk stands where the state shall be written."""
-    (folder / "state-00000-of-00001.safetensors").symlink_to("/dev/full")
-    return list
+NAME = uuid.UUID(int=7)
+
+
+def fill_disk(folder: Path) -> None:
+    """Linux's own full disk stands where the state shall be written, until it is whole."""
+    folder.mkdir(parents=True)
+    (folder / f".state-00000-of-00001.safetensors.{NAME.hex}").symlink_to("/dev/full")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk to write to")
-def test_a_failed_write_ends_the_run_by_name_and_seals_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_ends_the_run_by_name_and_seals_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uuid.uuid4", lambda: NAME)
     run, recorder = tiny_run(tmp_path, Setting(steps=6, checkpoint_every=2))
-    run.checkpoints.extra_parts = fill_disk
+
+    def extra_parts(name: str) -> Write:
+        fill_disk(tmp_path / name)
+        return nothing_more
+
+    run.checkpoints.extra_parts = extra_parts
     with pytest.raises(OSError, match="No space left") as error:
         train(run)
     assert failure_of(error.value).reason == "StorageFull"
     assert recorder.checkpoints == []
-    assert list_checkpoints(tmp_path / "0001") == []
+    assert list_checkpoints(Folder(tmp_path / "0001")) == []
 
 
 def test_a_write_that_fails_on_one_rank_ends_all_of_them_by_the_same_name(tmp_path: Path) -> None:
@@ -190,7 +202,7 @@ def fail_on_rank_1(folder: str) -> str:
     from alignment_trainer.process import distributed
 
     run, _ = tiny_run(Path(folder), Setting(sharding="zero2", steps=4, checkpoint_every=2))
-    run.checkpoints.extra_parts = lambda _: full_disk if distributed.rank() == 1 else list
+    run.checkpoints.extra_parts = lambda _: full_disk if distributed.rank() == 1 else nothing_more
     with pytest.raises(OSError) as error:  # noqa: PT011 (its name is what is returned)
         train(run)
     return failure_of(error.value).reason
@@ -206,33 +218,35 @@ def test_an_error_in_a_later_step_loses_no_checkpoint_that_is_on_its_way(tmp_pat
     run.options = replace(run.options, evaluate_every=3)
     with pytest.raises(RuntimeError, match="step 3 failed"):
         train(run)
-    assert [verify(folder).step for folder in list_checkpoints(tmp_path / "0001")] == [2]
+    term = Folder(tmp_path / "0001")
+    assert [verify(term.within(name)).step for name in list_checkpoints(term)] == [2]
     assert [checkpoint.step for checkpoint in observer.checkpoints] == [2]
 
 
 def test_killed_in_the_middle_of_a_write_the_next_attempt_has_the_former_checkpoint_and_no_orphan(
     tmp_path: Path,
 ) -> None:
-    claim_term(tmp_path, "job", attempt=1)
+    storage = Folder(tmp_path)
+    claim_term(storage, "job", attempt=1)
     killed = forkserver.Process(target=train_and_die, args=(tmp_path,))
     killed.start()
     killed.join(PATIENCE)
     assert killed.exitcode == -signal.SIGKILL
-    term = checkpoints_folder(tmp_path) / "0001"
+    term = tmp_path / "checkpoints" / "0001"
     assert sorted(folder.name for folder in term.iterdir()) == ["00000002", "00000004"]
-    claim = claim_term(tmp_path, "job", attempt=2)
-    assert start_of(tmp_path, claim) == term / "00000002"
-    remove_unfinished(tmp_path, claim.term)
+    claim = claim_term(storage, "job", attempt=2)
+    assert start_of(storage, claim) == Folder(term / "00000002")
+    remove_unfinished(storage, claim.term)
     assert [folder.name for folder in term.iterdir()] == ["00000002"]
 
 
 def train_and_die(storage: Path) -> None:
-    run, _ = tiny_run(checkpoints_folder(storage), Setting(steps=6, checkpoint_every=2))
-    run.checkpoints.extra_parts = lambda folder: die if folder.name == "00000004" else list
+    run, _ = tiny_run(storage / "checkpoints", Setting(steps=6, checkpoint_every=2))
+    run.checkpoints.extra_parts = lambda name: die if name == "0001/00000004" else nothing_more
     train(run)
 
 
-def die() -> list[Part]:
+def die(_: Storage) -> list[Part]:
     os.kill(os.getpid(), signal.SIGKILL)
     return []
 
@@ -255,7 +269,7 @@ def test_a_part_is_hashed_while_it_is_written_and_is_read_by_safetensors(tmp_pat
         "bytes": torch.arange(5, dtype=torch.uint8),
         "flags": torch.tensor([True, False]),
     }
-    [part] = write_parts(tmp_path, [TensorDraft("part.safetensors", tensors, {"steps": "7"})])
+    [part] = write_parts(Folder(tmp_path), [TensorDraft("part.safetensors", tensors, {"steps": "7"})])
     content = (tmp_path / part.name).read_bytes()
     assert (part.bytes, part.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     with safe_open(tmp_path / part.name, framework="pt") as file:

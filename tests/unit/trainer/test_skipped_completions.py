@@ -18,6 +18,7 @@ from alignment_trainer.algorithms.advantages import group_advantages
 from alignment_trainer.data.examples import PromptExample
 from alignment_trainer.data.experience import Rollout, Samples, Scored, mask_of
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.record import keep_rollouts, read_rollouts
 from alignment_trainer.loop.online import OnlineRun
 from alignment_trainer.loop.online_evaluation import evaluated
@@ -160,8 +161,8 @@ def test_the_record_of_a_step_says_that_a_completion_has_no_score(tmp_path: Path
         reward_sum({"function": {"regex": {"pattern": "7"}}}),
     )
     scores = torch.tensor([NAN, 0.5])
-    keep_rollouts(tmp_path, 1, of.text)(3, scored_of(rollout, {"judge": scores}, scores))
-    first, second = read_rollouts(tmp_path)[0].samples
+    keep_rollouts(Folder(tmp_path), 1, of.text)(3, scored_of(rollout, {"judge": scores}, scores))
+    first, second = read_rollouts(Folder(tmp_path))[0].samples
     assert (first.reward, first.components, first.text) == (None, {"judge": None}, "<think>a</think>")
     assert (second.reward, second.components, second.text) == (0.5, {"judge": 0.5}, "7")
 

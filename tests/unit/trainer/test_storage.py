@@ -11,7 +11,8 @@ from roles import TinyJob
 
 from alignment_trainer.checkpoint.claims import claim_term, claims_of
 from alignment_trainer.checkpoint.ownership import take_folders
-from alignment_trainer.checkpoint.storage import Folder, Storage, prove_claims
+from alignment_trainer.checkpoint.proof import prove_claims
+from alignment_trainer.data.storage import Folder, Storage
 from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.errors import UserError
 
@@ -37,7 +38,7 @@ class Overwriting(Folder):
     """The last writer wins, as with an object store that ignores its condition."""
 
     def create(self, name: str, text: str) -> bool:
-        self.put(name, [text.encode()])
+        self._path(name).write_text(text)
         return True
 
 
@@ -134,7 +135,7 @@ def test_a_storage_knows_every_folder_that_it_lies_in(storage: Storage) -> None:
     assert nearest.get(f"{within}/file") == b"text"
 
 
-def test_only_what_is_named_like_a_claim_is_one(tmp_path: Path) -> None:
-    claim_term(tmp_path, "job", 1)
-    claims_of(tmp_path).put("notes.txt", [b"by hand"])
-    assert claim_term(tmp_path, "job", 2).term == 2
+def test_only_what_is_named_like_a_claim_is_one(storage: Storage) -> None:
+    claim_term(storage, "job", 1)
+    claims_of(storage).put("notes.txt", [b"by hand"])
+    assert claim_term(storage, "job", 2).term == 2

@@ -22,7 +22,7 @@ from alignment_trainer.data.prepared import (
     fingerprint_of,
     open_prepared,
     open_prompts,
-    prepared_folder,
+    prepared_in,
     write_prepared,
 )
 from alignment_trainer.data.reference import (
@@ -36,6 +36,7 @@ from alignment_trainer.data.reference import (
 from alignment_trainer.data.rows import Problem
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.spool import Pieces, Selection, spool_in
+from alignment_trainer.data.storage import Folder
 
 ROWS = [PreferenceExample(3, (1, 2), (3,), (4, 5, 6)), PreferenceExample(8, (7,), (8, 9), (10,))]
 
@@ -49,7 +50,7 @@ def write(storage: Path, train: list[Any], evaluation: list[Any], model: ModelRe
     """As `prepare` leaves rows of one kind, with one that was dropped."""
     is_prompts = isinstance(train[0], PromptExample)
     name, parts = ("prompts", PROMPT_PARTS) if is_prompts else ("preferences", PREFERENCE_PARTS)
-    with spool_in(prepared_folder(storage), parts, seed=0) as spool:
+    with spool_in(prepared_in(Folder(storage)).workplace(), parts, seed=0) as spool:
         for example in (*train, *evaluation):
             spool.add([example], [json.dumps(example.fields)] if is_prompts else [])
         spool.problems.add([Problem(4, "a.jsonl:4", "empty")])
@@ -60,14 +61,14 @@ def write(storage: Path, train: list[Any], evaluation: list[Any], model: ModelRe
         }
         data = DataReport(format=name, rows=2, evaluation_rows=2, fingerprint=fingerprint_of(splits))
         manifest = Manifest(request="r", origins={}, data=data, model=model, precision=FP32, parts={})
-        write_prepared(storage, manifest, splits, spool.problems.lines())
+        write_prepared(Folder(storage), manifest, splits, spool.problems.lines())
 
 
 def prepare(
     storage: Path, train: list[PreferenceExample] = ROWS, evaluation: list[PreferenceExample] = ROWS
 ) -> PreparedData:
     write(storage, train, evaluation)
-    return open_prepared(storage)
+    return open_prepared(Folder(storage))
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
@@ -81,13 +82,13 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 def test_prompts_come_back_with_their_rows(tmp_path: Path) -> None:
     rows = [PromptExample(3, (1, 2), {"prompt": "a\nb\u2028c", "answer": 4}), PromptExample(8, (7,), {"prompt": "d"})]
     write(tmp_path, rows, rows)
-    prepared = open_prompts(tmp_path)
+    prepared = open_prompts(Folder(tmp_path))
     assert list(prepared.train) == list(prepared.evaluation) == rows
     with pytest.raises(DamagedDataError, match="holds prompts, not preferences"):
-        open_prepared(tmp_path)
+        open_prepared(Folder(tmp_path))
     (tmp_path / "prepared" / "train.fields.jsonl").write_text("{}\n{}\n")
     with pytest.raises(DamagedDataError, match=r"train\.fields\.jsonl: missing, or not what the manifest says"):
-        open_prompts(tmp_path)
+        open_prompts(Folder(tmp_path))
 
 
 def test_the_files_are_those_of_the_safetensors_format(tmp_path: Path) -> None:
@@ -141,14 +142,14 @@ def test_a_changed_part_is_refused(tmp_path: Path, part: str) -> None:
     path = tmp_path / "prepared" / part
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(DamagedDataError, match=part):
-        open_prepared(tmp_path)
+        open_prepared(Folder(tmp_path))
 
 
 def test_parts_without_a_manifest_are_not_prepared_data(tmp_path: Path) -> None:
     prepare(tmp_path)
     (tmp_path / "prepared" / "manifest.json").unlink()
     with pytest.raises(DamagedDataError, match=r"no readable manifest\.json"):
-        open_prepared(tmp_path)
+        open_prepared(Folder(tmp_path))
 
 
 def many(count: int) -> list[PreferenceExample]:
@@ -217,7 +218,7 @@ def test_log_probs_of_another_model_are_not_read(tmp_path: Path) -> None:
     reference_cache(prepared).write(rows.keys[:2], LOGPROBS)
     model = prepared.manifest.model.model_copy(update={"fingerprint": "another"})
     write(tmp_path, ROWS, ROWS, model)
-    other = open_prepared(tmp_path)
+    other = open_prepared(Folder(tmp_path))
     assert reference_cache(other).missing(needed_rows(other, TRAINING)).tolist() == [0, 1]
 
 
@@ -235,7 +236,8 @@ def test_the_rows_of_a_damaged_shard_alone_are_computed_again(tmp_path: Path, da
     prepared = prepare(tmp_path, ROWS, many(2))
     rows, cache = needed_rows(prepared, TRAINING), reference_cache(prepared)
     cache.write(rows.keys[:2], LOGPROBS)
-    [path] = cache.folder.glob("*.safetensors")
+    [name] = cache.place.list("")
+    path = cache.place.here([name]) / name
     cache.write(rows.keys[2:], LOGPROBS - 5)
     path.write_bytes(damage(path.read_bytes()))
     assert cache.missing(rows).tolist() == [0, 1]
@@ -267,7 +269,7 @@ def test_log_probs_that_are_not_finite_are_never_kept(tmp_path: Path, number: fl
     cache, keys = reference_cache(prepared), needed_rows(prepared, TRAINING).keys[:2]
     with pytest.raises(ValueError, match="not finite"):
         cache.write(keys, np.array([[-1, -2], [-3, number]], dtype=np.float32))
-    assert not cache.folder.exists()
+    assert cache.place.list("") == []
 
 
 def test_a_shard_is_written_when_it_is_time_and_at_the_end(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_a_shard_is_written_when_it_is_time_and_at_the_end(tmp_path: Path) -> No
     writer, shards = ShardWriter(cache, every=30, clock=lambda: next(clock)), []
     for index in range(4):
         writer.add(rows.keys[[index]], LOGPROBS[:1] - index)
-        shards.append(len(list(cache.folder.glob("*.safetensors"))))
+        shards.append(len(cache.place.list("")))
     assert shards == [0, 0, 1, 1]
     assert cache.missing(rows).tolist() == [3, 4, 5, 6]
     writer.flush()

@@ -7,6 +7,7 @@ from tiny_runs import Setting, pairs, tiny_engine, tiny_llama, tiny_run
 
 from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify
 from alignment_trainer.checkpoint.run_state import restore
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines.state import IncompleteStateError, SavedState
 from alignment_trainer.loop.offline import Interrupted
 from alignment_trainer.loop.train import train
@@ -105,9 +106,10 @@ def test_resumed_run_repeats_the_next_losses_bit_for_bit(tmp_path, micro_batches
     first, before = tiny_run(tmp_path / "cut", setting, engine, lambda: next(asked, True), reference)
     with pytest.raises(Interrupted):
         train(first)
-    newest = list_checkpoints(tmp_path / "cut" / "0001")[0]
-    assert verify(newest).step == len(before.reports)
-    second, after = resume(tmp_path / "cut", newest, setting, reference)
+    term = Folder(tmp_path / "cut" / "0001")
+    newest = verify(term.within(list_checkpoints(term)[0]))
+    assert newest.step == len(before.reports)
+    second, after = resume(tmp_path / "cut", newest.here(), setting, reference)
     train(second)
 
     assert exact(before) + exact(after) == exact(expected)
@@ -128,11 +130,11 @@ def test_a_run_killed_after_a_checkpoint_goes_on_from_it_bit_for_bit(tmp_path):
 def test_saving_where_it_was_just_saved_writes_nothing_again(tmp_path):
     run, recorder = tiny_run(tmp_path, Setting(steps=2, checkpoint_every=1))
     train(run)
-    written = (recorder.checkpoints[-1].folder / "manifest.json").stat().st_mtime_ns
+    written = (recorder.checkpoints[-1].here() / "manifest.json").stat().st_mtime_ns
     run.save()
     run.settle()
     assert [checkpoint.step for checkpoint in recorder.checkpoints] == [1, 2]
-    assert (recorder.checkpoints[-1].folder / "manifest.json").stat().st_mtime_ns == written
+    assert (recorder.checkpoints[-1].here() / "manifest.json").stat().st_mtime_ns == written
 
 
 def test_evaluation_comes_at_its_own_steps_and_not_after_the_last(tmp_path):
@@ -147,7 +149,7 @@ def test_evaluation_comes_at_its_own_steps_and_not_after_the_last(tmp_path):
 def test_a_state_without_all_its_parts_is_an_error(tmp_path):
     run, recorder = tiny_run(tmp_path, Setting(steps=1))
     train(run)
-    folder = recorder.checkpoints[-1].folder
+    folder = recorder.checkpoints[-1].here()
     (folder / "state-00000-of-00001.safetensors").rename(folder / "state-00000-of-00002.safetensors")
     with pytest.raises(IncompleteStateError, match="found 1 parts"):
         SavedState(folder)
@@ -156,6 +158,6 @@ def test_a_state_without_all_its_parts_is_an_error(tmp_path):
 def test_weights_of_another_model_are_refused_by_name(tmp_path):
     run, recorder = tiny_run(tmp_path, Setting(steps=1))
     train(run)
-    deeper, saved = tiny_llama(num_hidden_layers=3), SavedState(recorder.checkpoints[-1].folder)
+    deeper, saved = tiny_llama(num_hidden_layers=3), SavedState(recorder.checkpoints[-1].here())
     with pytest.raises(IncompleteStateError, match=r"weight/model\.layers\.2"):
         tiny_engine(Setting(), deeper, saved.weights)

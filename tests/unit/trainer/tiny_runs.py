@@ -22,6 +22,7 @@ from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole, pair_group
 from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, StepReport, TrainingRows
@@ -171,7 +172,7 @@ def tiny_run(
             checkpoint_every=setting.checkpoint_every,
             evaluate_every=10**9,
         ),
-        checkpoints=Checkpoints(folder, term=1, keep=3),
+        checkpoints=Checkpoints(Folder(folder), term=1, keep=3),
         hooks=RunHooks(recorder, stop=stop),
     )
     return run, recorder

@@ -6,10 +6,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment_trainer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from alignment_trainer.checkpoint.claims import (
     Claim,
     check_term,
-    checkpoints_folder,
+    checkpoints_of,
     claim_term,
     prune_checkpoints,
     remove_unfinished,
@@ -17,6 +18,7 @@ from alignment_trainer.checkpoint.claims import (
     start_of,
 )
 from alignment_trainer.checkpoint.run_state import Checkpoints
+from alignment_trainer.data.storage import storage_at, storage_of
 from alignment_trainer.process import distributed
 from alignment_trainer.process.instance import Instance
 
@@ -27,8 +29,9 @@ def claim_attempt(instance: Instance) -> Claim:
     """Rank 0's claim, on every rank."""
 
     def claim() -> Claim:
-        made = claim_term(instance.storage, instance.context.uid, instance.context.life)
-        remove_unfinished(instance.storage, made.term)
+        storage = storage_of(instance)
+        made = claim_term(storage, instance.context.uid, instance.context.life)
+        remove_unfinished(storage, made.term)
         log.info("claimed term %d", made.term, extra={"start": made.start.model_dump() if made.start else None})
         return made
 
@@ -39,11 +42,17 @@ def claim_attempt(instance: Instance) -> Claim:
 class Start:
     """The checkpoint that an attempt starts from: rank 0 has verified it when it was claimed or found.
 
-    resumes: it is this job's own, and everything in it is taken up. Another job's gives its weights alone.
+    folder: of this machine, with its parts. resumes: it is this job's own, and everything in it is taken up. Another
+    job's gives its weights alone.
     """
 
+    checkpoint: Checkpoint
     folder: Path
     resumes: bool = True
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, resumes: bool = True) -> Start:
+        return cls(checkpoint, checkpoint.here(), resumes)
 
 
 def find_start(instance: Instance, claim: Claim) -> Start | None:
@@ -51,20 +60,27 @@ def find_start(instance: Instance, claim: Claim) -> Start | None:
 
     None for the model as it came. Raises UserError where the other storage holds none. Collective.
     """
-    own, source = start_of(instance.storage, claim), instance.spec.checkpoint.resume_from
+    own, source = start_of(storage_of(instance), claim), instance.spec.checkpoint.resume_from
     if own is not None or source is None:
-        return Start(own) if own is not None else None
-    other = Path(instance.context.sources[source])
-    return Start(distributed.ask_first_rank(lambda: resume_from(other, source).folder), resumes=False)
+        return Start.of(read_checkpoint(own)) if own is not None else None
+    other = storage_at(instance.context.sources[source], "spec.checkpoint.resumeFrom")
+    return Start.of(distributed.ask_first_rank(lambda: resume_from(other, source)), resumes=False)
+
+
+def let_go(instance: Instance, start: Start | None) -> None:
+    """Once everything of it is loaded: a copy of a checkpoint takes 12 bytes for each parameter. Collective."""
+    if start is not None and start.resumes:
+        distributed.barrier()
+        storage_of(instance).let_go(start.folder)
 
 
 def make_checkpoints(instance: Instance, claim: Claim) -> Checkpoints:
     """The checkpoints of this attempt, under its term."""
-    storage = instance.storage
+    storage = storage_of(instance)
     return Checkpoints(
-        checkpoints_folder(storage),
+        checkpoints_of(storage),
         claim.term,
         instance.spec.checkpoint.keep,
-        prune=lambda _folder, keep: prune_checkpoints(storage, claim.term, keep),
+        prune=lambda _term, keep: prune_checkpoints(storage, claim.term, keep),
         fence=lambda: check_term(storage, claim.term),
     )

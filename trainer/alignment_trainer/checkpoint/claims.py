@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,18 +18,22 @@ from alignment_trainer.checkpoint.checkpoint import (
     MANIFEST,
     Checkpoint,
     DamagedCheckpointError,
-    checkpoint_folder,
     checkpoint_name,
     list_checkpoints,
     newest_verified,
+    read_checkpoint,
+    remove_checkpoint,
+    step_name,
 )
-from alignment_trainer.checkpoint.storage import Folder, Storage
+from alignment_trainer.data.storage import Storage
 from alignment_trainer.process.errors import UserError, describe
 
 CHECKPOINT_BYTES = 12
 """Per parameter: fp32 weight and AdamW's two moments."""
 _CLAIM = re.compile(r"\d+\.json")
 """A claim's name."""
+_OF_CHECKPOINT = re.compile(r"((?P<term>\d+)/[^/]+)/")
+"""How the name of a file of a checkpoint begins."""
 EXPORT_BYTES = {"bf16": 2, "fp32": 4}
 """Per parameter of the exported model."""
 
@@ -66,16 +72,17 @@ class Claim(Contract):
     """When."""
 
 
-def claims_of(storage: Path) -> Storage:
+def claims_of(storage: Storage) -> Storage:
     """Where the claims lie: a file a term, and nothing else."""
-    return Folder(storage / "claims")
+    return storage.within("claims")
 
 
-def checkpoints_folder(storage: Path) -> Path:
-    return storage / "checkpoints"
+def checkpoints_of(storage: Storage) -> Storage:
+    """Where the checkpoints lie: by term, and by what they hold."""
+    return storage.within("checkpoints")
 
 
-def read_claims(storage: Path) -> list[Claim]:
+def read_claims(storage: Storage) -> list[Claim]:
     """Every claim, in order of term. Raises DamagedClaimError."""
     files, claims = claims_of(storage), []
     for name in filter(_CLAIM.fullmatch, files.list("")):
@@ -88,7 +95,7 @@ def read_claims(storage: Path) -> list[Claim]:
     return claims
 
 
-def check_owner(storage: Path, uid: str) -> None:
+def check_owner(storage: Storage, uid: str) -> None:
     """Raises UserError where another job has claimed this storage."""
     for claim in read_claims(storage):
         if claim.uid != uid:
@@ -99,7 +106,7 @@ def check_owner(storage: Path, uid: str) -> None:
             )
 
 
-def claim_term(storage: Path, uid: str, attempt: int) -> Claim:
+def claim_term(storage: Storage, uid: str, attempt: int) -> Claim:
     """Takes the next term; of two that try at once each gets its own.
 
     The claim names the newest verified checkpoint of the lineage. Whatever an older term saves from now on is never
@@ -139,34 +146,33 @@ def lineage(claims: list[Claim]) -> list[tuple[int, str | None]]:
     while term is not None:
         counted.append((term, last))
         start = by_term[term].start
-        term, last = (start.term, checkpoint_name(start.step, start.updates)) if start else (None, None)
+        term, last = (start.term, step_name(start.step, start.updates)) if start else (None, None)
     return counted
 
 
-def newest_start(storage: Path, claims: list[Claim]) -> Checkpoint | None:
+def newest_start(storage: Storage, claims: list[Claim]) -> Checkpoint | None:
     """The newest verified checkpoint of the lineage; None where nothing was ever saved in it.
 
     Raises DamagedCheckpointError where there are some and none is whole, or where what a claim started from is gone.
     """
-    newest = newest_verified(_lineage_checkpoints(storage, claims))
+    checkpoints = checkpoints_of(storage)
+    newest = newest_verified(checkpoints.within(name) for name in _lineage_checkpoints(checkpoints, claims))
     if newest is None and any(claim.start for claim in claims):
-        raise DamagedCheckpointError(
-            f"{checkpoints_folder(storage)}: the checkpoints that the claims started from are gone"
-        )
+        raise DamagedCheckpointError(f"{checkpoints}: the checkpoints that the claims started from are gone")
     return newest
 
 
-def _lineage_checkpoints(storage: Path, claims: list[Claim]) -> list[Path]:
-    """Every checkpoint that counts, newest first."""
+def _lineage_checkpoints(checkpoints: Storage, claims: list[Claim]) -> list[str]:
+    """The name of every checkpoint that counts, newest first."""
     return [
-        folder
+        f"{term:04d}/{name}"
         for term, last in lineage(claims)
-        for folder in list_checkpoints(checkpoints_folder(storage) / f"{term:04d}")
-        if last is None or folder.name <= last
+        for name in list_checkpoints(checkpoints.within(f"{term:04d}"))
+        if last is None or name <= last
     ]
 
 
-def check_term(storage: Path, term: int) -> list[Claim]:
+def check_term(storage: Storage, term: int) -> list[Claim]:
     """Every claim. Raises FencedError for who does not hold the newest."""
     claims = read_claims(storage)
     if claims[-1].term != term:
@@ -174,40 +180,44 @@ def check_term(storage: Path, term: int) -> list[Claim]:
     return claims
 
 
-def prune_checkpoints(storage: Path, term: int, keep: int) -> None:
+def prune_checkpoints(storage: Storage, term: int, keep: int) -> None:
     """Leaves the newest `keep` checkpoints of the lineage, for the holder of the newest term.
 
     Raises FencedError for the holder of an older one, who removes nothing: its successor may be reading them.
     """
-    claims = check_term(storage, term)
-    kept = set(_lineage_checkpoints(storage, claims)[:keep])
-    for older in sorted(checkpoints_folder(storage).iterdir()):
-        for folder in list_checkpoints(older):
-            if folder not in kept:
-                (folder / MANIFEST).unlink()
-                shutil.rmtree(folder)
+    claims, checkpoints = check_term(storage, term), checkpoints_of(storage)
+    kept = _lineage_checkpoints(checkpoints, claims)[:keep]
+    for name in sorted(_sealed(checkpoints.list("")).difference(kept)):
+        remove_checkpoint(checkpoints.within(name))
     remove_unfinished(storage, term)
 
 
-def remove_unfinished(storage: Path, term: int) -> None:
+def remove_unfinished(storage: Storage, term: int) -> None:
     """Removes what holders of older terms began to save and did not finish: nobody reads it, and it takes room.
 
-    For the holder of the newest term. One of an older term that still writes there ends by it.
+    For the holder of the newest term. One of an older term may still write there; what it leaves goes with the next.
     """
-    for older in checkpoints_folder(storage).glob("[0-9]*"):
-        for folder in older.iterdir() if int(older.name) < term else ():
-            if not (folder / MANIFEST).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+    checkpoints = checkpoints_of(storage)
+    files = checkpoints.begun()
+    begun = {found[1] for name in files if (found := _OF_CHECKPOINT.match(name)) and int(found["term"]) < term}
+    for name in begun - _sealed(files):
+        with suppress(OSError):
+            checkpoints.delete(f"{name}/")
 
 
-def start_of(storage: Path, claim: Claim) -> Path | None:
-    """The folder of the checkpoint that a claim starts from."""
+def _sealed(files: Iterable[str]) -> set[str]:
+    """The names of checkpoints, by those of all files."""
+    return {name.removesuffix(f"/{MANIFEST}") for name in files if name.endswith(f"/{MANIFEST}")}
+
+
+def start_of(storage: Storage, claim: Claim) -> Storage | None:
+    """Where the checkpoint lies that a claim starts from."""
     if claim.start is None:
         return None
-    return checkpoint_folder(checkpoints_folder(storage), claim.start.term, claim.start.step, claim.start.updates)
+    return checkpoints_of(storage).within(checkpoint_name(claim.start.term, claim.start.step, claim.start.updates))
 
 
-def resume_from(storage: Path, source: str) -> Checkpoint:
+def resume_from(storage: Storage, source: str) -> Checkpoint:
     """The newest verified checkpoint of another job's storage, only read. Raises UserError where there is none."""
     checkpoint = newest_start(storage, read_claims(storage))
     if checkpoint is None:
@@ -215,15 +225,16 @@ def resume_from(storage: Path, source: str) -> Checkpoint:
     return checkpoint
 
 
-def newest_unverified(storage: Path, source: str) -> Path:
+def newest_unverified(storage: Storage, source: str) -> Checkpoint:
     """The same by its manifest, parts unread: for a look at headers. Raises UserError where there is none."""
-    folders = _lineage_checkpoints(storage, read_claims(storage))
-    if not folders:
+    checkpoints = checkpoints_of(storage)
+    names = _lineage_checkpoints(checkpoints, read_claims(storage))
+    if not names:
         raise _no_checkpoint(storage, source)
-    return folders[0]
+    return read_checkpoint(checkpoints.within(names[0]))
 
 
-def _no_checkpoint(storage: Path, source: str) -> UserError:
+def _no_checkpoint(storage: Storage, source: str) -> UserError:
     return UserError(
         "NoCheckpoint", f"spec.checkpoint.resumeFrom: `{source}` ({storage}) holds no checkpoint; leave it out"
     )
@@ -239,19 +250,16 @@ def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -
     return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * parameters
 
 
-def check_room(storage: Path, output: Path | None, needed: tuple[int, int]) -> None:
-    """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free.
-
-    output: None where it is a bucket, which has no end.
-    """
+def check_room(storage: Storage, output: Storage, needed: tuple[int, int]) -> None:
+    """Raises UserError where checkpoints and the exported model will not fit; what is there already counts as free."""
     checkpoints, export = needed
-    written = (checkpoints_folder(storage), storage / REWARD_FOLDER)
-    free = shutil.disk_usage(storage).free + sum(map(_size, written))
-    if output is not None and storage.stat().st_dev == output.stat().st_dev:
-        checkpoints += export
-    _require("spec.storage.source", storage, checkpoints, free)
-    if output is not None and storage.stat().st_dev != output.stat().st_dev:
-        _require("spec.output.destination", output, export, shutil.disk_usage(output).free)
+    ours, theirs = storage.disk, output.disk
+    shared = ours is not None and theirs is not None and ours.stat().st_dev == theirs.stat().st_dev
+    if ours is not None:
+        free = shutil.disk_usage(ours).free + sum(_size(ours / name) for name in ("checkpoints", REWARD_FOLDER))
+        _require("spec.storage.source", ours, checkpoints + export * shared, free)
+    if theirs is not None and not shared:
+        _require("spec.output.destination", theirs, export, shutil.disk_usage(theirs).free)
 
 
 def _require(field: str, folder: Path, needed: int, free: int) -> None:

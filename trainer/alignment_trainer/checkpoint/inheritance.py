@@ -8,9 +8,9 @@ other rows, moments of another learning rate and random numbers of another seed,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from alignment_trainer.checkpoint.claims import newest_unverified
+from alignment_trainer.data.storage import Storage
 from alignment_trainer.engines.state import SavedState
 from alignment_trainer.process.errors import UserError
 
@@ -18,23 +18,28 @@ Shapes = Mapping[str, tuple[int, ...]]
 FIELD = "spec.checkpoint.resumeFrom"
 
 
-def check_inheritance(storage: Path, other: Path, source: str, wanted: Shapes) -> None:
+def check_inheritance(storage: Storage, other: Storage, source: str, wanted: Shapes) -> None:
     """Reads the headers of the other job's newest checkpoint. Raises UserError where this job cannot start from it.
 
     wanted: the parameters of what this job trains.
     """
-    if other.exists() and storage.exists() and other.samefile(storage):
+    if _are_one(storage, other):
         raise UserError(
             "OwnStorage",
             f"{FIELD}: `{source}` is this job's own storage, from which it goes on by itself; leave it out",
         )
-    found = SavedState(newest_unverified(other, source)).shapes("weight")
+    found = SavedState(newest_unverified(other, source).here()).shapes("weight")
     if problem := _difference(found, wanted):
         raise UserError(
             "OtherArchitecture",
             f"{FIELD}: `{source}` holds the checkpoint of another model: {problem}. Train the model that it "
             "was trained from, or leave it out",
         )
+
+
+def _are_one(storage: Storage, other: Storage) -> bool:
+    ours, theirs = storage.disk, other.disk
+    return ours is not None and theirs is not None and ours.exists() and theirs.exists() and theirs.samefile(ours)
 
 
 def _difference(found: Shapes, wanted: Shapes) -> str:

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from alignment_api.contract.sources import parse_source
-from alignment_trainer.data.files import flush, write_text_atomically
+from alignment_trainer.data.files import flush
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.object_store.download import download
 from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.instance import EXPORT_FOLDER
@@ -74,7 +75,7 @@ class FolderOutput:
         yield folder
 
     def put_report(self, text: str) -> None:
-        write_text_atomically(self.root / REPORT, text)
+        Folder(self.root).put(REPORT, [text.encode()])
 
 
 @dataclass(frozen=True)

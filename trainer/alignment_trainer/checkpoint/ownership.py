@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -12,7 +11,8 @@ from alignment_api.contract.base import Contract
 from alignment_api.contract.context import Context
 from alignment_api.derived.reward_stage import REWARD_FOLDER
 from alignment_trainer.checkpoint.claims import check_owner, read_claims
-from alignment_trainer.checkpoint.storage import Storage, prove_claims, storage_at
+from alignment_trainer.checkpoint.proof import prove_claims
+from alignment_trainer.data.storage import Storage, storage_at
 from alignment_trainer.process.errors import UserError
 
 
@@ -57,12 +57,12 @@ def take_folders(context: Context) -> None:
 
     Of two jobs that try at once the mark is one's: creating it is exclusive.
     """
-    storage, folders = Path(context.storage), _folders(context)
+    folders = _folders(context)
     for kind, folder in folders.items():
         folder.check_writable(kind.field)
         prove_claims(folder, kind.field)
-    check_owner(storage, context.uid)
-    begun = bool(read_claims(storage))  # by a release that left no marks
+    check_owner(folders[STORAGE], context.uid)
+    begun = bool(read_claims(folders[STORAGE]))  # by a release that left no marks
     for kind, folder in folders.items():
         if not begun and _owner(folder, kind.mark) is None:
             _check_free(kind, folder)
@@ -76,18 +76,18 @@ def check_folders(context: Context) -> None:
 
     A folder without a mark passes: a release that left none has prepared the job.
     """
-    for kind, folder in _folders(context).items():
+    folders = _folders(context)
+    for kind, folder in folders.items():
         owner = _owner(folder, kind.mark)
         if owner is not None and owner.uid != context.uid:
             raise _taken(kind, f"{folder} belongs to job {owner.job} ({owner.uid}), this is job {context.uid}")
         _check_around(kind, folder, context.uid)
-    check_owner(Path(context.storage), context.uid)
+    check_owner(folders[STORAGE], context.uid)
 
 
 def _folders(context: Context) -> dict[Kind, Storage]:
-    return {
-        kind: storage_at(place, kind.field) for kind, place in ((STORAGE, context.storage), (OUTPUT, context.output))
-    }
+    places = {STORAGE: context.storage, OUTPUT: context.output}
+    return {kind: storage_at(place, kind.field) for kind, place in places.items() if place is not None}
 
 
 def _check_free(kind: Kind, folder: Storage) -> None:

@@ -15,14 +15,13 @@ from alignment_trainer.checkpoint.checkpoint import (
     Checkpoint,
     Part,
     Write,
-    checkpoint_folder,
+    checkpoint_name,
     prune,
-    read_checkpoint,
-    start_checkpoint,
     write_checkpoint,
     write_parts,
 )
 from alignment_trainer.data.drafts import Draft, TensorDraft, TextDraft
+from alignment_trainer.data.storage import Storage
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import draft_state
 from alignment_trainer.process import distributed
@@ -82,19 +81,21 @@ class Checkpoints:
     Every rank's part is copied between two steps, and written, hashed and sealed while the next ones are computed: the
     thread that writes has a group of ranks of its own.
 
-    keep: newest ones that stay. prune: removes the others, given the term's folder and `keep`.
+    root: where the checkpoints of the job lie. keep: newest ones that stay. prune: removes the others, given where the
+    term's lie and `keep`.
     fence: raises where a newer attempt has claimed; asked before a checkpoint is begun (a fenced writer takes no room
     from its successor) and again before it is sealed. What slips through in between is no ancestor of anything.
-    extra_parts: takes a snapshot of what else belongs to a checkpoint (a critic's state), on every rank.
+    extra_parts: takes a snapshot of what else belongs to the checkpoint of that name (a critic's state), on every
+    rank.
     """
 
-    root: Path
+    root: Storage
     term: int
     keep: int
     newest: Checkpoint | None = None
-    prune: Callable[[Path, int], None] = prune
+    prune: Callable[[Storage, int], None] = prune
     fence: Callable[[], object] = lambda: None
-    extra_parts: Callable[[Path], Write] = lambda folder: list
+    extra_parts: Callable[[str], Write] = lambda name: nothing_more
     _background: Background[Checkpoint] = field(default_factory=Background)
 
     def save(
@@ -107,14 +108,15 @@ class Checkpoints:
         """
         if self.newest_of(position) is not None:
             return
-        folder = checkpoint_folder(self.root, self.term, position.step, position.updates)
+        name = checkpoint_name(self.term, position.step, position.updates)
+        place = self.root.within(name)
         if distributed.rank() == 0:
             self.fence()
-            start_checkpoint(folder)
+            place.delete("")  # what an interrupted attempt at the same checkpoint left
         distributed.barrier()
         drafts = [*draft_trainee(engine), *_draft_position(position)]
-        writes = (lambda: write_parts(folder, drafts), self.extra_parts(folder))
-        self._background.start(lambda: self._write(folder, position, writes, told))
+        writes = (lambda place: write_parts(place, drafts), self.extra_parts(name))
+        self._background.start(lambda: self._write(place, position, writes, told))
 
     def newest_of(self, position: Position) -> Checkpoint | None:
         """The newest checkpoint, where it is that of a position."""
@@ -140,23 +142,28 @@ class Checkpoints:
         return self._background.close()
 
     def _write(
-        self, folder: Path, position: Position, writes: tuple[Write, ...], told: Callable[[Checkpoint], None]
+        self, place: Storage, position: Position, writes: tuple[Write, ...], told: Callable[[Checkpoint], None]
     ) -> Checkpoint:
-        written = self._background.together(lambda: [part for write in writes for part in write()])
+        written = self._background.together(lambda: [part for write in writes for part in write(place)])
         parts = [part for of_rank in written for part in of_rank]
         sealed = self._background.together(
-            lambda: self._seal(folder, position, parts) if distributed.rank() == 0 else None
+            lambda: self._seal(place, position, parts) if distributed.rank() == 0 else None
         )
         checkpoint = next(checkpoint for checkpoint in sealed if checkpoint is not None)
         if distributed.rank() == 0:
             told(checkpoint)
         return checkpoint
 
-    def _seal(self, folder: Path, position: Position, parts: list[Part]) -> Checkpoint:
+    def _seal(self, place: Storage, position: Position, parts: list[Part]) -> Checkpoint:
         self.fence()
-        checkpoint = write_checkpoint(folder, self.term, position.step, parts, position.updates)
-        self.prune(folder.parent, self.keep)
+        checkpoint = write_checkpoint(place, self.term, position.step, parts, position.updates)
+        self.prune(self.root.within(f"{self.term:04d}"), self.keep)
         return checkpoint
+
+
+def nothing_more(place: Storage) -> list[Part]:
+    """What is written of a checkpoint that holds nothing else."""
+    return []
 
 
 def draft_trainee(engine: Engine, prefix: str = "") -> list[Draft]:
@@ -179,7 +186,7 @@ def restore(folder: Path, engine: Engine, prefix: str = "") -> Position:
     """
     engine.load(folder, prefix)
     random = _random_file(prefix)
-    if random in {part.name for part in read_checkpoint(folder).parts}:
+    if (folder / random).is_file():
         set_random_state(load_file(folder / random))
     return Position.read(folder) if not prefix else Position()  # a critic follows its actor's
 

@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file as save_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alignment_trainer.data.drafts import TensorDraft
 from alignment_trainer.data.examples import PromptExample, TokenIds
-from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
+from alignment_trainer.data.files import sha256
 from alignment_trainer.data.group_arrays import Arrays, cut_by, group_arrays, groups_of, int32_array
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.storage import Storage
 from alignment_trainer.process.errors import WireError, describe
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def _groups(rows: Sequence[PromptExample], samples: Samples) -> tuple[PromptGrou
 
 
 EXPERIENCE_FILE = "experience.safetensors"
-SAMPLES_FILE = "samples.safetensors"
+SAMPLES_FILE, _SAMPLES_SUM = "samples.safetensors", "samples.sha256"
 _TENSORS = tuple(field.name for field in fields(Experience) if field.name != "groups")
 
 
@@ -173,7 +174,7 @@ def load_experience(folder: Path) -> Experience:
     return Experience(groups, **{name: tensors[name] for name in _TENSORS})
 
 
-def save_samples(rows: Sequence[PromptExample], samples: Samples, folder: Path) -> None:
+def save_samples(rows: Sequence[PromptExample], samples: Samples, place: Storage) -> None:
     """Writes them beside the parts of a checkpoint, which may have been sealed before: whole, or not at all.
 
     rows: the step's prompts. The weights that sampled are those of the checkpoint, so what they sampled belongs to it.
@@ -188,17 +189,18 @@ def save_samples(rows: Sequence[PromptExample], samples: Samples, folder: Path) 
         "versions": int32_array([one.version for one in sampled]),
     }
     told = {"dropped": json.dumps(samples.dropped)}
-    path = write_atomically(folder / SAMPLES_FILE, lambda temporary: save_arrays(arrays, temporary, metadata=told))
-    write_text_atomically(path.with_suffix(".sha256"), sha256(path))
+    _, written = place.put(SAMPLES_FILE, [save_arrays(arrays, metadata=told)])
+    place.put(_SAMPLES_SUM, [written.encode()])
 
 
-def load_samples(rows: Sequence[PromptExample], folder: Path) -> Samples:
+def load_samples(rows: Sequence[PromptExample], place: Storage) -> Samples:
     """What `save_samples` wrote of these prompts; nothing where there is nothing, or not what was written."""
+    folder = place.here((SAMPLES_FILE, _SAMPLES_SUM))
     path = folder / SAMPLES_FILE
     if not path.is_file():
         return Samples()
     try:
-        if path.with_suffix(".sha256").read_text() != sha256(path):
+        if (folder / _SAMPLES_SUM).read_text() != sha256(path):
             raise WireError("its checksum is another one")
         return _read_samples(rows, path)
     except (OSError, SafetensorError, WireError, KeyError, ValueError) as error:

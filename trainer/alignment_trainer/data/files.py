@@ -12,22 +12,13 @@ _CHUNK_BYTES = 8 * 1024**2
 """That are hashed and written at once."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` fill a file beside `path`, flushes it to the disk, then gives it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
-    return path
-
-
-def write_text_atomically(path: Path, text: str) -> Path:
-    return write_atomically(path, lambda temporary: temporary.write_text(text))
+def make_folder(folder: Path) -> Path:
+    """The folder; it and those that it lies in are made where they are missing, and last from the return on."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        flush(one.parent)
+    return folder
 
 
 def create_exclusively(path: Path, text: str) -> bool:
@@ -49,14 +40,22 @@ def create_exclusively(path: Path, text: str) -> bool:
 
 
 def write_hashed(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
-    """Writes and hashes in one pass, and flushes to the disk. Returns the bytes written and their SHA-256."""
-    digest, written = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for chunk in _chunks(pieces):
-            digest.update(chunk)
-            written += file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes a file beside `path`, hashed in the same pass, flushes it to the disk, then gives it its name.
+
+    Returns the bytes written and their SHA-256.
+    """
+    temporary, digest, written = path.with_name(f".{path.name}.{uuid.uuid4().hex}"), hashlib.sha256(), 0
+    try:
+        with temporary.open("wb") as file:
+            for chunk in _chunks(pieces):
+                digest.update(chunk)
+                written += file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
     return written, digest.hexdigest()
 
 

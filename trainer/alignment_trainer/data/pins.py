@@ -9,7 +9,8 @@ import httpx
 from pydantic import ValidationError
 
 from alignment_api.contract.context import InstanceStatus, Pins
-from alignment_trainer.data.prepared import read_manifest
+from alignment_trainer.data.prepared import Manifest, read_manifest
+from alignment_trainer.data.storage import storage_of
 from alignment_trainer.process.instance import Instance
 
 _TICK_SECONDS = 1.0
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 def pins_of(instance: Instance) -> Pins | None:
     """From storage where it is at hand, else from the runtime, which has it from the outcome of `prepare`, else from
     `prepare` itself while it runs. None where it has pinned nothing yet."""
-    manifest = read_manifest(instance.storage)
+    manifest = manifest_of(instance)
     if manifest is not None:
         return Pins(
             model=manifest.model,
@@ -31,6 +32,11 @@ def pins_of(instance: Instance) -> Pins | None:
             reward_models=manifest.reward_models,
         )
     return instance.context.pins or _asked(instance)
+
+
+def manifest_of(instance: Instance) -> Manifest | None:
+    """Of what was prepared for this stage; None where nothing was, and in a role that has no storage."""
+    return read_manifest(storage_of(instance)) if instance.context.storage is not None else None
 
 
 def _asked(instance: Instance) -> Pins | None:

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from alignment_api.contract.base import Contract
 from alignment_api.contract.status import DataReport, MicroBatchReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
-from alignment_trainer.data.files import sha256, write_atomically, write_text_atomically
+from alignment_trainer.data.files import sha256
 from alignment_trainer.data.spool import TOKEN, Column, Int32, Selection
+from alignment_trainer.data.storage import Storage
 
 SPLITS = ("train", "evaluation")
 PREFERENCE_PARTS = ("prompt", "chosen", "rejected")
@@ -176,9 +177,9 @@ def fingerprint_of(splits: Mapping[str, Selection]) -> str:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Verified prepared data. folder: `prepared` in the job's storage."""
+    """Verified prepared data. place: `prepared` in the job's storage."""
 
-    folder: Path
+    place: Storage
     manifest: Manifest
     train: Examples
     evaluation: Examples
@@ -190,44 +191,43 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class PreparedPrompts:
-    """Verified prompts of PPO and GRPO. folder: as above."""
+    """Verified prompts of PPO and GRPO. place: as above."""
 
-    folder: Path
+    place: Storage
     manifest: Manifest
     train: Sequence[PromptExample]
     evaluation: Sequence[PromptExample]
 
 
-def prepared_folder(storage: Path) -> Path:
-    return storage / "prepared"
+MANIFEST = "manifest.json"
+
+
+def prepared_in(storage: Storage) -> Storage:
+    """Where prepared data lies."""
+    return storage.within("prepared")
 
 
 def write_prepared(
-    storage: Path, manifest: Manifest, splits: Mapping[str, Selection], invalid: Iterable[bytes]
+    storage: Storage, manifest: Manifest, splits: Mapping[str, Selection], invalid: Iterable[bytes]
 ) -> None:
     """Replaces what was prepared: parts first, the manifest, with their checksums, last.
 
     The reference's log-probs stay: they are kept by a row's own tokens, and the rows may be the same again.
     invalid: the lines of what was dropped.
     """
-    folder = prepared_folder(storage)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    place = prepared_in(storage)
+    place.remove(MANIFEST)
     bodies = {"invalid.jsonl": invalid}
     for split, rows in splits.items():
         bodies[f"{split}.safetensors"] = _as_safetensors(rows.columns())
         if rows.keeps_fields:
             bodies[_fields_file(split)] = rows.fields()
-    parts = {name: sha256(_write_blocks(folder / name, body)) for name, body in bodies.items()}
-    manifest = manifest.model_copy(update={"parts": parts})
-    write_text_atomically(folder / "manifest.json", manifest.model_dump_json(indent=1))
+    parts = {name: place.put(name, body)[1] for name, body in bodies.items()}
+    _put_manifest(place, manifest.model_copy(update={"parts": parts}))
 
 
-def _write_blocks(path: Path, blocks: Iterable[bytes]) -> Path:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.writelines(blocks)
-
-    return write_atomically(path, write)
+def _put_manifest(place: Storage, manifest: Manifest) -> None:
+    place.put(MANIFEST, [manifest.model_dump_json(indent=1).encode()])
 
 
 def _as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
@@ -245,56 +245,59 @@ def _as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
 
 
 def keep_decisions(
-    storage: Path, manifest: Manifest, precision: PrecisionReport, micro_batch: MicroBatchReport
+    storage: Storage, manifest: Manifest, precision: PrecisionReport, micro_batch: MicroBatchReport
 ) -> None:
     """Writes others into the manifest of rows that stay, which are the same under them."""
     decided = manifest.model_copy(update={"precision": precision, "micro_batch": micro_batch})
     if manifest != decided:
-        manifest = decided
-        write_text_atomically(prepared_folder(storage) / "manifest.json", manifest.model_dump_json(indent=1))
+        _put_manifest(prepared_in(storage), decided)
 
 
 def _fields_file(split: str) -> str:
     return f"{split}.fields.jsonl"
 
 
-def read_manifest(storage: Path) -> Manifest | None:
+def read_manifest(storage: Storage) -> Manifest | None:
     """The manifest of what was prepared; None where nothing is, or where it cannot be read."""
     try:
-        return Manifest.model_validate_json((prepared_folder(storage) / "manifest.json").read_text())
+        return Manifest.model_validate_json(prepared_in(storage).get(MANIFEST))
     except (FileNotFoundError, ValidationError):
         return None
 
 
-def open_prepared(storage: Path) -> PreparedData:
+def open_prepared(storage: Storage) -> PreparedData:
     """The prepared preferences, every part checked. Raises DamagedDataError."""
     folder, manifest = _verified(storage, "preferences")
     train, evaluation = (Examples(folder / f"{split}.safetensors") for split in SPLITS)
-    return PreparedData(folder, manifest, train, evaluation)
+    return PreparedData(prepared_in(storage), manifest, train, evaluation)
 
 
-def open_prompts(storage: Path) -> PreparedPrompts:
+def open_prompts(storage: Storage) -> PreparedPrompts:
     """The prepared prompts, every part checked. Raises DamagedDataError."""
     folder, manifest = _verified(storage, "prompts")
     train, evaluation = (Prompts(folder / f"{split}.safetensors", folder / _fields_file(split)) for split in SPLITS)
-    return PreparedPrompts(folder, manifest, train, evaluation)
+    return PreparedPrompts(prepared_in(storage), manifest, train, evaluation)
 
 
-def check_prepared(storage: Path) -> None:
+def check_prepared(storage: Storage) -> None:
     """Raises DamagedDataError where a part is missing or is not what the manifest says."""
     _verified(storage)
 
 
-def _verified(storage: Path, form: str | None = None) -> tuple[Path, Manifest]:
-    folder, manifest = prepared_folder(storage), read_manifest(storage)
+def _verified(storage: Storage, form: str | None = None) -> tuple[Path, Manifest]:
+    """The folder of this machine that has every part, and what they are."""
+    place, manifest = prepared_in(storage), read_manifest(storage)
     if manifest is None:
-        raise DamagedDataError(f"{folder}: no readable manifest.json; stage `prepare` has not finished here")
+        raise DamagedDataError(f"{place}: no readable manifest.json; stage `prepare` has not finished here")
     if form not in (None, manifest.data.format):
-        raise DamagedDataError(f"{folder}: holds {manifest.data.format}, not {form}; remove it to prepare anew")
+        raise DamagedDataError(f"{place}: holds {manifest.data.format}, not {form}; remove it to prepare anew")
+    folder = place.here(manifest.parts)
     for name, expected in manifest.parts.items():
-        path = folder / name
-        if not path.is_file() or sha256(path) != expected:
-            raise DamagedDataError(f"{path}: missing, or not what the manifest says; remove {folder} to prepare anew")
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
+            place.let_go(folder)
+            raise DamagedDataError(
+                f"{place}/{name}: missing, or not what the manifest says; remove {place} to prepare anew"
+            )
     return folder, manifest
 
 

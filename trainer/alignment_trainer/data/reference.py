@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,16 +18,17 @@ from safetensors.numpy import load, save
 
 from alignment_api.contract.spec import Training
 from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.files import sha256, write_atomically
 from alignment_trainer.data.packing import PromptGroup, pair_group
 from alignment_trainer.data.prepared import ROW_KEY, SPLITS, PreparedData
 from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.storage import Storage
 
 log = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
 RowKeys = NDArray[np.bytes_]
 Places = NDArray[np.int64]
+_SUFFIX = ".safetensors"
 SHARD_SECONDS = 30.0
 """Between two shards: what a lost process costs, whatever the model's speed. A million rows at 100 a second are 330
 files."""
@@ -108,7 +108,7 @@ class ReferenceCache:
     by its own SHA-256: one that was cut or damaged is not what its name says, and its rows are computed again.
     """
 
-    folder: Path
+    place: Storage
 
     def write(self, keys: RowKeys, logprobs: Float32) -> None:
         """Adds a shard. logprobs: (rows, 2). Raises ValueError for what is not finite."""
@@ -120,9 +120,7 @@ class ReferenceCache:
                 "logprobs": logprobs.astype(np.float32),
             }
         )
-        write_atomically(
-            self.folder / f"{hashlib.sha256(body).hexdigest()}.safetensors", lambda path: path.write_bytes(body)
-        )
+        self.place.put(f"{hashlib.sha256(body).hexdigest()}{_SUFFIX}", [body])
 
     def read(self, keys: RowKeys) -> Float32:
         """(rows, 2); NaN for rows that no whole shard holds."""
@@ -142,23 +140,24 @@ class ReferenceCache:
 
     def remove_damaged(self) -> None:
         """Removes shards that are not what their names say."""
-        for path in self._paths():
-            if not _is_whole(path):
-                log.warning("%s is damaged; its rows are computed again", path)
-                path.unlink()
+        for name, body in self._bodies():
+            if not _is_whole(name, body):
+                log.warning("%s/%s is damaged; its rows are computed again", self.place, name)
+                self.place.remove(name)
 
     def _shards(self) -> Iterator[_Shard]:
-        for path in self._paths():
-            if _is_whole(path):
-                arrays = load(path.read_bytes())
+        for name, body in self._bodies():
+            if _is_whole(name, body):
+                arrays = load(body)
                 yield _Shard(arrays["keys"].view(ROW_KEY)[:, 0], arrays["logprobs"])
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("[!.]*.safetensors"))
+    def _bodies(self) -> Iterator[tuple[str, bytes]]:
+        names = (name for name in self.place.list("") if name.endswith(_SUFFIX) and not name.startswith("."))
+        return ((name, self.place.get(name)) for name in names)
 
 
-def _is_whole(path: Path) -> bool:
-    return sha256(path) == path.stem
+def _is_whole(name: str, body: bytes) -> bool:
+    return hashlib.sha256(body).hexdigest() == name.removesuffix(_SUFFIX)
 
 
 class _Shard(NamedTuple):
@@ -196,7 +195,7 @@ def _joined(shards: Sequence[_Shard]) -> _Shard:
 
 def reference_cache(prepared: PreparedData) -> ReferenceCache:
     """The cache of the model that these rows were prepared for; it outlives them."""
-    return ReferenceCache(prepared.folder / "reference" / prepared.manifest.model.fingerprint)
+    return ReferenceCache(prepared.place.within(f"reference/{prepared.manifest.model.fingerprint}"))
 
 
 def read_reference(prepared: PreparedData, training: Training, split: str, needed: bool) -> Float32:
@@ -213,7 +212,7 @@ def read_reference(prepared: PreparedData, training: Training, split: str, neede
     lacking = places[np.isnan(logprobs[places, 0])]
     if len(lacking):
         raise IncompleteReferenceError(
-            f"{cache.folder}: no log-probs of {len(lacking)} rows of split {split}, the first is row "
+            f"{cache.place}: no log-probs of {len(lacking)} rows of split {split}, the first is row "
             f"{rows[int(lacking[0])].row}; stage `prepare` has not finished here, or its files were removed"
         )
     return logprobs

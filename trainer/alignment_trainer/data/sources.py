@@ -10,8 +10,8 @@ from pathlib import Path
 
 from alignment_api.contract.inputs import Model
 from alignment_api.contract.sources import parse_source
-from alignment_trainer.object_store.download import cached, revision_of
-from alignment_trainer.object_store.store import Found, ObjectStore
+from alignment_trainer.object_store.download import Found, cached, revision_of
+from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.errors import UserError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

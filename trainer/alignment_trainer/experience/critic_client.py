@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import httpx
@@ -19,7 +18,9 @@ from torch import Tensor
 
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.checkpoint import Part, Write, write_parts
+from alignment_trainer.checkpoint.run_state import nothing_more
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.storage import Storage
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch, ValueTrainer
@@ -50,8 +51,8 @@ class Critic(Protocol):
     def finish_update(self) -> dict[str, float]:
         """Metrics of the update that was started last."""
 
-    def snapshot(self, folder: Path) -> Write:
-        """Takes a snapshot of the critic's part of the checkpoint in that folder, to be written."""
+    def snapshot(self, name: str) -> Write:
+        """Takes a snapshot of the critic's part of the checkpoint of that name, to be written."""
 
     def close(self) -> None:
         """Lets go of what it holds."""
@@ -72,8 +73,8 @@ class NoCritic:
     def finish_update(self) -> dict[str, float]:
         return {}
 
-    def snapshot(self, folder: Path) -> Write:
-        return list
+    def snapshot(self, name: str) -> Write:
+        return nothing_more
 
     def close(self) -> None:
         return None
@@ -100,9 +101,9 @@ class LocalCritic:
     def finish_update(self) -> dict[str, float]:
         return self._metrics
 
-    def snapshot(self, folder: Path) -> Write:
+    def snapshot(self, name: str) -> Write:
         drafts = self._begun().drafts()
-        return lambda: write_parts(folder, drafts)
+        return lambda place: write_parts(place, drafts)
 
     def close(self) -> None:
         self._trainer = None
@@ -115,13 +116,11 @@ class LocalCritic:
 
 @dataclass(frozen=True)
 class CriticAddress:
-    """Where the critic is. storage: the job's, in which both name the folders of checkpoints. deadline: seconds of one
-    request, repeats included."""
+    """Where the critic is. deadline: seconds of one request, repeats included."""
 
     url: str
     token: str
     attempt: int
-    storage: Path
     deadline: float = 1800.0
 
 
@@ -148,7 +147,7 @@ class RemoteCritic:
             self._heart.start()
 
     def begin(self, start: Start | None) -> int:
-        body = wire.encode_begin(start, self._address.storage)
+        body = wire.encode_begin(start)
         return int(json.loads(self._on_first_rank(wire.BEGIN_PATH, lambda: body))["steps"])
 
     def values(self, groups: Groups) -> Tensor:
@@ -166,13 +165,13 @@ class RemoteCritic:
         metrics: dict[str, float] = json.loads(answer)
         return metrics
 
-    def snapshot(self, folder: Path) -> Write:
+    def snapshot(self, name: str) -> Write:
         """The critic writes it itself; its parts are rank 0's to add."""
-        body = wire.encode_write(folder, self._address.storage)
+        body = wire.encode_write(name)
         self._on_first_rank(wire.WRITE_PATH, lambda: body)
-        return self._written if distributed.rank() == 0 else list
+        return self._written if distributed.rank() == 0 else nothing_more
 
-    def _written(self) -> list[Part]:
+    def _written(self, _place: Storage) -> list[Part]:
         return [Part(**part) for part in json.loads(self._post(wire.WRITTEN_PATH, b""))["parts"]]
 
     def close(self) -> None:
@@ -189,9 +188,6 @@ class RemoteCritic:
         while not self._closed.wait(_ALIVE_SECONDS):
             with contextlib.suppress(httpx.HTTPError):
                 self._http.post(wire.ALIVE_PATH, timeout=5.0)
-
-    def _relative(self, folder: Path) -> str:
-        return str(folder.relative_to(self._address.storage))
 
     def _on_first_rank(self, path: str, body: Callable[[], bytes]) -> bytes:
         return distributed.ask_first_rank(lambda: self._post(path, body()))

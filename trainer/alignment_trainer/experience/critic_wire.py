@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -16,8 +16,11 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from alignment_trainer.checkpoint.attempt import Start
+from alignment_trainer.checkpoint.checkpoint import read_checkpoint
+from alignment_trainer.checkpoint.claims import checkpoints_of
 from alignment_trainer.data.group_arrays import group_arrays
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.storage import Storage
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch
 from alignment_trainer.process.errors import WireError
@@ -27,19 +30,19 @@ PATHS = tuple(f"/v1/critic/{what}" for what in ("begin", "values", "update", "wr
 BEGIN_PATH, VALUES_PATH, UPDATE_PATH, WRITE_PATH, WRITTEN_PATH, ALIVE_PATH, RELEASE_PATH = PATHS
 ATTEMPT_HEADER = "X-Alignment-Attempt"
 """Of every request: a critic answers its own gang's actor alone (409 otherwise)."""
+_CHECKPOINT = re.compile(r"[0-9]{4,}/[0-9]{8,}(-[0-9]{4,})?")
 _VALUES = ("values", "returns", "weights")
 _METADATA = ("key", "learning_rate", "scale")
 
 
-def encode_begin(start: Start | None, storage: Path) -> bytes:
-    """What the critic shall start from: a checkpoint below the job's storage; the name of one in resumeFrom's."""
+def encode_begin(start: Start | None) -> bytes:
+    """What the critic shall start from: a checkpoint by its name, in the job's storage or that of resumeFrom."""
     if start is None:
         return json.dumps({"start": None}).encode()
-    root = storage if start.resumes else start.folder.parents[2]
-    return json.dumps({"start": str(start.folder.relative_to(root)), "resumes": start.resumes}).encode()
+    return json.dumps({"start": start.checkpoint.name, "resumes": start.resumes}).encode()
 
 
-def decode_begin(body: bytes, storage: Path, other: Path | None) -> Start | None:
+def decode_begin(body: bytes, storage: Storage, other: Storage | None) -> Start | None:
     """other: the storage of checkpoint.resumeFrom. Raises WireError."""
     asked = _json_object(body, {"start": (str, NoneType)})
     if asked["start"] is None:
@@ -48,17 +51,24 @@ def decode_begin(body: bytes, storage: Path, other: Path | None) -> Start | None
     root = storage if resumes else other
     if root is None:
         raise WireError("the critic shall start from another job's checkpoint, but its spec has no resumeFrom")
-    return Start(_inside(root, asked["start"]), resumes)
+    return Start.of(read_checkpoint(_checkpoint(root, asked["start"])), resumes)
 
 
-def encode_write(folder: Path, storage: Path) -> bytes:
-    """Where the critic shall write its part of a checkpoint, below the job's storage."""
-    return json.dumps({"folder": str(folder.relative_to(storage))}).encode()
+def encode_write(name: str) -> bytes:
+    """Of which checkpoint the critic shall write its part, below the folder of checkpoints."""
+    return json.dumps({"checkpoint": name}).encode()
 
 
-def decode_write(body: bytes, storage: Path) -> Path:
-    """Raises WireError."""
-    return _inside(storage, _json_object(body, {"folder": (str,)})["folder"])
+def decode_write(body: bytes, storage: Storage) -> Storage:
+    """Where that checkpoint lies. Raises WireError."""
+    return _checkpoint(storage, _json_object(body, {"checkpoint": (str,)})["checkpoint"])
+
+
+def _checkpoint(storage: Storage, name: str) -> Storage:
+    """Raises WireError for what is no name of a checkpoint, which might lead anywhere."""
+    if not _CHECKPOINT.fullmatch(name):
+        raise WireError("no name of a checkpoint; send TERM/STEP or TERM/STEP-UPDATES in digits")
+    return checkpoints_of(storage).within(name)
 
 
 def encode_groups(groups: tuple[PromptGroup, ...]) -> bytes:
@@ -136,11 +146,3 @@ def _positive(metadata: Mapping[str, str], name: str) -> float:
     if not 0 <= value < math.inf:
         raise WireError(f"`{name}` is no finite number of at least 0")
     return value
-
-
-def _inside(root: Path, asked: str) -> Path:
-    """A path of a request, below `root` also where links lead. Raises WireError."""
-    path = root / asked
-    if "\0" in asked or not path.resolve().is_relative_to(root.resolve()):
-        raise WireError("a path that leaves the job's storage; send one relative to it")
-    return path

@@ -7,8 +7,10 @@ from itertools import chain
 from pathlib import Path
 
 from alignment_api.contract.status import ModelReport
-from alignment_trainer.data.prepared import open_prompts, read_manifest
+from alignment_trainer.data.pins import manifest_of
+from alignment_trainer.data.prepared import open_prompts
 from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.data.storage import storage_of
 from alignment_trainer.experience.critic_start import has_same_shape
 from alignment_trainer.model.cache_memory import check_cache_memory
 from alignment_trainer.model.folder import config_of
@@ -57,7 +59,7 @@ def check_rows(instance: Instance) -> str | None:
 
     Returns why they keep the network of this process; None where they have none, or ask for it.
     """
-    prepared = open_prompts(instance.storage)
+    prepared = open_prompts(storage_of(instance))
     rows = (example.fields for example in chain(prepared.train, prepared.evaluation))
     return check_functions(instance.spec.algorithm.rewards, instance.context.sources, _field(instance), rows)
 
@@ -68,7 +70,7 @@ def _field(instance: Instance) -> str:
 
 def _pin(instance: Instance, component: str, named: Named) -> Pinned:
     """At the commit that an earlier life pinned, if any."""
-    former = read_manifest(instance.storage)
+    former = manifest_of(instance)
     origin = f"{named.model.source}@{named.model.revision}"
     same = former is not None and former.origins.get(f"rewards/{component}") == origin
     found = former.reward_models[component] if former and same else None

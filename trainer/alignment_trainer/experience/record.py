@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from torch import Tensor
 
 from alignment_api.contract.base import Contract
 from alignment_trainer.data.experience import Scored
-from alignment_trainer.data.files import write_text_atomically
+from alignment_trainer.data.storage import Storage
 
 FOLDER = "rollouts"
 SHOWN = 8
@@ -52,19 +51,19 @@ class StepRecord(Contract):
     """Some completions."""
 
 
-def keep_rollouts(storage: Path, attempt: int, text: Text) -> Callable[[int, Scored], None]:
+def keep_rollouts(storage: Storage, attempt: int, text: Text) -> Callable[[int, Scored], None]:
     """What the loop calls with what it has sampled for a step, on rank 0."""
 
     def keep(step: int, scored: Scored) -> None:
         record = record_of(step, attempt, scored, text)
-        write_text_atomically(storage / FOLDER / f"{step:08d}.json", record.model_dump_json(indent=1))
+        storage.put(f"{FOLDER}/{step:08d}.json", [record.model_dump_json(indent=1).encode()])
 
     return keep
 
 
-def read_rollouts(storage: Path) -> list[StepRecord]:
+def read_rollouts(storage: Storage) -> list[StepRecord]:
     """Every step's record, in order."""
-    return [StepRecord.model_validate_json(path.read_text()) for path in sorted((storage / FOLDER).glob("*.json"))]
+    return [StepRecord.model_validate_json(storage.get(name)) for name in storage.list(f"{FOLDER}/")]
 
 
 def record_of(step: int, attempt: int, scored: Scored, text: Text) -> StepRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
@@ -14,10 +13,10 @@ from alignment_api.contract.status import Evaluated, EvaluationReport
 from alignment_trainer.algorithms import OfflineAlgorithm, ScoredRows, make_algorithm
 from alignment_trainer.algorithms.base import Float32
 from alignment_trainer.checkpoint.output import Output
-from alignment_trainer.data.files import write_text_atomically
 from alignment_trainer.data.finite import refuse_rows
 from alignment_trainer.data.prepared import Examples, PreparedData
 from alignment_trainer.data.reference import read_reference
+from alignment_trainer.data.storage import Storage, storage_of
 from alignment_trainer.loop.build import Trainee, score_rows
 from alignment_trainer.loop.offline import leave_if_asked
 from alignment_trainer.loop.reporting import Reporter
@@ -49,11 +48,11 @@ class HeldOut:
         own, frozen = (torch.from_numpy(values).double() for values in (scores, self.reference))
         return self.algorithm.evaluated(ScoredRows(own, frozen, torch.tensor(lengths)), prompts)
 
-    def before(self, storage: Path) -> Evaluated:
+    def before(self, storage: Storage) -> Evaluated:
         """Of the model as it came: the reference, or what the policy left in storage before its first step."""
         if self.algorithm.needs_reference:
             return self.figures(self.reference)
-        return _FIGURES.validate_json((storage / BEFORE_FILE).read_bytes())
+        return _FIGURES.validate_json(storage.get(BEFORE_FILE))
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,11 @@ class PolicyEvaluation:
 
         Of a head that is new there is nothing to say: its scores are random, and cost as much as all others.
         """
-        if distributed.from_first_rank(lacks_before(self.instance.storage, self.held_out)):
+        if distributed.from_first_rank(lacks_before(storage_of(self.instance), self.held_out)):
             self.instance.board.update(state="evaluating the untouched model")
             before = {} if self.policy.model.head_is_new else self.figures()
             if distributed.rank() == 0:
-                write_before(self.instance.storage, before)
+                write_before(storage_of(self.instance), before)
 
     def report(self, step: int) -> None:
         """After so many steps."""
@@ -87,7 +86,7 @@ class PolicyEvaluation:
 
     def before_and_after(self) -> EvaluationReport:
         """Of the model as it came and of the policy now."""
-        return EvaluationReport(before=self.held_out.before(self.instance.storage), after=self.figures())
+        return EvaluationReport(before=self.held_out.before(storage_of(self.instance)), after=self.figures())
 
     def figures(self) -> Evaluated:
         """Now."""
@@ -98,14 +97,14 @@ class PolicyEvaluation:
         return self.held_out.figures(scores)
 
 
-def lacks_before(storage: Path, held_out: HeldOut) -> bool:
+def lacks_before(storage: Storage, held_out: HeldOut) -> bool:
     """Whether the figures of the untouched model are known to nobody yet."""
-    return not held_out.algorithm.needs_reference and not (storage / BEFORE_FILE).is_file()
+    return not held_out.algorithm.needs_reference and not storage.holds(BEFORE_FILE)
 
 
-def write_before(storage: Path, figures: Evaluated) -> None:
+def write_before(storage: Storage, figures: Evaluated) -> None:
     """Keeps the figures of the untouched model for the report."""
-    write_text_atomically(storage / BEFORE_FILE, _FIGURES.dump_json(figures, indent=1).decode())
+    storage.put(BEFORE_FILE, [_FIGURES.dump_json(figures, indent=1)])
 
 
 def write_report(output: Output, report: EvaluationReport) -> None:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -308,15 +307,15 @@ class OnlineRun:
         self.services.checkpoints.settle()
         newest, samples = self.services.checkpoints.newest_of(self.position), self.progress.samples
         if distributed.rank() == 0 and newest is not None and samples.completions:
-            save_samples(self.prompts.of_step(self.position.step), samples, newest.folder)
+            save_samples(self.prompts.of_step(self.position.step), samples, newest.place)
 
     def close(self) -> None:
         """Waits until what is still on its way is sealed, or is not: the run has ended by another error."""
         self.services.checkpoints.close()
 
-    def _extra_parts(self, folder: Path) -> Write:
-        critic, drafts = self.trainees.critic.snapshot(folder), self._draft_experience()
-        return lambda: [*critic(), *write_parts(folder, drafts)]
+    def _extra_parts(self, name: str) -> Write:
+        critic, drafts = self.trainees.critic.snapshot(name), self._draft_experience()
+        return lambda place: [*critic(place), *write_parts(place, drafts)]
 
     def _draft_experience(self) -> list[Draft]:
         unfinished = self.progress.unfinished if distributed.rank() == 0 else None

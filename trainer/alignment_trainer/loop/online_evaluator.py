@@ -13,6 +13,7 @@ from alignment_api.contract.status import Evaluated, EvaluationReport, Progress
 from alignment_trainer.checkpoint.export import DTYPES
 from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
 from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.data.storage import storage_of
 from alignment_trainer.experience.clients import OnlineClients, PinnedPolicy, make_clients, make_functions
 from alignment_trainer.loop.online_evaluation import judge_held_out
 from alignment_trainer.model.inspect import load_tokenizer
@@ -25,7 +26,7 @@ def evaluate_online(instance: Instance, exported: Path) -> EvaluationReport | No
 
     The servers get either by the same delivery as in training: version 0 is the model as it came, 1 the exported one.
     """
-    prepared = open_prompts(instance.storage)
+    prepared = open_prompts(storage_of(instance))
     base = resolve_model(instance.spec.model, instance.context.sources, prepared.manifest.model.revision).path
     with WeightPublisher(instance) as publisher, make_functions(instance) as functions:
         instance.board.update(state="waiting for rollout servers", ready=True)

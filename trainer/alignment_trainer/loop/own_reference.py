@@ -14,6 +14,7 @@ from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import PreparedData, open_prepared
 from alignment_trainer.data.reference import ReferenceCache, ReferenceRows, ShardWriter, needed_rows, reference_cache
 from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.data.storage import storage_of
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.build import Origin, Trainee, load_trainee
 from alignment_trainer.loop.offline import leave_if_asked
@@ -34,7 +35,7 @@ class TrainingInputs:
 
 def read_inputs(instance: Instance, device: torch.device) -> TrainingInputs:
     """As `prepare` left them."""
-    spec, prepared = instance.spec, open_prepared(instance.storage)
+    spec, prepared = instance.spec, open_prepared(storage_of(instance))
     algorithm = make_algorithm(spec.algorithm)
     folder = resolve_model(spec.model, instance.context.sources, prepared.manifest.model.revision).path
     cache = reference_cache(prepared)

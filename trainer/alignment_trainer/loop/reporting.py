@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from alignment_api.contract.status import CheckpointStatus, Evaluated, Progress
@@ -97,7 +96,7 @@ class Reporter:
         status = checkpoint_status(checkpoint)
         self._metrics.set("checkpoint_step", checkpoint.step)
         self._board.update(checkpoint=status)
-        log.info("saved step %d", checkpoint.step, extra={"folder": str(checkpoint.folder)})
+        log.info("saved step %d", checkpoint.step, extra={"folder": str(checkpoint.place)})
 
     def paused(self, seconds: float, waited: bool) -> None:
         """The training thread goes on after a snapshot."""
@@ -141,7 +140,7 @@ def checkpoint_status(checkpoint: Checkpoint) -> CheckpointStatus:
     return CheckpointStatus(step=checkpoint.step, verified_at=datetime.now(UTC))
 
 
-def _open_curves(storage: Path) -> SummaryWriter:
+def _open_curves(storage: str) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(storage / "tensorboard"))
+    return SummaryWriter(f"{storage}/tensorboard")

@@ -9,8 +9,7 @@ from alignment_api.contract.status import MicroBatchReport, ModelReport
 from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.micro_batch import TooLittleMemory, assumed, decide, with_micro_batch
 from alignment_api.derived.room import limits_of
-from alignment_trainer.data.pins import pins_of
-from alignment_trainer.data.prepared import read_manifest
+from alignment_trainer.data.pins import manifest_of, pins_of
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
 
@@ -23,7 +22,7 @@ def decided(stage: Instance, model: ModelReport) -> tuple[Instance, MicroBatchRe
 
     Raises UserError where nothing fits.
     """
-    former = read_manifest(stage.storage)
+    former = manifest_of(stage)
     report = former.micro_batch if former is not None and former.micro_batch is not None else None
     decoder = Decoder.reported(model)
     if report is None or not _is_as_written(stage, report, decoder):

@@ -12,8 +12,7 @@ from alignment_api.contract.platform import Gpu
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.status import PrecisionReport
 from alignment_api.derived.precision import with_precision
-from alignment_trainer.data.pins import pins_of
-from alignment_trainer.data.prepared import read_manifest
+from alignment_trainer.data.pins import manifest_of, pins_of
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.instance import Instance
 
@@ -96,7 +95,7 @@ def settled(instance: Instance) -> Instance:
 
 def recorded(instance: Instance) -> PrecisionReport | None:
     """What an earlier life decided, if any. Stage `reward` has a manifest of its own; it is the first that is left."""
-    own = (read_manifest(instance.at_stage(stage).storage) for stage in ("prepare", "reward"))
+    own = (manifest_of(instance.at_stage(stage)) for stage in ("prepare", "reward"))
     return next((manifest.precision for manifest in own if manifest is not None), None)
 
 

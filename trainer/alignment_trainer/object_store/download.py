@@ -9,12 +9,28 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-
-from alignment_trainer.object_store.store import Found, ObjectStore
+from typing import Protocol
 
 _STREAMS = 8
 """Objects at once: a store gives each connection a share of what it has."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object as a list shows it. name: below the prefix that was listed from. etag: changes with its content."""
+
+    name: str
+    bytes: int
+    etag: str
+
+
+class Store(Protocol):
+    """Where objects are fetched from. As text it is its bucket and prefix."""
+
+    def fetch(self, wanted: Found, path: Path) -> None:
+        """Copies an object to a file that is not there yet. Raises OSError where it is not the one that was found."""
 
 
 def revision_of(objects: Sequence[Found]) -> str:
@@ -25,7 +41,7 @@ def revision_of(objects: Sequence[Found]) -> str:
     return digest.hexdigest()
 
 
-def cached(store: ObjectStore, objects: Sequence[Found]) -> Path:
+def cached(store: Store, objects: Sequence[Found]) -> Path:
     """The folder that holds the objects; downloaded once, by whoever comes first, below ~/.cache.
 
     A folder of that name is whole: one that a killed process had begun has another name, and is begun anew.
@@ -40,8 +56,9 @@ def cached(store: ObjectStore, objects: Sequence[Found]) -> Path:
     return folder
 
 
-def download(store: ObjectStore, objects: Sequence[Found], folder: Path) -> None:
+def download(store: Store, objects: Sequence[Found], folder: Path) -> None:
     """Each object as a file of `folder`, by its name. Raises OSError where one is not what was listed any more."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / found.name for found in objects]
     for path in paths:
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -50,6 +67,19 @@ def download(store: ObjectStore, objects: Sequence[Found], folder: Path) -> None
     with ThreadPoolExecutor(_STREAMS) as streams:
         for _ in streams.map(store.fetch, objects, paths):
             pass  # raises what ended it
+
+
+def remove_cached(folder: Path) -> None:
+    """What `cached` made; nothing else."""
+    if folder.parent == _cache():
+        shutil.rmtree(folder, ignore_errors=True)  # another rank removes it, too
+
+
+def own_folder(store: Store) -> Path:
+    """One for what goes to a prefix, the same in every process of this machine."""
+    folder = _cache() / "outgoing" / hashlib.sha256(str(store).encode()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _cache() -> Path:

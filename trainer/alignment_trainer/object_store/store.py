@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from alignment_api.contract.sources import parse_source
 from alignment_trainer.object_store.client import Errors, NotReached, connect
+from alignment_trainer.object_store.download import Found, cached, own_folder, remove_cached
 from alignment_trainer.process.errors import UserError
 
 PART_BYTES = 32 * 1024**2
@@ -31,17 +32,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object as a list shows it. name: below the prefix that was listed from. etag: changes with its content."""
-
-    name: str
-    bytes: int
-    etag: str
-
-
-@dataclass(frozen=True)
 class ObjectStore:
-    """Implements `checkpoint.storage.Storage`: every object appears whole, or not at all, and lasts once it does.
+    """Implements `data.storage.Storage`: every object appears whole, or not at all, and lasts once it does.
 
     prefix: with its `/` at the end, or empty. field: of the manifest, that names the bucket.
     Any method raises UserError where credentials, bucket or rights are missing, else OSError where the store fails.
@@ -50,13 +42,20 @@ class ObjectStore:
     bucket: str
     prefix: str
     field: str
+    _clients: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """One, once it is needed, for this prefix and all below it."""
     needs = "a bucket of a store that keeps the condition of PutObject (If-None-Match: *)"
+    disk = None
 
     @classmethod
     def of(cls, source: str, field: str) -> ObjectStore:
         """Where an s3:// source leads."""
         bucket, _, prefix = parse_source(source).path.partition("/")
         return cls(bucket, f"{prefix}/" if prefix else "", field)
+
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str, str, str]]:
+        """To another rank, which connects by itself."""
+        return type(self), (self.bucket, self.prefix, self.field)
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -112,9 +111,10 @@ class ObjectStore:
         return sorted(found.name for found in self.found(prefix))
 
     def delete(self, prefix: str) -> None:
-        """And what was being written there and never will be: its parts cost room."""
+        """The parts of what was being written there cost room, too."""
         with self._told(prefix):
-            self._abort_uploads(prefix)
+            for upload in self._uploads(prefix):
+                self._abort(upload)
             names = self.list(prefix)
             for start in range(0, len(names), _BATCH):
                 self._delete(names[start : start + _BATCH])
@@ -127,8 +127,26 @@ class ObjectStore:
         for depth in reversed(range(len(parts))):
             yield replace(self, prefix="".join(f"{part}/" for part in parts[:depth])), parts[depth]
 
+    def within(self, name: str) -> ObjectStore:
+        return replace(self, prefix=f"{self.prefix}{name}/")
+
+    def begun(self) -> set[str]:
+        with self._told(""):
+            uploads = {upload["Key"].removeprefix(self.prefix) for upload in self._uploads("")}
+        return uploads.union(self.list(""))
+
+    def here(self, names: Iterable[str]) -> Path:
+        """Downloaded once, by whoever comes first."""
+        wanted = set(names)
+        return cached(self, [found for found in self.found("") if found.name in wanted])
+
+    def let_go(self, here: Path) -> None:
+        remove_cached(here)
+
+    def workplace(self) -> Path:
+        return own_folder(self)
+
     def remove(self, name: str) -> None:
-        """Removes one file; nothing where there is none."""
         with self._told(name):
             self._client.delete_object(**self._key(name))
 
@@ -161,9 +179,11 @@ class ObjectStore:
                 f"{self.field}: {self}/{wanted.name} came with {done} bytes, it was listed with {wanted.bytes}"
             )
 
-    @cached_property
+    @property
     def _client(self) -> Any:
-        return connect(self.field)
+        if not self._clients:
+            self._clients["s3"] = connect(self.field)
+        return self._clients["s3"]
 
     def _told(self, name: str) -> AbstractContextManager[None]:
         return Errors(self.field, self.bucket, self._client.meta.endpoint_url).told(self.prefix + name)
@@ -207,11 +227,12 @@ class ObjectStore:
         answer = self._client.upload_part(**upload, PartNumber=number, Body=part)
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
-    def _abort_uploads(self, prefix: str) -> None:
+    def _uploads(self, prefix: str) -> Iterator[dict[str, str]]:
+        """Objects in parts that nobody has put together yet."""
         pages = self._client.get_paginator("list_multipart_uploads")
         for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
             for upload in page.get("Uploads", ()):
-                self._abort({"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
+                yield {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
 
     def _abort(self, upload: dict[str, str]) -> None:
         """Who aborts has a reason of its own: that it could not is logged."""

@@ -14,14 +14,15 @@ _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def keep_compiled_code(context: Context) -> None:
-    """For roles with GPUs and the storage; the others keep it in their own /tmp.
+    """For roles with GPUs and a folder as storage; the others keep it in their own /tmp.
 
     Compiled code is loaded unseen, so the folder must be this user's own, no link, and closed to all others.
     """
-    storage = Path(context.storage)
-    if not context.gpus or _VARIABLE in os.environ or not os.access(storage, os.W_OK):
+    if not context.gpus or context.storage is None or _VARIABLE in os.environ:
         return
-    folder = storage / FOLDER
+    if not os.access(context.storage, os.W_OK):
+        return
+    folder = Path(context.storage) / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     if _is_ours_alone(folder):
         os.environ[_VARIABLE] = str(folder)

@@ -51,15 +51,19 @@ class Instance:
         return spec_of_stage(self.job.spec, self.context.stage)
 
     @property
-    def storage(self) -> Path:
-        """The stage's storage, as a path here: the job's own, or a folder of it."""
-        storage = Path(self.context.storage)
-        return storage / REWARD_FOLDER if self.makes_reward else storage
+    def storage(self) -> str:
+        """The stage's storage: a path here, or s3://bucket/prefix; the job's own, or a folder of it.
+
+        Raises RuntimeError in a role that has none.
+        """
+        if self.context.storage is None:
+            raise RuntimeError(f"role {self.context.role} has no storage")
+        return f"{self.context.storage}/{REWARD_FOLDER}" if self.makes_reward else self.context.storage
 
     @property
     def output(self) -> str:
         """The output's folder: a path here, or s3://bucket/prefix. A reward model stays in storage: it is a means."""
-        return str(self.storage) if self.makes_reward else self.context.output
+        return self.storage if self.makes_reward else self.context.output
 
     @property
     def data_field(self) -> str:

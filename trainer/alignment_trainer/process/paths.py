@@ -36,7 +36,8 @@ def check_paths(context: Context, spec: AlignmentJobSpec) -> None:
 
 def _paths(context: Context, spec: AlignmentJobSpec) -> Iterator[tuple[str, Path]]:
     """What is written, and what is read with every link below it: files of models and data, modules."""
-    yield "spec.storage.source", Path(context.storage)
+    if context.storage is not None:
+        yield "spec.storage.source", Path(context.storage)
     yield "spec.output.destination", Path(context.output)
     for field, source in sources_read(spec).items():
         if source in context.sources:

@@ -42,7 +42,7 @@ def find_reward_models(instance: Instance) -> list[RewardModel]:
     """
     pins, given = pins_of(instance), dict(named_models(instance.spec))
     if pins is None:
-        raise FileNotFoundError(f"{instance.storage}: stage `prepare` has not finished here")
+        raise FileNotFoundError(f"{instance.context.storage}: stage `prepare` has not finished here")
     found = []
     for reward in instance.spec.algorithm.rewards:
         if reward.train is not None:
@@ -58,7 +58,7 @@ def fingerprint_of_models(models: Sequence[RewardModel]) -> str:
 
 
 def _trained(instance: Instance, component: str) -> RewardModel:
-    folder = instance.at_stage("reward").storage / EXPORT_FOLDER
+    folder = Path(instance.at_stage("reward").output) / EXPORT_FOLDER
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no reward model; stage `reward` has not finished here")
     named = Named(Model(source=f"file://{folder}"), training_field(instance.spec))

@@ -24,6 +24,7 @@ from alignment_trainer.data.experience import EXPERIENCE_FILE, Experience, Sampl
 from alignment_trainer.data.prepared import PreparedPrompts, open_prompts
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.data.storage import storage_of
 from alignment_trainer.experience.clients import OnlineClients, PinnedPolicy, make_clients, make_functions
 from alignment_trainer.experience.critic_client import Critic, CriticAddress, LocalCritic, NoCritic, RemoteCritic
 from alignment_trainer.experience.critic_start import critic_start
@@ -55,7 +56,7 @@ class ActorStart:
 
     prepared: PreparedPrompts
     model: Path
-    resumed: Path | None
+    resumed: Start | None
     policy: Trainee
     critic: Critic
     critic_steps: int
@@ -102,13 +103,13 @@ def _train(instance: Instance, device: torch.device, publisher: WeightPublisher,
 def _begin(instance: Instance, device: torch.device, start: Start | None) -> ActorStart:
     """Actor and critic, both from the same checkpoint."""
     spec = instance.spec
-    prepared = open_prompts(instance.storage)
+    prepared = open_prompts(storage_of(instance))
     model = resolve_model(spec.model, instance.context.sources, prepared.manifest.model.revision).path
     instance.board.update(state="loading the model")
     policy = load_trainee(spec, Origin(model), start, device)
     critic = _make_critic(instance, model, device)
     instance.board.update(state="waiting for the critic" if isinstance(critic, RemoteCritic) else "starting")
-    resumed = start.folder if start is not None and start.resumes else None
+    resumed = start if start is not None and start.resumes else None
     if resumed is None:
         first_coef = make_online(spec.algorithm).first_kl_coef
         policy = replace(policy, position=replace(policy.position, kl_coef=first_coef))
@@ -119,8 +120,12 @@ def _begin(instance: Instance, device: torch.device, start: Start | None) -> Act
         policy=policy,
         critic=critic,
         critic_steps=critic.begin(start),
-        unfinished=load_experience(resumed) if resumed and (resumed / EXPERIENCE_FILE).is_file() else None,
+        unfinished=_unfinished(resumed) if resumed is not None else None,
     )
+
+
+def _unfinished(resumed: Start) -> Experience | None:
+    return load_experience(resumed.folder) if (resumed.folder / EXPERIENCE_FILE).is_file() else None
 
 
 def _make_critic(instance: Instance, model: Path, device: torch.device) -> Critic:
@@ -129,7 +134,7 @@ def _make_critic(instance: Instance, model: Path, device: torch.device) -> Criti
     urls = instance.context.peers.get("critic", ())
     if not urls:
         return LocalCritic(lambda at: make_value_trainer(instance.spec, critic_start(instance, model), at, device))
-    return RemoteCritic(CriticAddress(urls[0], instance.token, instance.context.life, instance.storage))
+    return RemoteCritic(CriticAddress(urls[0], instance.token, instance.context.life))
 
 
 def _publishing(instance: Instance, policy: Trainee, publisher: WeightPublisher) -> Callable[[int], None]:
@@ -167,7 +172,7 @@ def _make_run(
             checkpoints=checkpoints,
             observer=reporter,
             timing=instance.metrics,
-            keep=keep_rollouts(instance.storage, instance.context.life, clients.reward_sum.text),
+            keep=keep_rollouts(storage_of(instance), instance.context.life, clients.reward_sum.text),
             publish=publish,
             evaluate=heldout_evaluator(start.prepared.evaluation, clients, reporter),
             stop=instance.stop,
@@ -182,7 +187,7 @@ def _progress(start: ActorStart, prompts: Prompts) -> Progress:
     """Where the run goes on, or begins. What another job has sampled stays that job's."""
     position, samples = start.policy.position, Samples()
     if start.resumed is not None and start.unfinished is None:
-        samples = load_samples(prompts.of_step(position.step), start.resumed)
+        samples = load_samples(prompts.of_step(position.step), start.resumed.checkpoint.place)
     return Progress(position, samples, start.unfinished, start.critic_steps)
 
 

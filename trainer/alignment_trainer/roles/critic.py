@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from alignment_trainer.checkpoint.checkpoint import Part, write_parts
 from alignment_trainer.data.drafts import Draft
 from alignment_trainer.data.pins import pins_of
 from alignment_trainer.data.sources import resolve_model
+from alignment_trainer.data.storage import Storage, storage_at, storage_of
 from alignment_trainer.engines.state import holds_state
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.critic_start import CriticStart, critic_start
@@ -154,7 +154,8 @@ class CriticService:
     def _begin(self, body: bytes) -> bytes:
         instance, sources = self._instance, self._instance.context.sources
         other = instance.spec.checkpoint.resume_from
-        start = wire.decode_begin(body, instance.storage, Path(sources[other]) if other is not None else None)
+        inherited = storage_at(sources[other], "spec.checkpoint.resumeFrom") if other is not None else None
+        start = wire.decode_begin(body, storage_of(instance), inherited)
         instance.board.update(state="loading the model")
         pins = pins_of(instance)
         model = resolve_model(instance.spec.model, sources, pins.model.revision if pins else None).path
@@ -183,15 +184,15 @@ class CriticService:
 
     def _write(self, body: bytes) -> bytes:
         """Answers once the snapshot is taken. A repeat writes the same once more."""
-        trainer, folder = self._begun(), wire.decode_write(body, self._instance.storage)
+        trainer, place = self._begun(), wire.decode_write(body, storage_of(self._instance))
         self._writing.result()
         drafts = trainer.drafts()
-        self._writing.start(lambda: self._write_parts(folder, drafts))
+        self._writing.start(lambda: self._write_parts(place, drafts))
         return b""
 
-    def _write_parts(self, folder: Path, drafts: list[Draft]) -> list[Part]:
+    def _write_parts(self, place: Storage, drafts: list[Draft]) -> list[Part]:
         """Every rank's."""
-        written = self._writing.together(lambda: write_parts(folder, drafts))
+        written = self._writing.together(lambda: write_parts(place, drafts))
         return [part for parts in written for part in parts]
 
     def _begun(self) -> ValueTrainer:

@@ -15,6 +15,7 @@ from alignment_trainer.checkpoint.output import output_at
 from alignment_trainer.checkpoint.ownership import check_folders
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.prepared import open_prepared
+from alignment_trainer.data.storage import storage_of
 from alignment_trainer.loop.offline_evaluation import HeldOut, write_report
 from alignment_trainer.loop.online_evaluator import evaluate_online
 from alignment_trainer.model.copies import copies_of
@@ -41,8 +42,9 @@ def run(instance: Instance) -> Outcome:
 
 def evaluate_offline(instance: Instance, exported: Path) -> EvaluationReport | None:
     """By the exported model's scores of the held-out rows; None where this process was asked to go."""
-    held_out = HeldOut.of(instance.spec, open_prepared(instance.storage))
-    before = held_out.before(instance.storage)
+    storage = storage_of(instance)
+    held_out = HeldOut.of(instance.spec, open_prepared(storage))
+    before = held_out.before(storage)
     instance.board.update(state="loading the exported model", ready=True)
     task = held_out.algorithm.task
     scorer = LocalScorer(task, exported, instance.spec, copies_of(instance, task, [exported]))

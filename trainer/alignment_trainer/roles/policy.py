@@ -10,7 +10,7 @@ import torch
 from alignment_api.contract.context import Failure, Outcome
 from alignment_api.contract.status import EvaluationReport
 from alignment_api.derived.reward_stage import training_field
-from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, make_checkpoints
+from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, let_go, make_checkpoints
 from alignment_trainer.checkpoint.export import export_model
 from alignment_trainer.checkpoint.output import output_at
 from alignment_trainer.checkpoint.ownership import check_folders
@@ -48,6 +48,7 @@ def _attempt(instance: Instance, inputs: TrainingInputs) -> Outcome:
     policy = (
         untouched if untouched and start is None else load_trainee(instance.spec, inputs.origin, start, inputs.device)
     )
+    let_go(instance, start)
     reporter = Reporter(instance)
     evaluation = PolicyEvaluation(instance, policy, HeldOut.of(instance.spec, inputs.prepared), reporter)
     try:

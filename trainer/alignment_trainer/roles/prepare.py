@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.inputs import Data, Model
-from alignment_api.contract.sources import parse_source
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import MicroBatchReport, ModelReport, PrecisionReport
 from alignment_api.derived.micro_batch import tokens_of
@@ -17,9 +15,10 @@ from alignment_api.derived.reward_stage import LEAST_HELD_OUT
 from alignment_api.derived.stages import trains_reward
 from alignment_trainer.algorithms import make_algorithm, make_online
 from alignment_trainer.checkpoint.claims import check_room, needed_bytes, read_claims
-from alignment_trainer.checkpoint.inheritance import check_inheritance
+from alignment_trainer.checkpoint.inheritance import FIELD, check_inheritance
 from alignment_trainer.checkpoint.ownership import take_folders
 from alignment_trainer.data.finding import find_data
+from alignment_trainer.data.pins import manifest_of
 from alignment_trainer.data.preparation import Request, RowFormat, preferences, prepare_rows, prompts
 from alignment_trainer.data.prepared import (
     Manifest,
@@ -27,12 +26,12 @@ from alignment_trainer.data.prepared import (
     digest,
     keep_decisions,
     open_prepared,
-    prepared_folder,
-    read_manifest,
+    prepared_in,
     write_prepared,
 )
 from alignment_trainer.data.sources import resolve_model
 from alignment_trainer.data.spool import spool_in
+from alignment_trainer.data.storage import storage_at, storage_of
 from alignment_trainer.experience.online_checks import check_online, check_rows
 from alignment_trainer.experience.reference import fill_reference
 from alignment_trainer.model import micro_batch, precision
@@ -76,10 +75,10 @@ def run(instance: Instance) -> Outcome:
     for (stage, decided), of_stage in reversed(list(zip(decisions, pinned, strict=True))):
         _prepare_data(stage, of_stage, reward_models if stage is instance else {}, (computed, decided))
     network = check_rows(instance) if spec.algorithm.online else None
-    manifest = read_manifest(instance.storage)
+    manifest = manifest_of(instance)
     data = manifest.data if manifest else None
     board.update(data=data, ready=True, state="data ready")
-    if _asks_reference(instance) and not fill_reference(instance, open_prepared(instance.storage)):
+    if _asks_reference(instance) and not fill_reference(instance, open_prepared(storage_of(instance))):
         return Outcome(result="interrupted", data=data, model=model, precision=computed, micro_batch=at_once)
     return Outcome(
         result="succeeded",
@@ -122,17 +121,17 @@ def _pin_model(stage: Instance) -> Pinned:
 def _check_inheritance(instance: Instance, pinned: Pinned) -> None:
     """Whether the checkpoint that the job starts from is one of its model. Raises UserError."""
     source = instance.spec.checkpoint.resume_from
-    if source is None or read_claims(instance.storage):
+    if source is None or read_claims(storage_of(instance)):
         return  # a job with claims of its own goes on from what it saved itself
     wanted = parameter_shapes(pinned.resolved.path, _checks(instance.spec)[0])
-    check_inheritance(instance.storage, Path(instance.context.sources[source]), source, wanted)
+    check_inheritance(storage_of(instance), storage_at(instance.context.sources[source], FIELD), source, wanted)
 
 
 def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
     """For the job's own checkpoints and model, and for those that stage `reward` leaves in storage."""
     reward = sum(sum(needed_bytes(other.report.parameters, instance.at_stage("reward").spec)) for other in pinned[1:])
-    output = None if parse_source(instance.output).is_remote else Path(instance.output)
-    check_room(instance.storage, output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
+    output = storage_at(instance.output, "spec.output.destination")
+    check_room(storage_of(instance), output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
 
 
 def _prepare_data(
@@ -142,7 +141,7 @@ def _prepare_data(
     decided: tuple[PrecisionReport, MicroBatchReport],
 ) -> None:
     """Leaves what stands in storage if it was made for this very request, else makes it anew."""
-    spec, board = stage.spec, stage.board
+    spec, board, storage = stage.spec, stage.board, storage_of(stage)
     board.update(state="reading data")
     former = _former(stage, "data")
     pinned_revision = former.data.revision if former else None
@@ -157,13 +156,13 @@ def _prepare_data(
     )
     if former is not None and former.request == request:
         log.info("the data is prepared already", extra={"fingerprint": former.data.fingerprint})
-        check_prepared(stage.storage)
-        keep_decisions(stage.storage, former, *decided)
+        check_prepared(storage)
+        keep_decisions(storage, former, *decided)
         return
     board.update(state="tokenizing data")
     tokenizer = load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field)
     form: RowFormat[Any] = prompts(spec, tokenizer) if spec.algorithm.online else preferences(spec, tokenizer)
-    with spool_in(prepared_folder(stage.storage), form.parts, spec.training.seed) as spool:
+    with spool_in(prepared_in(storage).workplace(), form.parts, spec.training.seed) as spool:
         with stage.metrics.phase("tokenize"):
             rows = prepare_rows(_rows_asked(stage), form, sources, spool, stage.metrics)
         manifest = Manifest(
@@ -176,7 +175,7 @@ def _prepare_data(
             reward_models=reward_models,
             parts={},
         )
-        write_prepared(stage.storage, manifest, rows.splits, rows.dropped)
+        write_prepared(storage, manifest, rows.splits, rows.dropped)
 
 
 def _rows_asked(stage: Instance) -> Request:
@@ -191,7 +190,7 @@ def _rows_asked(stage: Instance) -> Request:
 
 def _former(stage: Instance, origin: str) -> Manifest | None:
     """What an earlier life left, if it was of the same `model` or `data`."""
-    manifest = read_manifest(stage.storage)
+    manifest = manifest_of(stage)
     return manifest if manifest and manifest.origins.get(origin) == _origins(stage.spec)[origin] else None
 
 

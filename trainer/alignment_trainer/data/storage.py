@@ -1,24 +1,21 @@
-"""What claims, checkpoints and results need of a storage, who has it, and the proof of it that `prepare` asks for."""
+"""Where a job keeps what its attempts share, and its results: files by name, in a folder or below a prefix of a
+bucket."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from alignment_api.contract.sources import parse_source
-from alignment_trainer.data.files import create_exclusively, write_hashed
+from alignment_trainer.data.files import create_exclusively, make_folder, write_hashed
 from alignment_trainer.object_store.store import ObjectStore
-from alignment_trainer.process.errors import UserError, describe
-
-_WRITERS = 4
-"""That want the same name at one moment, in the proof."""
+from alignment_trainer.process.errors import UserError
+from alignment_trainer.process.instance import Instance
 
 
 class Storage(Protocol):
@@ -31,6 +28,10 @@ class Storage(Protocol):
     def needs(self) -> str:
         """What has the exclusive create, in words: what to give where it is missing."""
 
+    @property
+    def disk(self) -> Path | None:
+        """The folder whose disk it fills; None for a bucket, which has no end."""
+
     def check_writable(self, field: str) -> None:
         """Raises UserError, by the field that names the storage, where nothing can be written."""
 
@@ -38,7 +39,8 @@ class Storage(Protocol):
         """Creates a file with its whole text unless one of that name is there. Of several at once one is told True."""
 
     def put(self, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
-        """Writes a file, whatever was there; it lasts from the return on. Its bytes and their SHA-256."""
+        """Writes a file, whatever was there; it appears whole, and lasts from the return on. Its bytes and their
+        SHA-256."""
 
     def get(self, name: str) -> bytes:
         """A file's content. Raises FileNotFoundError."""
@@ -46,14 +48,33 @@ class Storage(Protocol):
     def list(self, prefix: str) -> list[str]:
         """The names below a prefix, in order; whatever was created or put before is among them."""
 
+    def remove(self, name: str) -> None:
+        """Removes one file; nothing where there is none."""
+
     def delete(self, prefix: str) -> None:
-        """Removes every file below a prefix; nothing where there is none."""
+        """Removes every file below a prefix, and what writers that were killed began there; nothing where there is
+        none."""
 
     def holds(self, name: str) -> bool:
         """Whether a file or folder of that name is there."""
 
     def parents(self) -> Iterator[tuple[Storage, str]]:
         """Every folder that this one lies in, the nearest first, with the name of what it lies in there."""
+
+    def within(self, name: str) -> Storage:
+        """The storage below that name, which may be empty yet."""
+
+    def begun(self) -> set[str]:
+        """The names of all files, and of what writers have begun and not finished, nor will where they were killed."""
+
+    def here(self, names: Iterable[str]) -> Path:
+        """A folder of this machine with those of these files that there are, to be read, not written."""
+
+    def let_go(self, here: Path) -> None:
+        """Removes a folder that `here` has made, if it has made it; once nobody on this machine reads there."""
+
+    def workplace(self) -> Path:
+        """A folder of this machine for what is on its way into this storage."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,10 @@ class Folder:
 
     def __str__(self) -> str:
         return str(self.root)
+
+    @property
+    def disk(self) -> Path:
+        return self.root
 
     def check_writable(self, field: str) -> None:
         probe = self.root / f".writable-{uuid.uuid4().hex}"
@@ -91,6 +116,9 @@ class Folder:
             path.relative_to(self.root).as_posix() for path in (self.root / prefix).rglob("*") if path.is_file()
         )
 
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
     def delete(self, prefix: str) -> None:
         if (self.root / prefix).exists():
             shutil.rmtree(self.root / prefix)
@@ -103,9 +131,24 @@ class Folder:
         for parent in folder.parents:
             yield Folder(parent), folder.relative_to(parent).parts[0]
 
+    def within(self, name: str) -> Folder:
+        return Folder(self.root / name)
+
+    def begun(self) -> set[str]:
+        return set(self.list(""))  # a file that is not finished stands there, too, under another name
+
+    def here(self, names: Iterable[str]) -> Path:
+        return self.root
+
+    def let_go(self, here: Path) -> None:
+        """It made none."""
+
+    def workplace(self) -> Path:
+        return make_folder(self.root)
+
     def _path(self, name: str) -> Path:
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return path
 
 
@@ -114,38 +157,6 @@ def storage_at(place: str, field: str) -> Storage:
     return ObjectStore.of(place, field) if parse_source(place).scheme == "s3" else Folder(Path(place))
 
 
-def prove_claims(storage: Storage, field: str) -> None:
-    """Raises UserError, by the field that names the storage, where two attempts could take one claim.
-
-    Several writers create the same file at one moment: one must win, with its own text, and a list must show the file.
-    """
-    prefix = f".proof-{uuid.uuid4().hex}/"
-    try:
-        problem = _problem(storage, prefix)
-        storage.delete(prefix)
-    except OSError as error:
-        problem = f"a file cannot be created exclusively: {describe(error)}"
-    if problem is not None:
-        raise UserError(
-            "StorageNotExclusive",
-            f"{field}: {problem}; two attempts could write here at once, so nothing is begun. Give {storage.needs}",
-        )
-
-
-def _problem(storage: Storage, prefix: str) -> str | None:
-    name, start = f"{prefix}claim", threading.Barrier(_WRITERS)
-
-    def create(text: str) -> bool:
-        start.wait()
-        return storage.create(name, text)
-
-    texts = [f"writer {number}" for number in range(_WRITERS)]
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        winners = [text for text, won in zip(texts, writers.map(create, texts), strict=True) if won]
-    if len(winners) != 1:
-        return f"{len(winners)} of {_WRITERS} writers have created the same file"
-    if storage.list(prefix) != [name]:
-        return "a file that was created is not listed"
-    if storage.get(name) != winners[0].encode() or storage.create(name, "late"):
-        return "a file that was created is replaced by another writer's"
-    return None
+def storage_of(instance: Instance) -> Storage:
+    """That of the stage: the job's own, or a folder of it."""
+    return storage_at(instance.storage, "spec.storage.source")
