@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """Passes connections on; each of `losses` times an answer to `method` is cut off after `after` bytes."""
+    """Passes connections on; each of `losses` times an answer to `request` is cut off after `after` bytes.
 
-    def __init__(self, server: str, method: str, losses: int, after: int) -> None:
+    request: how its first line begins, a regular expression.
+    """
+
+    def __init__(self, server: str, request: str, losses: int, after: int) -> None:
         found = urlsplit(server)
-        self._server, self._method, self._after = (found.hostname, found.port), method.encode(), after
+        self._server, self._request, self._after = (found.hostname, found.port), re.compile(request.encode()), after
         self.losses_left = losses
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -47,7 +51,8 @@ class Relay:
         passed = 0
         with suppress(OSError):
             while answer := server.recv(65536):
-                loses = self.losses_left and asked[-1] == self._method and not answer.startswith(b"HTTP/1.1 100")
+                chosen = self.losses_left and self._request.match(asked[-1])
+                loses = chosen and not answer.startswith(b"HTTP/1.1 100")
                 if loses and passed + len(answer) > self._after:
                     self.losses_left -= 1
                     client.sendall(answer[: self._after - passed])
@@ -59,7 +64,7 @@ class Relay:
         with suppress(OSError):
             while sent := client.recv(65536):
                 if b" HTTP/1.1\r\n" in sent:
-                    asked.append(sent.partition(b" ")[0])
+                    asked.append(sent.partition(b"\r\n")[0])
                 server.sendall(sent)
             server.shutdown(socket.SHUT_WR)
 

@@ -8,6 +8,7 @@ import re
 import pytest
 from tests.rule_examples import JOB, broken_job, broken_text, examples
 
+from alignment_api.contract.algorithms import OPTIONS, Online
 from alignment_api.crd.rules import cel_rules
 from alignment_api.rules.check import why_not_stored
 from alignment_api.rules.mutability import SCALABLE
@@ -33,6 +34,13 @@ def test_a_job_that_has_begun_is_not_asked_again(name: str) -> None:
 
 def test_a_sound_job_breaks_no_rule() -> None:
     assert read_manifest(json.dumps(JOB)).metadata.name == "sound"
+
+
+@pytest.mark.parametrize("algorithm", [name for name, options in OPTIONS.items() if not issubclass(options, Online)])
+def test_the_storage_of_all_that_learns_from_pairs_may_lie_in_a_bucket(algorithm: str) -> None:
+    """By the rules' own examples it may not for the others."""
+    spec = JOB["spec"] | {"algorithm": {algorithm: {}}, "storage": {"source": "s3://bucket/run"}}
+    assert read_manifest(json.dumps(JOB | {"spec": spec})).spec.storage is not None
 
 
 def test_every_rule_says_what_to_write() -> None:

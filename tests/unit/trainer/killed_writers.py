@@ -1,4 +1,4 @@
-"""Writers to a bucket that stand still in the middle, for a test to kill; each runs in a process of its own."""
+"""Writers to a bucket, and a reader, that stand still for a test to kill them; each runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from roles import forkserver
 
 from alignment_trainer.checkpoint.output import BucketOutput
 from alignment_trainer.object_store import store
+from alignment_trainer.object_store.download import Found
 from alignment_trainer.object_store.store import ObjectStore
 
 PART = 5 * 1024**2
@@ -49,6 +50,17 @@ def put_parts(source: str, name: str, parts: int) -> None:
         _stand_still()
 
     ObjectStore.of(source, "field").put(name, pieces())
+
+
+def copy_part(source: str, names: list[str]) -> None:
+    """Downloads half of the first of these files, and nothing more."""
+
+    class Halting(ObjectStore):
+        def fetch(self, wanted: Found, path: Path) -> None:
+            path.write_bytes(self.get(wanted.name)[: wanted.bytes // 2])
+            _stand_still()
+
+    Halting.of(source, "field").here(names)
 
 
 def replace_model(source: str, files: dict[str, str], at: str) -> None:

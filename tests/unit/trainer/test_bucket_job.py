@@ -131,6 +131,20 @@ def test_a_job_in_a_bucket_that_is_killed_in_the_middle_of_an_upload_goes_on_fro
     assert not (job.folder / "run").exists()
 
 
+@pytest.mark.parametrize("algorithm", ["ipo", "orpo", "simpo"])
+def test_the_other_losses_of_pairs_train_and_are_evaluated_from_a_bucket(
+    s3_server: S3Server, bucket: str, tmp_path: Path, algorithm: str
+) -> None:
+    """With a reference that the policy computes, and without any."""
+    roles = {"roles": {"reference": {"placement": "withPolicy"}}} if algorithm == "ipo" else {}
+    job = BucketJob(tmp_path, bucket, s3_server, algorithm={algorithm: {}}, training={"maxSteps": 2}, **roles)
+    for role in ("prepare", "policy", "evaluator"):
+        job.run(role)
+    assert set(losses(job.folder / "policy.log")) == {1, 2}
+    assert checkpoints_of(storage_at(job.storage, "field")).list("0001/00000002/")
+    assert job.outcome("evaluator").evaluation is not None
+
+
 def test_two_ranks_of_a_reward_model_save_to_a_bucket_and_go_on_from_there(
     s3_server: S3Server, bucket: str, tmp_path: Path
 ) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import tracemalloc
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import botocore.auth
 import pytest
 from killed_writers import PART, put_parts, writer_that_stands_still
 from tests.relay import Relay
@@ -108,6 +110,56 @@ def test_a_create_whose_answer_was_lost_is_told_that_it_won(
         assert behind.get("claim") == b"ours"
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_a_put_whose_last_answer_was_lost_is_there(
+    s3_server: S3Server, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again, the store says that there is no such upload: it has put our parts together."""
+    with Relay(s3_server.url, r"POST .*uploadId=", losses=1, after=0).running() as relay:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", relay.url)
+        behind = ObjectStore.of(str(store), FIELD)
+        behind.put("file", [bytes(PART), b"end"])
+        assert relay.losses_left == 0
+        assert behind.get("file") == bytes(PART) + b"end"
+        assert uploads(behind) == []
+
+
+class OvertakenStore(ObjectStore):
+    """Another attempt removes what this one has sent, before it is put together."""
+
+    def _complete(self, name: str, *begun: Any) -> None:
+        ObjectStore.of(str(self), FIELD).delete("")
+        super()._complete(name, *begun)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_put_whose_parts_another_attempt_has_removed_is_not_there(store: ObjectStore) -> None:
+    with pytest.raises(OSError, match=r"CompleteMultipartUpload of .*/below/file.*: NoSuchUpload"):
+        OvertakenStore.of(str(store), FIELD).put("file", [bytes(PART), b"end"])
+    assert store.list("") == []
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_a_killed_writer_has_sent_goes_with_the_next_of_that_name(store: ObjectStore) -> None:
+    """As of prepared rows, beside which lies what nobody deletes."""
+    for name in ("file", "file-2"):
+        with writer_that_stands_still(put_parts, str(store), name, 1):
+            pass
+    store.put("file", [bytes(PART), b"end"])
+    assert [upload["Key"] for upload in uploads(store)] == ["below/file-2"]
+
+
+def test_what_is_got_is_asked_for_again_where_its_connection_broke(
+    s3_server: S3Server, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(256)) * 10_000
+    store.put("file", [content])
+    with Relay(s3_server.url, "GET", losses=2, after=1_000_000).running() as relay:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", relay.url)
+        assert ObjectStore.of(str(store), FIELD).get("file") == content
+        assert relay.losses_left == 0
+
+
 def test_a_download_goes_on_where_its_connection_broke(
     s3_server: S3Server, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -167,6 +219,15 @@ def test_a_store_that_goes_away_later_is_asked_again_by_the_next_attempt(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError) as error:
+        store.put("file", [b""])
+    assert failure_of(error.value).retryable
+
+
+def test_a_clock_that_is_wrong_is_no_mistake_of_the_users(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt may find a machine whose clock is right."""
+    now = botocore.auth.get_current_datetime
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now() + timedelta(hours=1))
+    with pytest.raises(OSError, match=r"PutObject of .*/below/file.*: RequestTimeTooSkewed") as error:
         store.put("file", [b""])
     assert failure_of(error.value).retryable
 

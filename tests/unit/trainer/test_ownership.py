@@ -133,6 +133,26 @@ def test_a_bucket_is_marked_by_the_job_that_writes_in_it_and_refused_to_every_ot
     assert store.list("users/") == ["users/model/weights"]
 
 
+def test_a_storage_in_a_bucket_is_one_jobs_alone_whichever_lies_within_the_other(bucket: str, tmp_path: Path) -> None:
+    def at(uid: str, prefix: str) -> Context:
+        return context_of(uid, tmp_path, tmp_path / uid).model_copy(update={"storage": f"s3://{bucket}{prefix}"})
+
+    store = ObjectStore.of(f"s3://{bucket}", "field")
+    for life in (1, 2):
+        take_folders(at("a", "/runs/a").model_copy(update={"life": life}))
+        store.put("runs/a/prepared/manifest.json", [b"{}"])
+    refused = refusal(at("b", "/runs/a"))
+    assert f"ForeignStorage: spec.storage.source: s3://{bucket}/runs/a belongs to job name-of-a (a)" in refused
+    for name in STORAGE.names:
+        assert f"lies within `{name}` of job name-of-a (a)" in refusal(at("b", f"/runs/a/{name}/0001"))
+    take_folders(at("c", "/checkpoints/c"))
+    for around in ("", "/"):
+        assert "holds `checkpoints`, which this job did not write" in refusal(at("d", around))
+    for beside in ("/runs", "/runs/a2", "/runs/a/b"):
+        take_folders(at(f"e{beside}", beside))
+    check_folders(at("a", "/runs/a"))
+
+
 def _takes(context: Context) -> bool:
     try:
         take_folders(context)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from alignment_trainer.data.drafts import Draft
 from alignment_trainer.data.files import sha256
-from alignment_trainer.data.storage import Storage
+from alignment_trainer.data.storage import Storage, proven
 from alignment_trainer.process.cores import available_cores
 from alignment_trainer.process.errors import describe
 
@@ -61,7 +61,12 @@ class Checkpoint:
 
     def here(self) -> Path:
         """A folder of this machine with its parts, to be read."""
-        return self.place.here([part.name for part in self.parts])
+        return self.place.here(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Of its parts."""
+        return [part.name for part in self.parts]
 
 
 def checkpoint_name(term: int, step: int, updates: int = 0) -> str:
@@ -109,12 +114,7 @@ def verify(place: Storage) -> Checkpoint:
     Parts are read side by side, one a core. Sizes are looked at before a byte is read.
     """
     checkpoint = read_checkpoint(place)
-    folder = checkpoint.here()
-    try:
-        _check(checkpoint, folder)
-    except DamagedCheckpointError:
-        place.let_go(folder)
-        raise
+    proven(place, checkpoint.names, lambda folder: _check(checkpoint, folder))
     return checkpoint
 
 

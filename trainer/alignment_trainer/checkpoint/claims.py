@@ -39,7 +39,7 @@ EXPORT_BYTES = {"bf16": 2, "fp32": 4}
 
 
 class DamagedClaimError(ValueError):
-    """A claim cannot be read: whose storage this is, and what counts in it, is unknown."""
+    """A claim cannot be read, or is gone: whose storage this is, and what counts in it, is unknown."""
 
 
 class FencedError(RuntimeError):
@@ -83,9 +83,11 @@ def checkpoints_of(storage: Storage) -> Storage:
 
 
 def read_claims(storage: Storage) -> list[Claim]:
-    """Every claim, in order of term. Raises DamagedClaimError."""
+    """Every claim, in order of term. Raises DamagedClaimError, also where one is gone: nothing ever removes one."""
     files, claims = claims_of(storage), []
-    for name in filter(_CLAIM.fullmatch, files.list("")):
+    for term, name in enumerate(filter(_CLAIM.fullmatch, files.list("")), start=1):
+        if name != _claim_name(term):
+            raise _gone(storage, term)
         try:
             claims.append(Claim.model_validate_json(files.get(name)))
         except ValidationError as error:
@@ -93,6 +95,17 @@ def read_claims(storage: Storage) -> list[Claim]:
                 f"{storage}/claims/{name}: not a claim: {describe(error)}; restore it from a copy"
             ) from error
     return claims
+
+
+def _claim_name(term: int) -> str:
+    return f"{term:04d}.json"
+
+
+def _gone(storage: Storage, term: int) -> DamagedClaimError:
+    return DamagedClaimError(
+        f"{storage}/claims/{_claim_name(term)} is gone; restore it from a copy, and let nothing remove what a job "
+        "wrote while it runs, a bucket's lifecycle rules included"
+    )
 
 
 def check_owner(storage: Storage, uid: str) -> None:
@@ -123,6 +136,8 @@ def claim_term(storage: Storage, uid: str, attempt: int) -> Claim:
                 f"{storage}: attempt {attempt} comes after attempt {newest} has claimed; it ends without a trace"
             )
         start = newest_start(storage, claims)
+        if start is not None and not start.place.holds(MANIFEST):
+            continue  # while it was proven, the holder of the newest term has saved another and removed it
         claim = Claim(
             term=claims[-1].term + 1 if claims else 1,
             uid=uid,
@@ -130,7 +145,7 @@ def claim_term(storage: Storage, uid: str, attempt: int) -> Claim:
             start=CheckpointName(term=start.term, step=start.step, updates=start.updates) if start else None,
             claimed_at=datetime.now(UTC),
         )
-        if claims_of(storage).create(f"{claim.term:04d}.json", claim.model_dump_json(indent=1)):
+        if claims_of(storage).create(_claim_name(claim.term), claim.model_dump_json(indent=1)):
             check_owner(storage, uid)
             return claim
 
@@ -153,9 +168,12 @@ def lineage(claims: list[Claim]) -> list[tuple[int, str | None]]:
 def newest_start(storage: Storage, claims: list[Claim]) -> Checkpoint | None:
     """The newest verified checkpoint of the lineage; None where nothing was ever saved in it.
 
-    Raises DamagedCheckpointError where there are some and none is whole, or where what a claim started from is gone.
+    Raises DamagedCheckpointError where there are some and none is whole, or where what a claim started from is gone;
+    DamagedClaimError where every claim is gone.
     """
     checkpoints = checkpoints_of(storage)
+    if not claims and _sealed(checkpoints.list("")):
+        raise _gone(storage, 1)
     newest = newest_verified(checkpoints.within(name) for name in _lineage_checkpoints(checkpoints, claims))
     if newest is None and any(claim.start for claim in claims):
         raise DamagedCheckpointError(f"{checkpoints}: the checkpoints that the claims started from are gone")
@@ -175,6 +193,8 @@ def _lineage_checkpoints(checkpoints: Storage, claims: list[Claim]) -> list[str]
 def check_term(storage: Storage, term: int) -> list[Claim]:
     """Every claim. Raises FencedError for who does not hold the newest."""
     claims = read_claims(storage)
+    if len(claims) < term:
+        raise _gone(storage, len(claims) + 1)
     if claims[-1].term != term:
         raise FencedError(f"term {term} is over: attempt {claims[-1].attempt} has claimed term {claims[-1].term}")
     return claims

@@ -7,6 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -21,7 +22,7 @@ from alignment_api.contract.status import DataReport, MicroBatchReport, ModelRep
 from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
 from alignment_trainer.data.files import sha256
 from alignment_trainer.data.spool import TOKEN, Column, Int32, Selection
-from alignment_trainer.data.storage import Storage
+from alignment_trainer.data.storage import Storage, proven
 
 SPLITS = ("train", "evaluation")
 PREFERENCE_PARTS = ("prompt", "chosen", "rejected")
@@ -291,14 +292,15 @@ def _verified(storage: Storage, form: str | None = None) -> tuple[Path, Manifest
         raise DamagedDataError(f"{place}: no readable manifest.json; stage `prepare` has not finished here")
     if form not in (None, manifest.data.format):
         raise DamagedDataError(f"{place}: holds {manifest.data.format}, not {form}; remove it to prepare anew")
-    folder = place.here(manifest.parts)
+    return proven(place, list(manifest.parts), partial(_check, place, manifest)), manifest
+
+
+def _check(place: Storage, manifest: Manifest, folder: Path) -> None:
     for name, expected in manifest.parts.items():
         if not (folder / name).is_file() or sha256(folder / name) != expected:
-            place.let_go(folder)
             raise DamagedDataError(
                 f"{place}/{name}: missing, or not what the manifest says; remove {place} to prepare anew"
             )
-    return folder, manifest
 
 
 def digest(value: object) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -150,6 +150,29 @@ class Folder:
         path = self.root / name
         make_folder(path.parent)
         return path
+
+
+def proven(place: Storage, names: Sequence[str], check: Callable[[Path], None]) -> Path:
+    """`here`, once `check` has passed it. A copy that it refuses is made anew once: this machine may have damaged it.
+
+    Raises what `check` does for damage, ValueError.
+    """
+    try:
+        return _checked(place, names, check)
+    except ValueError:
+        if isinstance(place, Folder):
+            raise
+        return _checked(place, names, check)
+
+
+def _checked(place: Storage, names: Sequence[str], check: Callable[[Path], None]) -> Path:
+    folder = place.here(names)
+    try:
+        check(folder)
+    except ValueError:
+        place.let_go(folder)
+        raise
+    return folder
 
 
 def storage_at(place: str, field: str) -> Storage:

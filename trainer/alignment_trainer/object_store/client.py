@@ -14,6 +14,8 @@ _CONNECT_SECONDS, _READ_SECONDS, _TRIES = 10, 60, 6
 """For a request; between tries the pause doubles, up to 20 s. AWS_MAX_ATTEMPTS has precedence."""
 _REFUSALS = frozenset(("AuthorizationHeaderMalformed", "ExpiredToken", "InvalidToken", "XAdminUserNotFound"))
 """Codes by which a store says that these credentials may not, where its status is not 401 or 403."""
+_OF_THE_CLOCK = frozenset(("RequestExpired", "RequestTimeTooSkewed"))
+"""Codes of status 403 that tell of this machine's clock alone: another machine's may be right."""
 _ABSENT = frozenset(("404", "NoSuchKey", "NotFound"))
 _VARIABLES = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _WHERE = "in a Secret that spec.credentials names; on a laptop in the environment"
@@ -72,7 +74,8 @@ class Errors:
         if code == "NoSuchBucket":
             advice = "write the name of one that exists, or make it; AWS_ENDPOINT_URL names the store"
             return UserError("BucketNotFound", f"{self.field}: {self.endpoint} has no bucket `{self.bucket}`; {advice}")
-        if code in _REFUSALS or error.response["ResponseMetadata"]["HTTPStatusCode"] in (401, 403):
+        is_forbidden = error.response["ResponseMetadata"]["HTTPStatusCode"] in (401, 403)
+        if code in _REFUSALS or (is_forbidden and code not in _OF_THE_CLOCK):
             advice = f"give {_VARIABLES} of who may (and AWS_REGION, if it is not the store's), {_WHERE}"
             return UserError(
                 "StoreAccessRefused",

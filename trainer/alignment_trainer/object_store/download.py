@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -15,6 +16,11 @@ from typing import Protocol
 
 _STREAMS = 8
 """Objects at once: a store gives each connection a share of what it has."""
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class DiskFull(OSError):
+    """This machine's disk has no room for a copy: the next attempt may find another machine."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,24 @@ def cached(store: Store, objects: Sequence[Found]) -> Path:
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            download(store, objects, partial)
+            _download_all(store, objects, partial)
             partial.rename(folder)
     return folder
+
+
+def _download_all(store: Store, objects: Sequence[Found], folder: Path) -> None:
+    """Leaves nothing where it fails."""
+    try:
+        download(store, objects, folder)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if error.errno in _FULL:
+            size = sum(found.bytes for found in objects)
+            raise DiskFull(
+                f"{store}: no room for a copy of {size:,} bytes on this machine's own disk, below {folder.parent}; "
+                "raise spec.roles.ROLE.ephemeralStorage"
+            ) from error
+        raise
 
 
 def download(store: Store, objects: Sequence[Found], folder: Path) -> None:

@@ -26,7 +26,7 @@ _BATCH = 1000
 """Objects that one request may delete."""
 _TRIES = 5
 _CONFLICTS, _PAUSE_SECONDS = 100, 0.1
-_CONFLICT, _EXISTS = "ConditionalRequestConflict", "PreconditionFailed"
+_CONFLICT, _EXISTS, _COMPLETED = "ConditionalRequestConflict", "PreconditionFailed", "NoSuchUpload"
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class ObjectStore:
         raise OSError(f"{self.field}: {self}/{name} cannot be created: {_CONFLICT}, {_CONFLICTS} times")
 
     def put(self, name: str, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
-        """Reads the pieces as they are sent, PART_BYTES at a time. What broke off in between is no object."""
+        """Reads the pieces as they are sent, PART_BYTES at a time. What broke off in between is no object, and what a
+        writer of the same name has sent that was killed goes."""
         digest, sizes = hashlib.sha256(), list[int]()
 
         def noted() -> Iterator[bytearray]:
@@ -103,8 +104,18 @@ class ObjectStore:
         return sum(sizes), digest.hexdigest()
 
     def get(self, name: str) -> bytes:
-        with self._told(name):
-            content: bytes = self._client.get_object(**self._key(name))["Body"].read()
+        """Asks again where the connection breaks in the middle, which the client does for no body."""
+        content = b""
+        for left in reversed(range(_TRIES)):
+            body = self._body(name)
+            try:
+                with self._told(name):
+                    content = body.read()
+                break
+            except NotReached as error:
+                if not left:
+                    raise
+                log.warning("asks again for an object: %s", error)
         return content
 
     def list(self, prefix: str) -> list[str]:
@@ -191,6 +202,10 @@ class ObjectStore:
     def _key(self, name: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + name}
 
+    def _body(self, name: str, **options: str) -> Any:
+        with self._told(name):
+            return self._client.get_object(**self._key(name), **options)["Body"]
+
     def _create(self, name: str, text: str, writer: str) -> str | None:
         """None where it was created, else by which code it was not."""
         from botocore.exceptions import ClientError  # type: ignore[import-untyped]
@@ -208,20 +223,37 @@ class ObjectStore:
         return None
 
     def _is_by(self, name: str, writer: str) -> bool:
-        """Whether what is there was created by this very call: its answer may have been lost, and asked for again."""
-        with self._told(name):
-            metadata = self._client.head_object(**self._key(name))["Metadata"]
+        """Whether what is there was written by this very call: its answer may have been lost, and asked for again."""
+        try:
+            with self._told(name):
+                metadata = self._client.head_object(**self._key(name))["Metadata"]
+        except FileNotFoundError:
+            return False
         return bool(metadata.get("writer") == writer)
 
     def _put_parts(self, name: str, parts: Iterable[bytearray]) -> None:
-        key = self._key(name)
-        upload = key | {"UploadId": self._client.create_multipart_upload(**key)["UploadId"]}
+        key, writer = self._key(name), uuid4().hex
+        for left in self._uploads(name):
+            if left["Key"] == key["Key"]:
+                self._abort(left)
+        begun = self._client.create_multipart_upload(**key, Metadata={"writer": writer})
+        upload = key | {"UploadId": begun["UploadId"]}
         try:
             sent = [self._send(upload, number, part) for number, part in enumerate(parts, start=1)]
-            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sent})
+            self._complete(name, upload, sent, writer)
         except BaseException:
             self._abort(upload)
             raise
+
+    def _complete(self, name: str, upload: dict[str, str], sent: Sequence[dict[str, Any]], writer: str) -> None:
+        """Asked again because its answer was lost, the store says that there is no such upload: the object is there."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sent})
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") != _COMPLETED or not self._is_by(name, writer):
+                raise
 
     def _send(self, upload: dict[str, str], number: int, part: bytearray) -> dict[str, Any]:
         answer = self._client.upload_part(**upload, PartNumber=number, Body=part)
@@ -252,8 +284,8 @@ class ObjectStore:
     def _copy(self, wanted: Found, path: Path, done: int) -> None:
         """The bytes from `done` on."""
         part = {"Range": f"bytes={done}-"} if done else {}
+        body = self._body(wanted.name, IfMatch=wanted.etag, **part)
         with self._told(wanted.name), path.open("ab") as file:
-            body = self._client.get_object(**self._key(wanted.name), IfMatch=wanted.etag, **part)["Body"]
             for chunk in body.iter_chunks(_CHUNK_BYTES):
                 file.write(chunk)
 
