@@ -14,7 +14,8 @@ DTYPES += (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 def compiled_of(kinds: int) -> int:
     """How many of so many kinds of tensors a function is compiled for; each needs a graph of its own."""
-    graphs = []
+    graphs = list[Any]()
+    torch.compiler.reset()
 
     def keep(graph: Any, _inputs: Any) -> Any:
         graphs.append(graph)

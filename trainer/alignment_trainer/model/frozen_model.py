@@ -43,7 +43,8 @@ class LocalScorer:
         self._free: queue.SimpleQueue[Scorer] = queue.SimpleQueue()
         for scorer in scorers * len(copies[0]):
             self._free.put(scorer)
-        self._pool = ThreadPoolExecutor(threads := self._free.qsize(), "scorer", compile_for, (threads,))
+        at_once = self._free.qsize()
+        self._pool = ThreadPoolExecutor(at_once, "scorer", compile_for, (at_once,))
 
     def close(self) -> None:
         """Ends the threads with the micro-batches that they are at; who waits for others gets a CancelledError."""
