@@ -201,7 +201,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
     made = token_rows(rows, options.steps)
     sampler = Sampler(len(made), rows.batch, seed=0)
     order = [index for step in range(options.steps) for index in sampler.batch(step)]
-    texts = [{name: " ".join(f"t{t}" for t in tokens) for name, tokens in made[i].items()} for i in order]
+    texts = [{name: "".join(f" t{t}" for t in tokens) for name, tokens in made[i].items()} for i in order]
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -282,12 +282,13 @@ def figures(seconds: list[float], tokens: float, parameters: int) -> dict[str, A
 
 
 def profiled(step: Callable[[], None]) -> None:
-    """Prints where the device's time goes."""
+    """Prints where the device's time goes: by kernel, since an operator's time is that of its kernels once more."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         seconds = timed(step)
-    events = profiler.key_averages()
+    events = [event for event in profiler.key_averages() if event.device_type != DeviceType.CPU]
     busy = sum(event.self_device_time_total for event in events) / 1e6
     print(f"one step with the profiler: {seconds:.3f} s, of which kernels {busy:.3f}")
     for event in sorted(events, key=lambda event: -event.self_device_time_total)[:30]:

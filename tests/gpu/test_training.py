@@ -13,7 +13,7 @@ from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_trainer.data.packing import pack, pair_group
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.loop.offline import Run
-from alignment_trainer.model.copies import copies_on
+from alignment_trainer.model.copies import ON_CPU
 from alignment_trainer.model.frozen_model import LocalScorer
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.model.tasks import LANGUAGE
@@ -96,13 +96,15 @@ def test_a_step_of_several_micro_batches_waits_for_nothing_but_its_end(tmp_path,
         run.finish(batch)
 
 
+@pytest.mark.parametrize("places", [1, 3])
 @pytest.mark.parametrize(("precision", "nats"), [("fp32", 1e-3), ("bf16", 0.1)])
-def test_a_frozen_model_says_what_it_says_on_a_cpu(precision, nats, tmp_path, cuda):
+def test_a_frozen_model_says_what_it_says_on_a_cpu(precision, nats, places, tmp_path, cuda):
+    """Over several places all on this GPU, too, with a thread for each."""
     folder = write_model(tmp_path / "model")
-    groups = [pair_group(pair) for pair in pairs(9)]
+    groups = [pair_group(pair) for pair in pairs(60)]
     there, here = (
-        LocalScorer(LANGUAGE, folder, spec(folder, kind), copies_on(gpus, 1))
-        for kind, gpus in ((precision, 1), ("fp32", 0))
+        LocalScorer(LANGUAGE, folder, spec(folder, kind), copies)
+        for kind, copies in ((precision, ((torch.device("cuda", 0),) * places,)), ("fp32", ON_CPU))
     )
     try:
         found, expected = np.concatenate(there.score(groups)), np.concatenate(here.score(groups))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.flex_attention import flex_attention_forward
@@ -51,8 +52,7 @@ def branch_attention(
     query, key, value: (1, heads, tokens, head size). layout: of each row the tokens of prompt and branches.
     Returns (1, tokens, heads, head size). The signature is that of transformers' attention functions.
     """
-    if attention_mask is not None:
-        raise ValueError("packed rows carry their own mask, found another one")
+    _check_no_mask(attention_mask)
     groups = query.shape[1] // key.shape[1]
     pieces = [length for row in layout for length in row]
     queries = torch.split(query, pieces, dim=2)
@@ -79,19 +79,29 @@ def _causal_after(prompt: int, branch: int, device: torch.device) -> Tensor:
 
 
 def block_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    blocks: BlockMask,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """FlexAttention by the block mask that stands for attention_mask. Shapes and result as in `branch_attention`."""
+    """FlexAttention by the blocks of the batch. Shapes and result as in `branch_attention`.
+
+    They come past attention_mask, since some families look at its dimensions.
+    """
+    _check_no_mask(attention_mask)
     result: tuple[Tensor, Tensor | None] = flex_attention_forward(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,  # type: ignore[arg-type]
-        kernel_options=_KERNEL,
-        **options,
+        module, query, key, value, blocks, kernel_options=_KERNEL, **options
     )
     return result
+
+
+def _check_no_mask(attention_mask: Tensor | None) -> None:
+    if attention_mask is not None:
+        raise ValueError("packed rows carry their own mask, found another one")
 
 
 AttentionInterface.register(BRANCHES, branch_attention)

@@ -5,9 +5,22 @@ can make again from what it keeps anyway (a norm, a gate) is not kept. The eager
 """
 
 import torch
+from torch._dynamo import config as compiler
 
 from alignment_trainer.model.attention import FLEX, attention_for
 from alignment_trainer.model.heads import PackedModel
+
+GRAPHS = 16
+"""Of a function on one device: for kinds of layers, and for shapes that torch compiles apart."""
+
+
+def compile_for(devices: int) -> None:
+    """Lets the thread that calls it compile a function for each of so many devices.
+
+    Torch keeps 8 graphs of a function in all, and calls it eagerly where it would need more: attention holds a number
+    for each pair of tokens then. It keeps this setting by thread.
+    """
+    compiler.recompile_limit = GRAPHS * devices
 
 
 def compile_layers(model: PackedModel, device: torch.device) -> PackedModel:

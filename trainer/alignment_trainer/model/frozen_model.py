@@ -16,7 +16,7 @@ from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.micro_batch import tokens_of, with_micro_batch
 from alignment_trainer.data.microbatches import cut_by_tokens
 from alignment_trainer.data.packing import PackedBatch, PromptGroup
-from alignment_trainer.model.compiled import compile_layers
+from alignment_trainer.model.compiled import compile_for, compile_layers
 from alignment_trainer.model.copies import ON_CPU, Copies
 from alignment_trainer.model.load import LoadedModel, frozen
 from alignment_trainer.model.precision import autocast
@@ -43,7 +43,8 @@ class LocalScorer:
         self._free: queue.SimpleQueue[Scorer] = queue.SimpleQueue()
         for scorer in scorers * len(copies[0]):
             self._free.put(scorer)
-        self._pool = ThreadPoolExecutor(self._free.qsize(), thread_name_prefix="scorer")
+        at_once = self._free.qsize()
+        self._pool = ThreadPoolExecutor(at_once, "scorer", compile_for, (at_once,))
 
     def close(self) -> None:
         """Ends the threads with the micro-batches that they are at; who waits for others gets a CancelledError."""

@@ -72,9 +72,8 @@ class PackedModel(nn.Module):
         hidden: Tensor = self.body(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=block_mask(batch) if flex else None,
             use_cache=False,
-            **({} if flex else {"layout": batch.layout}),
+            **({"blocks": block_mask(batch)} if flex else {"layout": batch.layout}),
         ).last_hidden_state
         return hidden[0]
 
