@@ -36,8 +36,13 @@ def ours(options: argparse.Namespace) -> Report:
 
     from alignment_api.contract.spec import AlignmentJobSpec
     from alignment_trainer.checkpoint.run_state import Checkpoints
+<<<<<<< HEAD
     from alignment_trainer.data.rows import parse_row, read_rows
     from alignment_trainer.data.storage import Folder
+=======
+    from alignment_trainer.data.layouts.preferences import parse_preferences
+    from alignment_trainer.data.rows import read_rows
+>>>>>>> layouts
     from alignment_trainer.data.tokenize import PairTokenizer
     from alignment_trainer.loop.build import Origin, load_trainee, make_run, make_sampler, score_rows
     from alignment_trainer.loop.offline import RunHooks, TrainingRows
@@ -48,7 +53,11 @@ def ours(options: argparse.Namespace) -> Report:
 
     def run() -> list[float]:
         tokenizer = PairTokenizer(policy.model.tokenizer, spec.training.max_length, options.micro_tokens)
-        examples = [tokenizer.encode(parse_row(row)) for row in islice(read_rows(options.data), options.rows)]
+        examples = [
+            tokenizer.encode(pair)
+            for row in islice(read_rows(options.data), options.rows)
+            for pair in parse_preferences(row)
+        ]
         reference = score_rows(spec, policy.engine, examples)
         with tempfile.TemporaryDirectory() as folder:
             losses = Losses()
@@ -171,7 +180,8 @@ def count_tokens(options: argparse.Namespace) -> int:
     """Tokens of prompt with chosen and of prompt with rejected, over all rows."""
     from transformers import AutoTokenizer
 
-    from alignment_trainer.data.rows import parse_row, read_rows
+    from alignment_trainer.data.layouts.preferences import parse_preferences
+    from alignment_trainer.data.rows import read_rows
     from alignment_trainer.data.tokenize import PairTokenizer
 
     tokenizer = PairTokenizer(
@@ -179,7 +189,11 @@ def count_tokens(options: argparse.Namespace) -> int:
         options.max_length,
         2 * options.max_length,
     )
-    examples = [tokenizer.encode(parse_row(row)) for row in islice(read_rows(options.data), options.rows)]
+    examples = [
+        tokenizer.encode(pair)
+        for row in islice(read_rows(options.data), options.rows)
+        for pair in parse_preferences(row)
+    ]
     return sum(2 * len(example.prompt) + example.completion_tokens for example in examples)
 
 

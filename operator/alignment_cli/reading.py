@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_api.contract.base import FieldPath, field_path
-from alignment_api.contract.inputs import Data
+from alignment_api.contract.inputs import Columns, Data
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
 from alignment_api.contract.sources import parse_source
@@ -109,9 +109,8 @@ def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
             complaints.append(str(manifest.problem(path, problem)))
         elif (data := _data_at(manifest.job, path)) is not None and data.on_invalid == "refuse":
             prompts = path[1] == "data" and manifest.job.spec.algorithm.online is not None
-            complaints += _invalid_rows(
-                place, prompts, field_path(path).rsplit(".source")[0].removesuffix(".evaluation")
-            )
+            field = field_path(path).rsplit(".source")[0].removesuffix(".evaluation")
+            complaints += _invalid_rows(place, prompts, data.columns, field)
     return complaints
 
 
@@ -132,18 +131,21 @@ def _missing(path: FieldPath, place: Path) -> str | None:
     return None
 
 
-def _invalid_rows(place: Path, prompts: bool, field: str) -> Iterator[str]:
+def _invalid_rows(place: Path, prompts: bool, columns: Columns, field: str) -> Iterator[str]:
     """prompts: the rows are those of PPO and GRPO; otherwise preferences. field: of the data."""
-    from alignment_trainer.data.rows import InvalidRow, check_format, check_prompts, parse_prompt, parse_row, read_rows
+    from alignment_trainer.data.layouts.formats import check_preferences, check_prompts
+    from alignment_trainer.data.layouts.preferences import parse_preferences
+    from alignment_trainer.data.layouts.prompts import parse_prompt
+    from alignment_trainer.data.rows import InvalidRow, read_rows
     from alignment_trainer.process.errors import UserError
 
-    check, parse = (check_prompts, parse_prompt) if prompts else (check_format, parse_row)
+    check, parse = (check_prompts, parse_prompt) if prompts else (check_preferences, parse_preferences)
     found = 0
     try:
-        check(read_rows(place), place.name)
+        check(read_rows(place), place.name, columns, field)
         for row in read_rows(place):
             try:
-                parse(row)
+                parse(row, columns)
             except InvalidRow as error:
                 found += 1
                 if found <= _SHOWN_ROWS:

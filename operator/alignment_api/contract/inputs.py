@@ -32,6 +32,28 @@ class Evaluation(Contract):
     """Optimizer steps between evaluations while training. Default: with every checkpoint."""
 
 
+ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Columns(Contract):
+    """What columns are called in the data, where that is not what they are called here."""
+
+    prompt: ColumnName | None = None
+    """What is asked: a string or a list of messages."""
+    system: ColumnName | None = None
+    """A system message before the prompt."""
+    chosen: ColumnName | None = None
+    """The better completion: a string, messages after the prompt, or the whole conversation."""
+    rejected: ColumnName | None = None
+    """The worse completion, in the form of the better one; or a list of such."""
+    completions: ColumnName | None = None
+    """Several completions, of which every two with different scores or ranks are a pair."""
+    scores: ColumnName | None = None
+    """A number for each completion; higher is better."""
+    ranks: ColumnName | None = None
+    """A number for each completion; 1 is the best."""
+
+
 class Data(Contract):
     """The rows to learn from."""
 
@@ -44,6 +66,8 @@ class Data(Contract):
     format: Literal["auto", "preferences", "prompts"] = "auto"
     """`preferences`: prompt, chosen, rejected. `prompts`: prompt, and whatever reward functions read. `auto` takes
     what the algorithm needs and says in status what it found."""
+    columns: Columns = Columns()
+    """What columns are called in the data: `columns: {prompt: question}`."""
     on_invalid: Literal["refuse", "drop"] = "refuse"
     """`refuse`: an invalid row stops the job, by its number. `drop`: such rows are listed in storage and counted."""
     evaluation: Evaluation = Evaluation()

@@ -197,13 +197,26 @@ class CheckpointStatus(Contract):
     """When it was sealed: every part flushed to the disk, its checksum taken while it was written."""
 
 
+class DataReading(Contract):
+    """How rows of a source were read."""
+
+    source: str
+    """As the manifest says it."""
+    layout: str
+    """Form of the answers, and where the prompt was found: `messages; prompt = all but the last assistant turn`."""
+    rows: int
+    """Rows of the source that were read so."""
+    unread: list[str] = []
+    """Columns of theirs that were not read."""
+
+
 class DataReport(Contract):
     """What `prepare` found."""
 
     format: str
     """The format found by looking."""
     rows: int
-    """Training rows."""
+    """Training rows; one that holds several pairs counts as many times."""
     evaluation_rows: int
     """Held-out rows."""
     invalid_rows: int = 0
@@ -212,6 +225,8 @@ class DataReport(Contract):
     """SHA-256 of the tokenized rows."""
     revision: str | None = None
     """Commit of an hf:// data set; of an s3:// one a SHA-256 over the names, sizes and ETags of its objects."""
+    readings: list[DataReading] = []
+    """How rows were read, by source and layout."""
 
 
 class ProbeReport(Contract):

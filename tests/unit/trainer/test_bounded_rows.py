@@ -101,7 +101,10 @@ def test_what_prepare_holds_of_a_row_that_it_drops_is_a_few_bytes(tmp_path: Path
         data = write_rows(folder / "rows.jsonl", 2)
         with data.open("a") as file:
             file.writelines(json.dumps({"prompt": WORDS, "chosen": [], "rejected": "a"}) + "\n" for _ in range(rows))
-        assert prepare(spec_of("dpo", onInvalid="drop"), data, folder).report.invalid_rows == rows
+        report = prepare(spec_of("dpo", onInvalid="drop"), data, folder).report
+        assert report.invalid_rows == rows
+        (reading,) = report.readings
+        assert (reading.layout, reading.rows, reading.unread) == ("texts; prompt = `prompt`", 2, ["answer"])
 
     assert growth(work, tmp_path) < BYTES_A_ROW
 

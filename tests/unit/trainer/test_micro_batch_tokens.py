@@ -17,8 +17,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_trainer.data.layouts.preferences import parse_preferences
+from alignment_trainer.data.layouts.prompts import parse_prompt
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole
-from alignment_trainer.data.rows import InvalidRow, RawRow, parse_prompt, parse_row
+from alignment_trainer.data.rows import InvalidRow, RawRow
 from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.train import train, train_online
@@ -111,7 +113,9 @@ def test_held_out_rows_of_a_trainee(packing: Any) -> None:
 
 def test_prepare_refuses_a_pair_that_is_longer() -> None:
     tokenizer = tiny_tokenizer()
-    row = parse_row(RawRow(1, "a.jsonl:1", {"prompt": "2 + 2?", "chosen": "It is 4.", "rejected": "It is five."}))
+    (row,) = parse_preferences(
+        RawRow(1, "a.jsonl:1", {"prompt": "2 + 2?", "chosen": "It is 4.", "rejected": "It is five."})
+    )
     example = PairTokenizer(tokenizer, 1000, 1000).encode(row)
     whole = len(example.prompt) + example.completion_tokens
     assert PairTokenizer(tokenizer, 1000, whole).encode(row) == example

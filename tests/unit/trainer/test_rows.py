@@ -6,23 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from alignment_trainer.data.rows import (
-    InvalidRow,
-    Message,
-    Problem,
-    RawRow,
-    check_format,
-    check_prompts,
-    complain,
-    parse_prompt,
-    parse_row,
-    read_rows,
-)
+from alignment_trainer.data.layouts.formats import check_preferences, check_prompts
+from alignment_trainer.data.layouts.preferences import parse_preferences
+from alignment_trainer.data.layouts.prompts import parse_prompt
+from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, Problem, RawRow, complain, read_rows
 from alignment_trainer.process.errors import UserError
 
 
 def row(value: object, number: int = 1) -> RawRow:
     return RawRow(number, f"pairs.jsonl:{number}", value)
+
+
+def parse_row(raw: RawRow) -> PreferenceRow:
+    """The one pair of a row."""
+    (pair,) = parse_preferences(raw)
+    return pair
 
 
 def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -127,14 +125,14 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 )
 def test_data_of_another_format_is_named_and_refused(value: dict[str, object], name: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_format([row(value), row(value)], "pvc://data/x.jsonl")
+        check_preferences([row(value), row(value)], "pvc://data/x.jsonl")
     assert name in str(caught.value)
     assert "needs preferences" in str(caught.value)
 
 
-def test_one_row_without_rejected_does_not_change_the_format() -> None:
+def test_one_row_without_rejected_does_not_make_another_format() -> None:
     rows = [row({"prompt": "p", "chosen": "c"}), row({"prompt": "p", "chosen": "c", "rejected": "r"})]
-    assert check_format(rows, "x") == "preferences"
+    check_preferences(rows, "x")
 
 
 def test_a_complaint_shows_twenty_rows_and_counts_the_rest() -> None:
@@ -173,4 +171,4 @@ def test_a_row_without_a_prompt_to_answer_is_told(value: object, complaint: str)
 def test_rows_without_prompts_are_told_once() -> None:
     with pytest.raises(UserError, match=r"pvc://x: these rows have no `prompt`, found `answer`, `question`"):
         check_prompts([row({"question": "q", "answer": "a"})], "pvc://x")
-    assert check_prompts([row({"prompt": "p"})], "x") == "prompts"
+    check_prompts([row({"prompt": "p"})], "x")

@@ -7,7 +7,9 @@ import pytest
 from tests.tiny import tiny_tokenizer
 
 from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow, parse_prompt, parse_row
+from alignment_trainer.data.layouts.preferences import parse_preferences
+from alignment_trainer.data.layouts.prompts import parse_prompt
+from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow
 from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, Texts
 
 LLAMA3_LIKE = (
@@ -22,7 +24,8 @@ def tokenizer() -> Any:
 
 
 def preference(prompt: str = "Tell me.", chosen: str = "Gladly.", rejected: str = "No.") -> PreferenceRow:
-    return parse_row(RawRow(7, "pairs.jsonl:7", {"prompt": prompt, "chosen": chosen, "rejected": rejected}))
+    (row,) = parse_preferences(RawRow(7, "pairs.jsonl:7", {"prompt": prompt, "chosen": chosen, "rejected": rejected}))
+    return row
 
 
 def test_a_completion_is_the_answer_to_the_end_of_its_turn(tokenizer: Any) -> None:
@@ -51,7 +54,7 @@ def test_without_a_chat_template_the_texts_are_joined_and_closed() -> None:
 
 def test_a_conversation_needs_a_chat_template() -> None:
     turns = [{"role": "assistant", "content": "x"}]
-    row = parse_row(
+    (row,) = parse_preferences(
         RawRow(1, "a:1", {"prompt": "p", "chosen": turns, "rejected": [{"role": "assistant", "content": "y"}]})
     )
     with pytest.raises(InvalidRow, match="no chat template"):

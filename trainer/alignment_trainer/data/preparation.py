@@ -12,22 +12,24 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from alignment_api.contract.inputs import Data
+from alignment_api.contract.inputs import Columns, Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.data.examples import PreferenceExample, PromptExample
 from alignment_trainer.data.finding import DataSources
+from alignment_trainer.data.layouts.formats import check_preferences, check_prompts
+from alignment_trainer.data.layouts.preferences import parse_preferences
+from alignment_trainer.data.layouts.prompts import parse_prompt
+from alignment_trainer.data.layouts.readings import Readings
 from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
     InvalidRow,
+    PreferenceRow,
     Problem,
+    PromptRow,
     RawRow,
-    check_format,
-    check_prompts,
     complain,
-    parse_prompt,
-    parse_row,
     read_rows,
 )
 from alignment_trainer.data.splits import PromptKeys, held_out
@@ -42,21 +44,23 @@ ROWS_AT_ONCE = 512
 """Read, rendered and tokenized together: enough for every core, a few MB."""
 DEFAULT_FRACTION = 0.02
 """Of the prompts, held out where the spec names neither a share nor a source."""
+Row = TypeVar("Row", bound=PreferenceRow | PromptRow)
 Example = TypeVar("Example", bound=PreferenceExample | PromptExample)
 
 
 @dataclass(frozen=True)
-class RowFormat(Generic[Example]):
+class RowFormat(Generic[Row, Example]):
     """How rows are read. name: as status says it. parts: the token sequences of an example.
 
-    check: looks at the first rows of a source; raises UserError. encode: each row's example, or what is wrong with it.
-    fields: the rows as the user wrote them, as JSON, where they are kept.
+    check: looks at the first rows of a source; raises UserError. parse: what a row states, raises InvalidRow. encode:
+    each one's example, or what is wrong with it. fields: the rows as the user wrote them, as JSON, where they are kept.
     """
 
     name: str
     parts: tuple[str, ...]
-    check: Callable[[Iterable[RawRow], str], str]
-    encode: Callable[[Sequence[RawRow]], list[Example | InvalidRow]]
+    check: Callable[[Iterable[RawRow], str, Columns, str], None]
+    parse: Callable[[RawRow, Columns], Sequence[Row]]
+    encode: Callable[[Sequence[Row | InvalidRow]], list[Example | InvalidRow]]
     fields: Callable[[Sequence[Example]], list[str]] = lambda examples: []
 
 
@@ -82,17 +86,13 @@ class PreparedRows:
     dropped: Iterator[bytes]
 
 
-def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceExample]:
+def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, PreferenceExample]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
     encoder = PairTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-
-    def encode(rows: Sequence[RawRow]) -> list[PreferenceExample | InvalidRow]:
-        return encoder.encode_each([attempt(parse_row, row) for row in rows])
-
-    return RowFormat("preferences", PREFERENCE_PARTS, check_format, encode)
+    return RowFormat("preferences", PREFERENCE_PARTS, check_preferences, parse_preferences, encoder.encode_each)
 
 
-def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptExample]:
+def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
     """Prompts alone, with whatever reward functions read: what PPO and GRPO sample for."""
     online = spec.algorithm.online
     if online is None:
@@ -101,11 +101,11 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptExample]:
     encoder = PromptTokenizer(
         tokenizer, Room(spec.training.max_length, tokens_of(spec.training), online.max_new_tokens, field)
     )
+    return RowFormat("prompts", PROMPT_PARTS, check_prompts, _one_prompt, encoder.encode_each, _as_json)
 
-    def encode(rows: Sequence[RawRow]) -> list[PromptExample | InvalidRow]:
-        return encoder.encode_each([attempt(parse_prompt, row) for row in rows])
 
-    return RowFormat("prompts", PROMPT_PARTS, check_prompts, encode, _as_json)
+def _one_prompt(row: RawRow, columns: Columns) -> Sequence[PromptRow]:
+    return (parse_prompt(row, columns),)
 
 
 def _as_json(examples: Sequence[PromptExample]) -> list[str]:
@@ -113,17 +113,18 @@ def _as_json(examples: Sequence[PromptExample]) -> list[str]:
 
 
 def prepare_rows(
-    request: Request, form: RowFormat[Example], sources: DataSources, spool: Spool, metrics: Metrics
+    request: Request, form: RowFormat[Row, Example], sources: DataSources, spool: Spool, metrics: Metrics
 ) -> PreparedRows:
     """Reads, checks, tokenizes and splits. Raises UserError that names invalid rows, or what is empty.
 
     spool: empty, of the format's parts; it has the rows for as long as it is open.
     """
     data = request.data
-    _tokenize(data.source, sources.train.path, form, spool, metrics)
+    readings = [_tokenize(request, data.source, sources.train.path, form, spool, metrics)]
     given = len(spool)
     if sources.evaluation is not None:
-        _tokenize(data.evaluation.source or "", sources.evaluation.path, form, spool, metrics)
+        held_out = data.evaluation.source or ""
+        readings.append(_tokenize(request, held_out, sources.evaluation.path, form, spool, metrics))
     splits = _split(request, spool, given)
     invalid = len(spool.problems)
     if invalid and data.on_invalid == "refuse":
@@ -137,6 +138,7 @@ def prepare_rows(
         invalid_rows=invalid,
         fingerprint=fingerprint_of(splits),
         revision=sources.train.revision,
+        readings=[each for found in readings for each in found.reports()],
     )
     log.info("data prepared", extra=report.model_dump(by_alias=False))
     return PreparedRows(splits, report, spool.problems.lines())
@@ -158,21 +160,38 @@ def _split(request: Request, spool: Spool, given: int) -> dict[str, Selection]:
     return {"train": Selection(spool, np.flatnonzero(~is_out)), "evaluation": Selection(spool, evaluation)}
 
 
-def _tokenize(source: str, path: Path, form: RowFormat[Example], spool: Spool, metrics: Metrics) -> None:
-    form.check(read_rows(path), source)
-    found = len(spool) + len(spool.problems)
-    rows = read_rows(path)
-    while some := list(islice(rows, ROWS_AT_ONCE)):
-        encoded = form.encode(some)
+def _tokenize(
+    request: Request, source: str, path: Path, form: RowFormat[Row, Example], spool: Spool, metrics: Metrics
+) -> Readings:
+    """Fills the spool from one source. Returns how its rows were read."""
+    form.check(read_rows(path), source, request.data.columns, request.field)
+    found, readings = len(spool) + len(spool.problems), Readings(source)
+    parsed = _parsed(request.data.columns, read_rows(path), form, readings)
+    while some := list(islice(parsed, ROWS_AT_ONCE)):
+        encoded = form.encode([row for _, row in some])
         examples = [one for one in encoded if not isinstance(one, InvalidRow)]
         spool.add(examples, form.fields(examples))
         pairs = zip(some, encoded, strict=True)
         spool.problems.add(
-            [Problem(row.number, row.place, str(one)) for row, one in pairs if isinstance(one, InvalidRow)]
+            [Problem(raw.number, raw.place, str(one)) for (raw, _), one in pairs if isinstance(one, InvalidRow)]
         )
-        metrics.set("rows", some[-1].number)
+        metrics.set("rows", some[-1][0].number)
     if found == len(spool) + len(spool.problems):
         raise UserError("NoRows", f"{source}: holds no rows; write at least two {form.name} with different prompts")
+    return readings
+
+
+def _parsed(
+    columns: Columns, rows: Iterable[RawRow], form: RowFormat[Row, Example], readings: Readings
+) -> Iterator[tuple[RawRow, Row | InvalidRow]]:
+    """What each row states, several of a row that states several, or what is wrong with it."""
+    for raw in rows:
+        found = attempt(form.parse, raw, columns)
+        if isinstance(found, InvalidRow):
+            yield raw, found
+            continue
+        readings.add(found[0].reading)
+        yield from ((raw, row) for row in found)
 
 
 def _check_counts(request: Request, prompts: PromptKeys, train: int, evaluation: int) -> None:

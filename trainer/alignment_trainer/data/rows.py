@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from alignment_trainer.data.sources import DATA_SUFFIXES
 from alignment_trainer.process.errors import UserError, describe
 
-FIELDS = ("prompt", "chosen", "rejected")
-_OTHER_FORMATS = {
-    frozenset({"completion", "label"}): "binary feedback (`completion` and `label`)",
-    frozenset({"completion"}): "demonstrations (`completion` without `rejected`)",
-    frozenset({"messages"}): "demonstrations (`messages`)",
-    frozenset({"prompt"}): "prompts alone",
-}
-_LOOKED_AT = 100
 _LINE_BYTES = 1 << 26
 """Of one row: 64 MiB, far beyond any maxLength; a file without line breaks is not read into memory."""
 _PARQUET_ROWS = 256
@@ -65,11 +56,19 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a row was read, in words, and its columns that were not."""
+
+    layout: str
+    unread: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class PreferenceRow:
     """A prompt as turns, and the contents of the two assistant turns that answer it.
 
     place: file:line. is_chat: False where the row was three strings, so that a tokenizer without chat template can
-    take it as plain text.
+    take it as plain text. names: of the fields that hold the two answers.
     """
 
     number: int
@@ -78,6 +77,8 @@ class PreferenceRow:
     chosen: str
     rejected: str
     is_chat: bool
+    reading: Reading
+    names: tuple[str, str] = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class PromptRow:
     prompt: tuple[Message, ...]
     fields: Mapping[str, Any]
     is_chat: bool
+    reading: Reading
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
@@ -147,132 +149,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
 _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
-def check_format(rows: Iterable[RawRow], source: str) -> str:
-    """The format that the first rows show. Raises UserError where it is known and is not preferences."""
-    keys = _keys(rows)
-    if any({"chosen", "rejected"} <= found for found in keys):
-        return "preferences"
-    for marks, name in _OTHER_FORMATS.items():
-        if keys and all(marks <= found and not found & {"chosen", "rejected"} for found in keys):
-            raise UserError(
-                "UnsupportedFormat",
-                f"{source}: these rows are {name}; this algorithm needs preferences: `prompt`, `chosen` and `rejected`",
-            )
-    return "preferences"
-
-
-def check_prompts(rows: Iterable[RawRow], source: str) -> str:
-    """The same for prompts; preferences have prompts, too."""
-    keys = _keys(rows)
-    if keys and not any(found & {"prompt", "chosen"} for found in keys):
-        shown = ", ".join(f"`{key}`" for key in sorted(keys[0])) or "nothing"
-        raise UserError(
-            "UnsupportedFormat",
-            f"{source}: these rows have no `prompt`, found {shown}; this algorithm samples completions of prompts: "
-            "write `prompt` (a string or a list of messages) and whatever reward functions read",
-        )
-    return "prompts"
-
-
-def _keys(rows: Iterable[RawRow]) -> list[frozenset[str]]:
-    return [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
-
-
-def parse_prompt(row: RawRow) -> PromptRow:
-    """The prompt of a row; of a preference without one what its two conversations share. Raises InvalidRow."""
-    value = _mapping(row, '{"prompt": ...}')
-    if value.get("prompt") is None and {"chosen", "rejected"} <= value.keys():
-        preference = parse_row(row)
-        return PromptRow(row.number, row.place, preference.prompt, value, preference.is_chat)
-    prompt = value.get("prompt")
-    if isinstance(prompt, list):
-        return PromptRow(row.number, row.place, _asking(_messages(prompt, "prompt")), value, is_chat=True)
-    return PromptRow(row.number, row.place, (Message("user", _text(prompt, "prompt")),), value, is_chat=False)
-
-
-def _asking(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    if messages[-1].role == "assistant":
-        raise InvalidRow("`prompt` ends with role `assistant`; its last message must be one that the model answers")
-    return messages
-
-
-def _mapping(row: RawRow, example: str) -> Mapping[str, Any]:
-    if row.broken is not None:
-        raise InvalidRow(row.broken)
-    if not isinstance(row.value, Mapping):
-        raise InvalidRow(f"{_kind(row.value)}, not an object; write {example}")
-    return row.value
-
-
-def parse_row(row: RawRow) -> PreferenceRow:
-    """The preference that a row states. Raises InvalidRow."""
-    value = _mapping(row, '{"prompt": ..., "chosen": ..., "rejected": ...}')
-    for field in ("chosen", "rejected"):
-        if value.get(field) is None:
-            found = ", ".join(f"`{key}`" for key in value) or "nothing"
-            raise InvalidRow(f"`{field}` is missing; found {found}. A preference needs a prompt and two completions")
-    is_chat = isinstance(value["chosen"], Sequence) and not isinstance(value["chosen"], str)
-    prompt, chosen, rejected = _parse_chat(value) if is_chat else _parse_text(value)
-    if chosen == rejected:
-        raise InvalidRow("`chosen` and `rejected` are the same; a preference needs two different completions")
-    return PreferenceRow(row.number, row.place, prompt, chosen, rejected, is_chat)
-
-
-def _parse_text(value: Mapping[str, object]) -> tuple[tuple[Message, ...], str, str]:
-    prompt = value.get("prompt")
-    turns = _messages(prompt, "prompt") if isinstance(prompt, list) else (Message("user", _text(prompt, "prompt")),)
-    return turns, _text(value["chosen"], "chosen"), _text(value["rejected"], "rejected")
-
-
-def _parse_chat(value: Mapping[str, object]) -> tuple[tuple[Message, ...], str, str]:
-    chosen, rejected = _messages(value["chosen"], "chosen"), _messages(value["rejected"], "rejected")
-    given = value.get("prompt")
-    if len(chosen) == len(rejected) == 1:
-        turns = _messages(given, "prompt") if isinstance(given, list) else (Message("user", _text(given, "prompt")),)
-    else:
-        turns = _common_start(chosen, rejected)
-        chosen, rejected = chosen[len(turns) :], rejected[len(turns) :]
-    return turns, _answer(chosen, "chosen"), _answer(rejected, "rejected")
-
-
-def _common_start(chosen: Sequence[Message], rejected: Sequence[Message]) -> tuple[Message, ...]:
-    """The shared prompt of two whole conversations: all but the last turn, which must be the only difference."""
-    if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
-        raise InvalidRow(
-            f"`chosen` ({len(chosen)} messages) and `rejected` ({len(rejected)} messages) differ before their last "
-            "message; give both the same prompt and one last assistant message each"
-        )
-    return tuple(chosen[:-1])
-
-
-def _answer(messages: Sequence[Message], field: str) -> str:
-    if len(messages) != 1 or messages[0].role != "assistant":
-        raise InvalidRow(f"`{field}` ends with role `{messages[-1].role}`; its last message must be the assistant's")
-    return _text(messages[0].content, field)
-
-
-def _messages(value: object, field: str) -> tuple[Message, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise InvalidRow(f"`{field}` is {_kind(value)}; write a list of messages, or three strings in every field")
-    messages = []
-    for place, message in enumerate(value):
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise InvalidRow(f'`{field}[{place}]` is no message; write {{"role": "user", "content": "..."}}')
-        messages.append(Message(message["role"], message["content"]))
-    return tuple(messages)
-
-
-def _text(value: object, field: str) -> str:
-    if value is None:
-        raise InvalidRow(f"`{field}` is missing; write the text that completions answer")
-    if not isinstance(value, str):
-        raise InvalidRow(f"`{field}` is {_kind(value)}; write a string")
-    if not value.strip():
-        raise InvalidRow(f"`{field}` is empty; fill it, or drop the row")
-    return value
-
-
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 

@@ -185,7 +185,7 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
         example = PreferenceExample(
             row.number, prompt[:boundary], self._end(chosen[boundary:]), self._end(rejected[boundary:])
         )
-        self._check(example)
+        self._check(example, row.names)
         return example
 
     def _render(self, row: PreferenceRow) -> Sequence[str]:
@@ -196,7 +196,7 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
         prompt = texts.render(row.prompt, add_generation_prompt=True)
         chosen = texts.render([*row.prompt, Message("assistant", row.chosen)])
         rejected = texts.render([*row.prompt, Message("assistant", row.rejected)])
-        for field, text in (("chosen", chosen), ("rejected", rejected)):
+        for field, text in zip(row.names, (chosen, rejected), strict=True):
             if not text.startswith(prompt):
                 raise InvalidRow(
                     f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`"
@@ -212,8 +212,8 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
             return completion
         return (*completion, self._tokenizer.eos_token_id)
 
-    def _check(self, example: PreferenceExample) -> None:
-        for field, completion in (("chosen", example.chosen), ("rejected", example.rejected)):
+    def _check(self, example: PreferenceExample, names: tuple[str, str]) -> None:
+        for field, completion in zip(names, (example.chosen, example.rejected), strict=True):
             if all(token in self._special for token in completion):
                 raise InvalidRow(
                     f"`{field}` is empty after the chat template. A preference needs two completions: fill it, or drop "
@@ -228,12 +228,12 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
         both = len(example.prompt) + example.completion_tokens
         if both > self._at_once:
             raise InvalidRow(
-                f"prompt, `chosen` and `rejected` are {both} tokens, and a pair is computed at once: more than "
+                f"prompt, `{names[0]}` and `{names[1]}` are {both} tokens, and a pair is computed at once: more than "
                 f"{self._at_once} (spec.training.microBatchTokens); shorten the row or raise microBatchTokens"
             )
         if example.chosen == example.rejected:
             raise InvalidRow(
-                "`chosen` and `rejected` are the same tokens; a preference needs two different completions"
+                f"`{names[0]}` and `{names[1]}` are the same tokens; a preference needs two different completions"
             )
 
 

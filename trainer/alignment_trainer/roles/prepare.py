@@ -18,6 +18,7 @@ from alignment_trainer.checkpoint.claims import check_room, needed_bytes, read_c
 from alignment_trainer.checkpoint.inheritance import FIELD, check_inheritance
 from alignment_trainer.checkpoint.ownership import take_folders
 from alignment_trainer.data.finding import find_data
+from alignment_trainer.data.layouts.fields import renamed
 from alignment_trainer.data.pins import manifest_of
 from alignment_trainer.data.preparation import Request, RowFormat, preferences, prepare_rows, prompts
 from alignment_trainer.data.prepared import (
@@ -161,7 +162,7 @@ def _prepare_data(
         return
     board.update(state="tokenizing data")
     tokenizer = load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field)
-    form: RowFormat[Any] = prompts(spec, tokenizer) if spec.algorithm.online else preferences(spec, tokenizer)
+    form: RowFormat[Any, Any] = prompts(spec, tokenizer) if spec.algorithm.online else preferences(spec, tokenizer)
     with spool_in(prepared_in(storage).workplace(), form.parts, spec.training.seed) as spool:
         with stage.metrics.phase("tokenize"):
             rows = prepare_rows(_rows_asked(stage), form, sources, spool, stage.metrics)
@@ -205,6 +206,7 @@ def _row_options(stage: Instance) -> dict[str, object]:
     spec, online = stage.spec, stage.spec.algorithm.online
     data = spec.data.model_dump(mode="json", include={"format", "on_invalid", "evaluation"})
     data["evaluation"].pop("every_steps", None)
+    data |= {"columns": named} if (named := renamed(spec.data.columns)) else {}
     return {
         "data": data,
         "max_length": spec.training.max_length,

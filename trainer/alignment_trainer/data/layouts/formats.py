@@ -1,0 +1,74 @@
+"""What the first rows of a source are: preferences, prompts, or what no algorithm here learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+from alignment_api.contract.inputs import Columns
+from alignment_trainer.data.layouts.fields import AS_THEY_ARE, check_columns, listed, renamed
+from alignment_trainer.data.rows import RawRow
+from alignment_trainer.process.errors import UserError
+
+_PREFERENCES = (
+    frozenset({"chosen", "rejected"}),
+    frozenset({"preferred_output", "non_preferred_output"}),
+    frozenset({"completions"}),
+)
+_PROMPTS = frozenset({"prompt", "chosen", "conversations", "instruction"})
+_WORSE = "write a worse completion into each row as `rejected`, and the good one as `chosen`"
+_OTHERS = {
+    frozenset({"completion", "label"}): (
+        "binary feedback (`completion` and `label`)",
+        "put a good and a bad completion of one prompt into a row, as `chosen` and `rejected`",
+    ),
+    frozenset({"completion"}): ("demonstrations (`completion` without `rejected`)", _WORSE),
+    frozenset({"messages"}): ("demonstrations (`messages`)", _WORSE),
+    frozenset({"conversations"}): ("demonstrations (ShareGPT's `conversations`)", _WORSE),
+    frozenset({"instruction", "output"}): ("demonstrations (Alpaca's `instruction` and `output`)", _WORSE),
+    frozenset({"prompt"}): ("prompts alone", "write two completions into each row, as `chosen` and `rejected`"),
+    frozenset({"text"}): ("demonstrations (`text`)", _WORSE),
+}
+_LOOKED_AT = 100
+
+
+def check_preferences(
+    rows: Iterable[RawRow], source: str, columns: Columns = AS_THEY_ARE, field: str = "spec.data"
+) -> None:
+    """Looks at the first rows. Raises UserError where they are something else that is known, or lack a column that
+    `columns` names.
+
+    field: where the manifest says which data: `spec.data`.
+    """
+    keys = _keys(rows, source, columns, field)
+    if any(marks <= found for found in keys for marks in _PREFERENCES):
+        return
+    for marks, (name, remedy) in _OTHERS.items():
+        if keys and all(marks <= found and not found & {"chosen", "rejected"} for found in keys):
+            raise UserError(
+                "UnsupportedFormat",
+                f"{source}: these rows are {name}; this algorithm needs preferences: `prompt`, `chosen` and "
+                f"`rejected`; {remedy}",
+            )
+
+
+def check_prompts(
+    rows: Iterable[RawRow], source: str, columns: Columns = AS_THEY_ARE, field: str = "spec.data"
+) -> None:
+    """The same for prompts; preferences have prompts, too."""
+    keys = _keys(rows, source, columns, field)
+    if keys and not any(found & _PROMPTS for found in keys):
+        raise UserError(
+            "UnsupportedFormat",
+            f"{source}: these rows have no `prompt`, found {listed(sorted(keys[0]))}; this algorithm samples "
+            "completions of prompts: write `prompt` (a string or a list of messages), or "
+            f"{field}.columns.prompt where it is called otherwise, and whatever reward functions read",
+        )
+
+
+def _keys(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> Sequence[frozenset[str]]:
+    """The columns of each of the first rows, and our names of those that are called otherwise."""
+    found = [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
+    check_columns(columns, found, source, field)
+    ours = renamed(columns)
+    return [keys | {name for name, column in ours.items() if column in keys} for keys in found]
