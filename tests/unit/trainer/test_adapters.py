@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignment_api.contract.spec import Lora
 from alignment_trainer.checkpoint.export import export_model
+from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.checkpoint.output import FolderOutput
 from alignment_trainer.data.packing import pack, pack_whole, pair_group
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import SavedState
 from alignment_trainer.loop.train import train
 from alignment_trainer.model.adapters import targets_in
-from alignment_trainer.model.load import LoadedModel, frozen, outline_model, outline_value_model
+from alignment_trainer.model.load import LoadedModel, frozen, named_shapes, outline_model, outline_value_model
 from alignment_trainer.model.mistakes import UnsupportedModelError
 from alignment_trainer.model.precision import autocast
 from alignment_trainer.process.errors import UserError
@@ -186,6 +189,19 @@ def test_fsdp2_takes_the_steps_of_plain_torch(engines, ranks):
     assert found["norms"] == pytest.approx(plain["norms"], rel=2e-5)
     assert found["whole"] == pytest.approx(plain["whole"], abs=2e-3)
     assert engines[ranks][1]["losses"] == pytest.approx(plain["losses"], rel=0.1), "bf16"
+
+
+def test_a_whole_model_starts_from_no_checkpoint_of_adapters(tmp_path):
+    base = write_tiny(tmp_path / "base")
+    trained(tmp_path / "other" / "checkpoints", base, fast(steps=1, checkpoint_every=1))
+    claim = {"term": 1, "uid": "other", "attempt": 1, "start": None, "claimedAt": "2026-01-01T00:00:00Z"}
+    (tmp_path / "other" / "claims").mkdir()
+    (tmp_path / "other" / "claims" / "0001.json").write_text(json.dumps(claim))
+    whole = named_shapes(outline_model(base).scorer)
+    with pytest.raises(UserError) as error:
+        check_inheritance(Folder(tmp_path / "run"), Folder(tmp_path / "other"), "pvc://runs/first", whole)
+    assert "it holds adapters of a job with training.lora" in str(error.value)
+    assert "write its exported model as spec.model" in str(error.value)
 
 
 def test_two_ranks_hold_half_of_the_base_each_and_go_on_from_a_checkpoint_of_one(engines):

@@ -270,7 +270,8 @@ def needed_bytes(model: ModelReport, spec: AlignmentJobSpec, in_storage: int = 0
     """
     trained = trained_parameters(spec.training, Decoder.reported(model)) * (2 if spec.algorithm.ppo else 1)
     checkpoints = (spec.checkpoint.keep + 1) * CHECKPOINT_BYTES * trained
-    return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * model.parameters
+    adapters = EXPORT_BYTES["fp32"] * trained if spec.training.lora is not None else 0
+    return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * model.parameters + adapters
 
 
 def check_room(storage: Storage, output: Storage, needed: tuple[int, int]) -> None:
