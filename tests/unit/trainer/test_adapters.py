@@ -14,6 +14,7 @@ from peft import PeftModel
 from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import Setting, pairs, tiny_classifier, tiny_llama, tiny_qwen2
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from alignment_api.contract.spec import Lora
@@ -278,3 +279,18 @@ def test_experts_are_refused_by_name():
         UnsupportedModelError, match=r"mixtral has `model\.layers\.0\.mlp\.experts\.\w+`, which is no matrix"
     ):
         targets_in(network, Lora())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it itself
+def test_layers_with_adapters_are_compiled_without_a_break_and_not_one_by_one(tmp_path):
+    """Two graphs of four layers: the input of the first has no gradient. What is behind a graph plays no part."""
+    model = outline(write_tiny(tmp_path / "base", num_hidden_layers=4), Setting())
+    engine_of(model, Setting())
+    torch._dynamo.reset()
+    counters.clear()
+    for layer in model.network.model.layers:
+        layer.compile(dynamic=True, backend="eager")
+    for tokens in (5, 7, 9):
+        model.network.model(input_ids=torch.arange(tokens)[None], use_cache=False).last_hidden_state.sum().backward()
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
