@@ -36,13 +36,9 @@ def ours(options: argparse.Namespace) -> Report:
 
     from alignment_api.contract.spec import AlignmentJobSpec
     from alignment_trainer.checkpoint.run_state import Checkpoints
-<<<<<<< HEAD
-    from alignment_trainer.data.rows import parse_row, read_rows
-    from alignment_trainer.data.storage import Folder
-=======
     from alignment_trainer.data.layouts.preferences import parse_preferences
     from alignment_trainer.data.rows import read_rows
->>>>>>> layouts
+    from alignment_trainer.data.storage import Folder
     from alignment_trainer.data.tokenize import PairTokenizer
     from alignment_trainer.loop.build import Origin, load_trainee, make_run, make_sampler, score_rows
     from alignment_trainer.loop.offline import RunHooks, TrainingRows

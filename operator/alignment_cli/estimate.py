@@ -108,7 +108,12 @@ def _offline(spec: AlignmentJobSpec) -> Work | None:
     steps = spec.training.max_steps or max(1, round(count * spec.training.epochs / spec.training.batch_size))
     trained = steps * spec.training.batch_size * tokens
     reference = (min(count, trained / tokens) + held) * tokens if spec.algorithm.options.needs_reference else 0.0
-    return Work(forward=reference + held * tokens, trained=trained)
+    return Work(forward=reference + held * tokens) + _learnt(spec, trained)
+
+
+def _learnt(spec: AlignmentJobSpec, tokens: float) -> Work:
+    """Through weights that are trained; of frozen ones, beside which adapters are, no gradient is made."""
+    return Work(trained=tokens) if spec.training.lora is None else Work(forward=2 * tokens)
 
 
 def _online(spec: AlignmentJobSpec, options: Ppo | Grpo) -> Work | None:

@@ -18,13 +18,12 @@ from alignment_trainer.model.precision import autocast
 pytestmark = pytest.mark.gpu
 LEAST_HEAD = 16
 """Numbers of a head, of FlexAttention's kernels."""
+DEEPSEEK = {"hidden_size": 64, "head_dim": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": LEAST_HEAD}
 WIDTHS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64},
     "opt": {"hidden_size": 64, "word_embed_proj_dim": 64},
-    **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3"),
-        {"hidden_size": 64, "head_dim": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": LEAST_HEAD},
-    ),
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
 }
 
 

@@ -18,6 +18,26 @@ from alignment_api.contract.role_spec import Roles
 from alignment_api.contract.sources import MountedSource, WritableSource
 
 Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
+Target = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class Lora(Contract):
+    """Low-rank adapters (Hu et al. 2021): beside the matrices of the layers small ones are trained, all else stays."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Inner width of an adapter: with it grow memory, checkpoints and what can be learnt."""
+    alpha: Positive | None = None
+    """An adapter's product is multiplied by alpha / rank. Default: the rank, so by 1."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1, max_length=64)] | None = None
+    """Ends of the names of the linear layers that get one, for example q_proj or mlp.down_proj. Default: all of the
+    decoder's layers. `prepare` refuses an end that the model does not have, with the nearest ones."""
+    rs_lora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, under which large ranks go on learning (Kalajdzievski 2023)."""
+
+    @property
+    def scale(self) -> float:
+        """Of an adapter's product."""
+        return (self.alpha or self.rank) / (self.rank**0.5 if self.rs_lora else self.rank)
 
 
 class Training(Contract):
@@ -56,8 +76,12 @@ class Training(Contract):
     """Layers whose activations are computed again in the backward pass instead of kept, from the first on: a third more
     time for far less memory where it is all of them, the same gradient in any case. `auto`: the least with which 2048
     tokens fit at once; status.microBatch says how many."""
+    lora: Lora | None = None
+    """Train adapters instead of the model's own weights: an eighth of the memory of the state, checkpoints of
+    megabytes. For algorithms that learn from pairs, with sharding `none` or `fsdp2`. They take 10 to 100 times the
+    learning rate of whole models. Default: the whole model is trained."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of data order, split, new heads and samples."""
+    """Seed of data order, split, new heads, adapters and samples."""
 
 
 class Storage(Contract):

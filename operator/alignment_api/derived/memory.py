@@ -34,13 +34,19 @@ _LAST = 5
 class Holder:
     """Who holds a model. sharding: of a trainee. gpu: whether on one of compute capability 8.0 and up.
 
-    ranks: of a trainee; of a frozen copy the GPUs that hold it together.
+    ranks: of a trainee; of a frozen copy the GPUs that hold it together. adapters: numbers that a trainee trains beside
+    the model, which is frozen then; None where it trains the model.
     """
 
     precision: Precision
     gpu: bool = False
     sharding: Sharding = "none"
     ranks: int = 1
+    adapters: int | None = None
+
+    def trains(self, model: Decoder) -> int:
+        """Numbers that have a gradient and moments."""
+        return model.parameters if self.adapters is None else self.adapters
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def trained(model: Decoder, holder: Holder, work: Work) -> Memory:
     peak = max(_phases(model, holder, work), key=lambda phase: phase.total)
     return replace(
         _state(model, holder),
-        snapshot=SNAPSHOT * FP32 * model.parameters / holder.ranks,
+        snapshot=SNAPSHOT * FP32 * holder.trains(model) / holder.ranks,
         activations=peak.activations,
         head=peak.head,
         gathered=peak.gathered,
@@ -172,6 +178,8 @@ def sampled(model: Decoder, precision: Precision) -> Memory:
 
 def _state(model: Decoder, holder: Holder) -> Memory:
     """Weights, gradients and moments by engine (`engines/`); what is spread over ranks has a rank's share."""
+    if holder.adapters is not None:
+        return _adapted_state(model, holder, FP32 * holder.adapters / holder.ranks)
     whole, share = FP32 * model.parameters, FP32 * model.parameters / holder.ranks
     if holder.sharding == "none":
         casts = BF16 * model.in_layers if holder.precision == "bf16" else 0
@@ -182,6 +190,13 @@ def _state(model: Decoder, holder: Holder) -> Memory:
     return Memory(weights=weights, gradients=share, optimizer=MOMENTS * share, copies=share)
 
 
+def _adapted_state(model: Decoder, holder: Holder, share: float) -> Memory:
+    """The base as a frozen model has it, in a rank's share. share: bytes of the rank's adapters in fp32."""
+    [base] = _whole(model, holder)
+    casts = share * BF16 / FP32 if holder.precision == "bf16" and holder.sharding == "none" else 0
+    return Memory(base / holder.ranks + share, gradients=share, optimizer=MOMENTS * share, copies=casts)
+
+
 def _phases(model: Decoder, holder: Holder, work: Work) -> tuple[_Phase, ...]:
     """The head's backward pass, that of the last layer that is recomputed, and the exchange of gradients after it."""
     shape, recomputed = model.shape, min(work.recompute, model.shape.layers)
@@ -189,9 +204,10 @@ def _phases(model: Decoder, holder: Holder, work: Work) -> tuple[_Phase, ...]:
     a_layer = kept + 2 * _width(holder) * shape.inner + FP32 * shape.hidden
     all_kept = (shape.layers - recomputed) * kept + recomputed * inputs + _LAST * FP32 * shape.hidden
     again = recomputed * inputs + a_layer + shape.hidden * FP32
-    gradient = FP32 * model.head
+    gradient = FP32 * model.head if holder.adapters is None else 0
     logits = 2 * FP32 * shape.vocabulary * min(CHUNK, work.tokens * work.share) if model.has_head else 0
-    casts = BF16 * model.head if holder.precision == "bf16" else 0
+    is_cast = holder.precision == "bf16" and (shape.tied or holder.adapters is None)
+    casts = BF16 * model.head if is_cast else 0
     at_head, in_layers, after = _gathered(model, holder)
     return (
         _Phase(work.tokens * all_kept, gradient + logits + casts, at_head),
@@ -237,6 +253,8 @@ def _gathered(model: Decoder, holder: Holder) -> tuple[float, float, float]:
     if holder.sharding == "none":
         return 0, 0, 0
     root, a_layer = FP32 * model.shape.embeddings, model.in_layers / model.shape.layers if holder.ranks > 1 else 0
+    if holder.adapters is not None:
+        return root + gathered * a_layer, root + gathered * a_layer, root
     return root + gathered * a_layer, root + (gathered + FP32) * a_layer, 2 * root
 
 

@@ -9,6 +9,7 @@ from alignment_api.contract.quantity import quantity_value
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import Precision
+from alignment_api.derived.adapters import trained_parameters
 from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.memory import Holder, Memory, Work, frozen, sampled, trained
 from alignment_api.derived.micro_batch import (
@@ -82,8 +83,15 @@ def _in_precision(spec: AlignmentJobSpec, role: str, model: Decoder, place: Plac
     sharding = spec.training.sharding or default_sharding(place.ranks)
     holder = Holder(precision, place.gpu, sharding, place.ranks)
     work = _work(spec, model, place.ranks)
-    own, *others = (trained(each, holder, work) for each in _models(spec, role, model))
+    own, *others = (trained(each, _adapted(holder, spec, each), work) for each in _models(spec, role, model))
     return own.in_turn(*others) if others else own
+
+
+def _adapted(holder: Holder, spec: AlignmentJobSpec, model: Decoder) -> Holder:
+    """With the adapters that the job trains, if any."""
+    if spec.training.lora is None:
+        return holder
+    return replace(holder, adapters=trained_parameters(spec.training, model))
 
 
 def _models(spec: AlignmentJobSpec, role: str, model: Decoder) -> Iterator[Decoder]:

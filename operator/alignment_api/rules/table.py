@@ -14,6 +14,7 @@ from alignment_api.contract.job import MAX_NAME, ObjectMeta
 from alignment_api.contract.rewards import Reward, RewardFunction
 from alignment_api.contract.role_spec import AcceleratedRole
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.rules.adapters import adapter_rules
 from alignment_api.rules.roles import role_rules
 from alignment_api.rules.rule import Rule
 
@@ -254,5 +255,6 @@ RULES: tuple[Rule, ...] = (
     *_rules_of("ppo", Ppo),
     *_rules_of("grpo", Grpo),
     *_bucket_rules(),
+    *adapter_rules(),
     *role_rules(),
 )

@@ -10,6 +10,8 @@ from alignment_api.contract.base import FieldPath
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform, Pool
 from alignment_api.contract.sources import parse_source
+from alignment_api.derived.adapters import trained_parameters
+from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.role_memory import GIB
 from alignment_api.derived.source_fields import sources_read
 from alignment_operator.places import kind_of, needs_of, output_source, storage_source
@@ -19,7 +21,8 @@ TEMPORARY_GIB = {"gpu": 10, "cpu": 4}
 HUB_BYTES = 4
 """Bytes per parameter of a model's files on a hub or in a bucket, at most: fp32. They are downloaded below /tmp."""
 _CHECKPOINT = 3
-"""Such models in a checkpoint: weights and AdamW's two moments. An attempt downloads the one that it starts from."""
+"""Such numbers in a checkpoint for each that is trained: its own and AdamW's two moments. An attempt downloads the one
+that it starts from."""
 _HOLDS_RESULT = ("policy", "actor", "evaluator")
 """Roles below whose /tmp the exported model stands while it goes to a bucket, or comes from there."""
 
@@ -65,7 +68,7 @@ def _stored(job: AlignmentJob, role: str) -> Iterator[int | None]:
         return
     yield None
     if role == "policy" and job.status.model is not None:
-        yield _CHECKPOINT * job.status.model.parameters
+        yield _CHECKPOINT * trained_parameters(job.spec.training, Decoder.reported(job.status.model))
 
 
 def _parameters(job: AlignmentJob, path: FieldPath) -> int | None:

@@ -43,6 +43,16 @@ def test_steps_bound_the_work_and_the_reference_with_it(tmp_path: Path) -> None:
     assert work.forward == (16 + 10) * 50 + 10 * 50
 
 
+def test_beside_adapters_a_backward_pass_costs_as_much_as_a_forward_pass(tmp_path: Path) -> None:
+    """No product for the gradient of a frozen weight: 4 FLOPs where there were 6."""
+    whole, beside = (work_of(spec(tmp_path, {"orpo": {}}, batchSize=8, **more)) for more in ({}, {"lora": {}}))
+    assert whole is not None
+    assert beside is not None
+    assert beside.seconds(10, 80.0) - Work(roles=beside.roles, forward=500).seconds(10, 80.0) == pytest.approx(
+        4 / 6 * (whole.seconds(10, 80.0) - Work(roles=whole.roles, forward=500).seconds(10, 80.0))
+    )
+
+
 @pytest.mark.parametrize("algorithm", [{"reward": {}}, {"orpo": {}}, {"simpo": {}}, {"dpo": {"referenceFree": True}}])
 def test_without_a_reference_held_out_rows_alone_are_scored_beside_training(
     tmp_path: Path, algorithm: dict[str, Any]

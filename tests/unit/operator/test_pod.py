@@ -222,12 +222,13 @@ def test_a_pod_has_room_for_its_copy_of_what_lies_in_a_bucket(monkeypatch: pytes
     monkeypatch.setattr("alignment_operator.plan.disk.GIB", 4_000_000)  # a million parameters in fp32
     storage = {"storage": {"source": "s3://runs/helpful"}}
 
-    def disk(role: str) -> tuple[str, str | None]:
-        resources = pod_of(storage, role)["spec"]["containers"][0]["resources"]
+    def disk(role: str, **more: Any) -> tuple[str, str | None]:
+        resources = pod_of(storage | more, role)["spec"]["containers"][0]["resources"]
         return resources["requests"]["ephemeral-storage"], resources["limits"].get("ephemeral-storage")
 
     assert disk("prepare") == ("4Gi", None)
     assert disk("policy") == ("13Gi", None)
+    assert disk("policy", training={"lora": {"rank": 1, "targets": ["q_proj"]}}) == ("11Gi", None)
     assert disk("evaluator") == ("4Gi", None)
     assert disk("reference") == ("4Gi", "4Gi")
 

@@ -9,8 +9,9 @@ from tests.unit.operator.small_cluster import make_job, ppo_spec
 
 from alignment_api.contract.platform import Gpu, Pool
 from alignment_api.contract.status import ModelShape
+from alignment_api.derived.adapters import trained_parameters
 from alignment_api.derived.decoder import Decoder
-from alignment_api.derived.role_memory import GIB
+from alignment_api.derived.role_memory import GIB, Place, memory_of
 from alignment_api.derived.sizing import Size, gpus_of_a_copy, probe_bytes, shortage, size_of
 
 H100 = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
@@ -145,3 +146,43 @@ def test_prepare_probes_with_what_its_process_leaves_of_its_memory() -> None:
     assert probe_bytes(make_job().spec) == 2.5 * GIB
     assert probe_bytes(make_job({"roles": {"prepare": {"memory": "40Gi"}}}).spec) == 38.5 * GIB
     assert probe_bytes(make_job({"roles": {"prepare": {"memory": "1Gi"}}}).spec) == GIB / 4
+
+
+def test_adapters_are_sized_by_the_frozen_base_and_what_is_trained_beside_it() -> None:
+    """A base of 7.6 billion: 2 bytes of products, 4 of embeddings, and of each adapter 16 with its copy of 2."""
+    shape = ModelShape(
+        layers=32,
+        hidden=4096,
+        queries=4096,
+        keys=1024,
+        inner=14_336,
+        vocabulary=128_256,
+        embeddings=525_336_576,
+        tied=True,
+    )
+    model = Decoder(7_600_000_000, shape)
+    lora = make_job({"training": {"precision": "bf16", "lora": {"rank": 16}}}).spec
+    adapters = 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18_432)
+    assert trained_parameters(lora.training, model) == adapters == 41_943_040
+    in_bf16 = 32 * 4096 * (2 * 4096 + 2 * 1024 + 3 * 14_336)
+    state = memory_of(lora, "policy", model, Place(True)).state
+    assert state == 4 * 7_600_000_000 - 2 * in_bf16 + (16 + 2) * adapters
+    assert size_of(lora, "policy", H100, model).gpus == 1
+    assert size_of(make_job({"training": {"precision": "bf16"}}).spec, "policy", H100, model).gpus == 2
+
+
+@pytest.mark.parametrize(
+    ("targets", "each"),
+    [
+        (["q_proj"], 8),
+        (["self_attn.k_proj", "mlp.k_proj"], 6),
+        (["qkv_proj"], 12),
+        (["gate_up_proj"], 20),
+        (["odd"], 20),
+    ],
+)
+def test_named_targets_count_their_own_maps_and_an_unknown_one_the_widest(targets: list[str], each: int) -> None:
+    shape = ModelShape(layers=3, hidden=4, queries=4, keys=2, inner=8, vocabulary=9, embeddings=36, tied=True)
+    training = make_job({"training": {"lora": {"rank": 5, "targets": targets}}}).spec.training
+    assert trained_parameters(training, Decoder(1000, shape)) == 3 * 5 * each
+    assert trained_parameters(training, Decoder(1000, shape, has_head=False)) == 3 * 5 * each + 4

@@ -10,17 +10,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from adapted_runs import outline, write_tiny
 from live_memory import LiveMemory
 from online_runs import NEW_TOKENS, HereAndNow, OnlineSetting, online_run, prompts
 from ranks import run_ranks
 from tiny_runs import Setting, pairs, tiny_classifier, tiny_llama, tiny_run
 
+from alignment_api.contract.spec import Lora, Training
+from alignment_api.derived.adapters import trained_parameters
 from alignment_api.derived.decoder import Decoder, shape_in
 from alignment_api.derived.memory import FP32, Holder, Memory, Work, trained
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import draft_state
 from alignment_trainer.loop.offline import Run
 from alignment_trainer.model.heads import PackedModel, scorer, value_scorer
+from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
 
 SHAPE = {"vocab_size": 1024, "intermediate_size": 192, "num_hidden_layers": 4}
@@ -29,7 +33,8 @@ ROWS = 12
 
 @dataclass(frozen=True)
 class Case:
-    """One run. snapshot: whether a checkpoint is on its way in its last step."""
+    """One run. snapshot: whether a checkpoint is on its way in its last step. rank: of adapters; 0 where there are
+    none."""
 
     algorithm: str = "dpo"
     sharding: str = "none"
@@ -37,10 +42,12 @@ class Case:
     precision: str = "fp32"
     recompute: int = 0
     snapshot: bool = False
+    rank: int = 0
 
     @property
     def name(self) -> str:
         extras = [f"{self.recompute} recomputed"] * (self.recompute > 0) + ["snapshot"] * self.snapshot
+        extras += [f"lora {self.rank}"] * (self.rank > 0)
         return " ".join([self.algorithm, self.sharding, f"on {self.ranks}", self.precision, *extras])
 
 
@@ -56,6 +63,13 @@ CASES = (
     Case(sharding="fsdp2", ranks=2, recompute=4),
     Case("reward", sharding="fsdp2", ranks=2, snapshot=True),
     Case("ppo", sharding="zero2", ranks=2),
+    Case(rank=4),
+    Case(rank=32),
+    Case(rank=4, recompute=4),
+    Case(rank=4, precision="bf16"),
+    Case(rank=32, snapshot=True),
+    Case("reward", rank=4),
+    *(Case(sharding="fsdp2", ranks=ranks, rank=4) for ranks in (1, 2)),
 )
 
 
@@ -85,19 +99,29 @@ def _compare(case: Case) -> Found:
 
 def _offline(folder: Path, case: Case) -> Found:
     """Two steps of a few micro-batches each: in the second every part of the state is there."""
-    live, model = LiveMemory(), _model(case)
+    live, (model, weights) = LiveMemory(), _model(case, folder)
     decoder = _decoder(model)
     with live:
-        live.see(list(model.parameters()))
-        engine = ENGINES[case.sharding](model, OptimizerOptions(0.01, 1.0), case.precision, torch.device("cpu"))
+        live.see([parameter for parameter in model.parameters() if not parameter.is_meta])
+        options = OptimizerOptions(0.01, 1.0)
+        engine = ENGINES[case.sharding](model, options, case.precision, torch.device("cpu"), weights)
         run, _ = tiny_run(folder, _setting(case), engine, reference=torch.zeros(ROWS, 2))
         tokens = _steps(run, case)
     lengths = [len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in pairs(ROWS)]
-    memory = trained(decoder, _holder(case), Work(tokens, sum(lengths) // ROWS, recompute=case.recompute))
+    memory = trained(decoder, _holder(case, decoder), Work(tokens, sum(lengths) // ROWS, recompute=case.recompute))
     return Found(live.peak, memory.total if case.snapshot else memory.on_device)
 
 
-def _model(case: Case) -> PackedModel:
+def _model(case: Case, folder: Path) -> tuple[PackedModel, Weights | None]:
+    """With its numbers; one with adapters without, and where they are."""
+    if not case.rank:
+        return _whole_model(case), None
+    base = write_tiny(folder / f"base-{distributed.rank()}", case.algorithm, **SHAPE)
+    model = outline(base, _setting(case), Lora(rank=case.rank))
+    return model.scorer, model.weights
+
+
+def _whole_model(case: Case) -> PackedModel:
     if case.algorithm == "reward":
         return value_scorer(tiny_classifier(**SHAPE), case.recompute)
     return scorer(tiny_llama(**SHAPE), case.recompute)
@@ -109,15 +133,26 @@ def _decoder(model: PackedModel) -> Decoder:
     has_head = model.head.weight.shape[0] > 1
     if not has_head:
         shape = shape.model_copy(update={"embeddings": shape.vocabulary * shape.hidden, "tied": False})
-    return Decoder(sum(parameter.numel() for parameter in model.parameters()), shape, has_head)
+    base = (parameter for name, parameter in model.named_parameters() if "lora_" not in name)
+    return Decoder(sum(parameter.numel() for parameter in base), shape, has_head)
 
 
 def _setting(case: Case) -> Setting:
-    return Setting(case.algorithm, case.sharding, case.precision, ROWS, batch_size=ROWS, steps=2, micro_tokens=300)
+    return Setting(
+        case.algorithm,
+        case.sharding,
+        case.precision,
+        ROWS,
+        batch_size=ROWS,
+        steps=2,
+        micro_tokens=300,
+        recompute=case.recompute,
+    )
 
 
-def _holder(case: Case) -> Holder:
-    return Holder(case.precision, False, case.sharding, case.ranks)  # type: ignore[arg-type]
+def _holder(case: Case, model: Decoder) -> Holder:
+    adapters = trained_parameters(Training(lora=Lora(rank=case.rank)), model) if case.rank else None
+    return Holder(case.precision, False, case.sharding, case.ranks, adapters)  # type: ignore[arg-type]
 
 
 def _steps(run: Run, case: Case) -> int:
@@ -153,7 +188,9 @@ def _online(folder: Path, case: Case) -> Found:
     work = Work(tokens, longest, setting.samples)
     critic = Decoder(actor.parameters, actor.shape, has_head=False)
     others = Memory(weights=2 * FP32 * actor.parameters)
-    memory = trained(actor, _holder(case), work).in_turn(trained(critic, _holder(case), work)).plus(others)
+    memory = (
+        trained(actor, _holder(case, actor), work).in_turn(trained(critic, _holder(case, critic), work)).plus(others)
+    )
     return Found(live.peak, memory.on_device)
 
 

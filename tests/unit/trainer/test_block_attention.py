@@ -1,4 +1,4 @@
-"""Every family takes FlexAttention with its blocks; on a CPU torch computes that by a product of all pairs of tokens."""
+"""Every family takes FlexAttention with its blocks, which torch computes on a CPU by all pairs of tokens."""
 
 import pytest
 import torch

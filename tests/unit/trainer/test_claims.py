@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import ModelReport, ModelShape
+from alignment_api.derived.precision import with_precision
 from alignment_trainer.checkpoint.checkpoint import (
     DamagedCheckpointError,
     checkpoint_name,
@@ -18,6 +21,7 @@ from alignment_trainer.checkpoint.claims import (
     check_room,
     checkpoints_of,
     claim_term,
+    needed_bytes,
     newest_start,
     prune_checkpoints,
     read_claims,
@@ -175,6 +179,17 @@ def test_processes_that_race_get_different_terms(tmp_path: Path) -> None:
     assert sorted(terms) == list(range(1, 51))
     assert newest_start(Folder(tmp_path), read_claims(Folder(tmp_path))) is None
     assert not list((tmp_path / "claims").glob(".*"))
+
+
+def test_a_job_with_adapters_needs_room_for_checkpoints_of_them_and_for_the_whole_export() -> None:
+    """By hand: 12 bytes of each of 2 x 4 x 8 numbers (one map of two layers, rank 4), of three checkpoints and one."""
+    shape = ModelShape(layers=2, hidden=4, queries=4, keys=2, inner=8, vocabulary=9, embeddings=36, tied=True)
+    model = ModelReport(parameters=1000, fingerprint="", shape=shape)
+    training = {"precision": "bf16", "lora": {"rank": 4, "targets": ["q_proj"]}}
+    spec = {"model": {"source": "pvc://a/b"}, "data": {"source": "pvc://a/c"}, "algorithm": {"dpo": {}}}
+    with_adapters, whole = (AlignmentJobSpec.model_validate(spec | more) for more in ({"training": training}, {}))
+    assert needed_bytes(model, with_adapters) == (4 * 12 * 64, 2 * 1000 + 4 * 64)
+    assert needed_bytes(model, with_precision(whole, "bf16")) == (4 * 12 * 1000, 2 * 1000)
 
 
 def test_a_full_volume_is_told_what_it_has_and_what_is_needed(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from pydantic import ValidationError
 
 from alignment_api.contract.base import Contract
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import ModelReport
+from alignment_api.derived.adapters import trained_parameters
+from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.reward_stage import REWARD_FOLDER
 from alignment_trainer.checkpoint.checkpoint import (
     MANIFEST,
@@ -260,14 +263,15 @@ def _no_checkpoint(storage: Storage, source: str) -> UserError:
     )
 
 
-def needed_bytes(parameters: int, spec: AlignmentJobSpec, in_storage: int = 0) -> tuple[int, int]:
+def needed_bytes(model: ModelReport, spec: AlignmentJobSpec, in_storage: int = 0) -> tuple[int, int]:
     """Bytes that checkpoints (those kept and the one being written) and the exported model take.
 
     A critic's state is part of a checkpoint. in_storage: bytes that other stages leave beside the checkpoints.
     """
-    trainees = 2 if spec.algorithm.ppo else 1
-    checkpoints = (spec.checkpoint.keep + 1) * CHECKPOINT_BYTES * parameters * trainees
-    return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * parameters
+    trained = trained_parameters(spec.training, Decoder.reported(model)) * (2 if spec.algorithm.ppo else 1)
+    checkpoints = (spec.checkpoint.keep + 1) * CHECKPOINT_BYTES * trained
+    adapters = EXPORT_BYTES["fp32"] * trained if spec.training.lora is not None else 0
+    return checkpoints + in_storage, EXPORT_BYTES[spec.training.precision] * model.parameters + adapters
 
 
 def check_room(storage: Storage, output: Storage, needed: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from alignment_trainer.checkpoint.claims import newest_unverified
 from alignment_trainer.data.storage import Storage
 from alignment_trainer.engines.state import SavedState
+from alignment_trainer.model.adapters import PEFT
 from alignment_trainer.process.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,6 +30,12 @@ def check_inheritance(storage: Storage, other: Storage, source: str, wanted: Sha
             f"{FIELD}: `{source}` is this job's own storage, from which it goes on by itself; leave it out",
         )
     found = SavedState(newest_unverified(other, source).here()).shapes("weight")
+    if any(name.startswith(PEFT) for name in found):
+        raise UserError(
+            "OtherArchitecture",
+            f"{FIELD}: `{source}` is of no use here: it holds adapters of a job with training.lora, and no base; write "
+            "its exported model as spec.model, or leave it out",
+        )
     if problem := _difference(found, wanted):
         raise UserError(
             "OtherArchitecture",

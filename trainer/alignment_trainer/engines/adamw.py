@@ -40,7 +40,7 @@ class AdamWEngine(Engine):
 
     @abstractmethod
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What is optimized, in fp32, under the names in the model's folder."""
+        """What is trained, in fp32, under the names in the model's folder."""
 
     def _moved(self) -> None:
         """Called when the weights have new values."""

@@ -63,14 +63,14 @@ class Engine(ABC):
 
     @abstractmethod
     def full_state(self) -> Iterator[tuple[str, ParameterState | None]]:
-        """Each parameter's state under its name in the model's folder; collective.
+        """The state of each parameter that is trained, under its name in the model's folder; collective.
 
         The state is given to one rank only (parameters take turns), None to the others.
         """
 
     @abstractmethod
     def full_weights(self) -> Iterator[tuple[str, Tensor | None]]:
-        """Each parameter's weights under its name in the model's folder, to rank 0, None to the others; collective."""
+        """The weights of each parameter that is trained, likewise, to rank 0, None to the others; collective."""
 
     @abstractmethod
     def load(self, folder: Path, prefix: str = "") -> None:

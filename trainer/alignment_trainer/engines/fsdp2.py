@@ -24,6 +24,7 @@ from alignment_trainer.engines.state import SavedState, take_turns, to_cpu
 from alignment_trainer.model.cut import layers_of
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import CASTS
+from alignment_trainer.model.products import untrained_products
 from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
 
@@ -42,14 +43,17 @@ class Fsdp2Engine(AdamWEngine):
         weights: Weights | None = None,
     ) -> None:
         distributed.join_alone(device)
+        for parameter in untrained_products(scorer) if CASTS[precision] else ():
+            parameter.data = parameter.data.bfloat16()
         _shard(scorer, precision, device)
-        self._parameters: list[tuple[str, DTensor]] = [
+        held: list[tuple[str, DTensor]] = [
             (scorer.hub_names[name], parameter)  # type: ignore[misc]
             for name, parameter in scorer.named_parameters()
         ]
         if weights is not None:
-            for name, parameter in self._parameters:
-                _put(parameter, weights.read(name, *_span(parameter)))
+            for name, sharded in held:
+                _put(sharded, weights.read(name, *_span(sharded)))
+        self._parameters = [(name, sharded) for name, sharded in held if sharded.requires_grad]
         super().__init__(scorer, options, precision, device, parameter_groups(scorer, options.weight_decay))
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:

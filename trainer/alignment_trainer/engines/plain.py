@@ -17,7 +17,7 @@ from alignment_trainer.engines.state import SavedState, to_cpu
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel
 from alignment_trainer.model.precision import CASTS
-from alignment_trainer.model.products import trained_products
+from alignment_trainer.model.products import trained_products, untrained_products
 from alignment_trainer.model.weights import Weights, fill
 
 
@@ -34,7 +34,8 @@ class PlainEngine(AdamWEngine):
         weights: Weights | None = None,
     ) -> None:
         if weights is not None:
-            fill((scorer,), scorer.hub_names, weights, lambda _: device)
+            halves = untrained_products(scorer) if CASTS[precision] else ()
+            fill((scorer,), scorer.hub_names, weights, lambda _: device, halves)
         model = compile_layers(scorer.to(device).train(), device)
         groups: list[dict[str, Any]] = parameter_groups(scorer, options.weight_decay)
         self._masters = Masters(scorer if CASTS[precision] else nn.Module())
@@ -72,9 +73,9 @@ class PlainEngine(AdamWEngine):
             }
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """In fp32, under their names in the model's folder."""
         for name, parameter in self._scorer.named_parameters():
-            yield self._scorer.hub_names[name], self._masters.of(parameter)
+            if parameter.requires_grad:
+                yield self._scorer.hub_names[name], self._masters.of(parameter)
 
 
 class Masters:
@@ -99,7 +100,7 @@ class Masters:
 
 def _cast(parameter: nn.Parameter) -> Tensor:
     """The fp32 master of a parameter that is bf16 from now on."""
-    master = parameter.detach().requires_grad_(parameter.requires_grad)
+    master = parameter.detach().requires_grad_()
     parameter.data = master.detach().bfloat16()
 
     def add_up(_: Tensor) -> None:
@@ -110,6 +111,5 @@ def _cast(parameter: nn.Parameter) -> Tensor:
             master.grad.add_(parameter.grad)
         parameter.grad = None
 
-    if parameter.requires_grad:
-        parameter.register_post_accumulate_grad_hook(add_up)  # type: ignore[no-untyped-call]
+    parameter.register_post_accumulate_grad_hook(add_up)  # type: ignore[no-untyped-call]
     return master

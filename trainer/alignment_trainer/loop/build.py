@@ -20,7 +20,7 @@ from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.engines.state import SavedState
 from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
-from alignment_trainer.model.load import LoadedModel
+from alignment_trainer.model.load import LoadedModel, adapted
 from alignment_trainer.model.tasks import LANGUAGE, ModelTask
 from alignment_trainer.model.weights import Weights
 from alignment_trainer.process import distributed
@@ -51,9 +51,11 @@ def load_trainee(spec: AlignmentJobSpec, origin: Origin, start: Start | None, de
     """
     training, prefix = spec.training, origin.prefix
     model = origin.task.outline(origin.model, spec)
+    if training.lora is not None:
+        model = adapted(model, training.lora, spec.model.source, training.seed)
     weights: Weights = model.weights
     if start is not None:
-        weights = SavedState(start.folder, prefix).weights
+        weights = model.restored(SavedState(start.folder, prefix).weights)
     make_engine = ENGINES[sharding_of(training, distributed.world_size())]
     engine = make_engine(model.scorer, OptimizerOptions.of(training), training.precision, device, weights)
     torch.manual_seed(training.seed * 1_000_003 + distributed.rank())

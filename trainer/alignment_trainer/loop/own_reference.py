@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from alignment_trainer.data.storage import storage_of
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.build import Origin, Trainee, load_trainee
 from alignment_trainer.loop.offline import leave_if_asked
+from alignment_trainer.model.inspect import Named, model_fingerprint
 from alignment_trainer.process import distributed
 from alignment_trainer.process.instance import Instance
 
@@ -38,8 +40,21 @@ def read_inputs(instance: Instance, device: torch.device) -> TrainingInputs:
     spec, prepared = instance.spec, open_prepared(storage_of(instance))
     algorithm = make_algorithm(spec.algorithm)
     folder = resolve_model(spec.model, instance.context.sources, prepared.manifest.model.revision).path
+    if spec.training.lora is not None:
+        named, pinned = Named(spec.model, instance.model_field), prepared.manifest.model
+        distributed.ask_first_rank(lambda: _check_base(named, folder, pinned.fingerprint))
     cache = reference_cache(prepared)
     return TrainingInputs(algorithm, prepared, cache, Origin(folder, algorithm.task), device)
+
+
+def _check_base(named: Named, folder: Path, pinned: str) -> None:
+    """A checkpoint of adapters says nothing of their base. Raises UserError where it is not the one that was pinned."""
+    if model_fingerprint(folder) != pinned:
+        raise named.mistake(
+            "its files are not those that `prepare` found, and adapters are of no use beside another base; put them "
+            "back, or start a job of its own",
+            "OtherBase",
+        )
 
 
 def fill_reference(instance: Instance, inputs: TrainingInputs) -> Trainee | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import StrictDataclassError
 
 from alignment_api.contract.inputs import Model
-from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.spec import AlignmentJobSpec, Lora
 from alignment_api.contract.status import ModelReport, ModelShape, ProbeReport
 from alignment_api.derived.decoder import shape_in
 from alignment_api.derived.role_memory import GIB
@@ -60,17 +60,18 @@ class Inspection:
     """What is asked of a model beside its being whole.
 
     memory: bytes of weights that may be loaded to probe them. longest: tokens that a sequence may have, if that is
-    known. former: what an earlier life found, if any.
+    known. former: what an earlier life found, if any. lora: the adapters that shall be trained beside its layers.
     """
 
     memory: int = 2 * GIB
     longest: int | None = None
     former: ModelReport | None = None
+    lora: Lora | None = None
 
 
 def inspection_of(spec: AlignmentJobSpec, former: ModelReport | None) -> Inspection:
     """What a job asks of its models. former: what an earlier life found."""
-    return Inspection(probe_bytes(spec), spec.training.max_length, former)
+    return Inspection(probe_bytes(spec), spec.training.max_length, former, spec.training.lora)
 
 
 def check_model(
@@ -91,6 +92,7 @@ def _inspect(named: Named, resolved: Resolved, checks: Sequence[Check], inspecti
     _check_folder(folder)
     networks = [_architecture(folder, check) for check in checks]
     _check_longest(networks[0].network.config, inspection.longest)
+    _check_targets(networks[0], inspection.lora)
     stored = read_headers(folder)
     used = frozenset[str]().union(*(_check_files(built, stored) for built in networks))
     tokenizer = load_tokenizer(named.model.source, folder, named.field)
@@ -268,6 +270,13 @@ def _positions(config: Any) -> int | None:
         return None
     scaled = scaling.get("original_max_position_embeddings", named) * scaling.get("factor", 1.0)
     return max(int(named), int(scaled))
+
+
+def _check_targets(built: Built, lora: Lora | None) -> None:
+    from alignment_trainer.model.adapters import targets_in
+
+    if lora is not None:
+        targets_in(built.network, lora)
 
 
 def _check_files(built: Built, stored: Stored) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignment_api.contract.spec import Lora
+from alignment_trainer.model.adapters import Adapters, InFront, NewAdapters, file_name, put_beside, targets_in
 from alignment_trainer.model.config import Noise, read_config, say_noise
 from alignment_trainer.model.description import read_generation
 from alignment_trainer.model.folder import causal_network, classifier_network, tokenizer_of
-from alignment_trainer.model.heads import PackedModel, scorer, value_scorer
+from alignment_trainer.model.heads import PackedModel, ValueHead, scorer, value_scorer
 from alignment_trainer.model.precision import CASTS
 from alignment_trainer.model.products import frozen_products
 from alignment_trainer.model.tensors import Apart, check_loaded, outlined
@@ -30,7 +32,7 @@ class LoadedModel:
 
     weights: where its numbers are read; of an outline the parameters are on the device `meta` until something does.
     noise: what its config had of dropout, which is off here and goes back into an export.
-    head_is_new: a value model's head that nothing was trained into yet.
+    head_is_new: a value model's head that nothing was trained into yet. adapters: where they alone are trained.
     """
 
     network: Any
@@ -39,6 +41,11 @@ class LoadedModel:
     weights: Weights
     noise: Noise = field(default_factory=dict)
     head_is_new: bool = False
+    adapters: Adapters | None = None
+
+    def restored(self, saved: Weights) -> Weights:
+        """Where its numbers are read once it was trained; `saved` has those of what was trained alone."""
+        return saved if self.adapters is None else InFront(self.adapters.trained, saved, self.weights)
 
 
 def load_model(folder: Path, recompute: int = 0, temperature: float = 1.0) -> LoadedModel:
@@ -104,6 +111,29 @@ def outline_value_model(folder: Path, recompute: int = 0, seed: int = 0, zero_he
     new = {VALUE_HEAD: new_head(shape, seed, zero_head)} if VALUE_HEAD in is_new else {}
     classifier.config.pad_token_id = _padding_apart(tokenizer)
     return LoadedModel(classifier, tokenizer, packed, _with_buffers(classifier, stored, new), noise, bool(new))
+
+
+def adapted(model: LoadedModel, lora: Lora, base: str, seed: int) -> LoadedModel:
+    """An outline of which adapters are trained, and a value model's head: it says what it said before.
+
+    base: the model, as peft shall name it. Raises UserError, UnsupportedModelError.
+    """
+    modules, shapes = targets_in(model.network, lora), named_shapes(model.scorer)
+    put_beside(model.network, lora, modules)
+    head = model.scorer.head
+    head.weight.requires_grad_(isinstance(head, ValueHead))
+    beside = PackedModel(model.network, head)
+    beside.hub_names = {name: file_name(own) for name, own in beside.hub_names.items()}
+    trained = frozenset(beside.hub_names[name] for name, p in beside.named_parameters() if p.requires_grad)
+    adapters = Adapters(lora, base, modules, shapes, trained)
+    new = {name: shape for name, shape in named_shapes(beside).items() if name not in shapes}
+    weights = InFront(frozenset(new), NewAdapters(new, seed), model.weights)
+    return replace(model, scorer=beside, weights=weights, adapters=adapters)
+
+
+def named_shapes(scorer: PackedModel) -> dict[str, tuple[int, ...]]:
+    """Of every parameter, by its name in the model's folder."""
+    return {scorer.hub_names[name]: tuple(parameter.shape) for name, parameter in scorer.named_parameters()}
 
 
 def apart_of_values(config: Any) -> Apart:

@@ -129,7 +129,7 @@ def fill(
     def filled(name: str, parameter: nn.Parameter) -> nn.Parameter:
         dtype = torch.bfloat16 if parameter in halves else torch.float32
         numbers = weights.read(names[name], 0, parameter.numel()).view(parameter.shape)
-        return nn.Parameter(numbers.to(where(parameter), dtype))
+        return nn.Parameter(numbers.to(where(parameter), dtype), parameter.requires_grad)
 
     replace_parameters(modules, filled)
 

@@ -130,9 +130,9 @@ def _check_inheritance(instance: Instance, pinned: Pinned) -> None:
 
 def _check_room(instance: Instance, pinned: Sequence[Pinned]) -> None:
     """For the job's own checkpoints and model, and for those that stage `reward` leaves in storage."""
-    reward = sum(sum(needed_bytes(other.report.parameters, instance.at_stage("reward").spec)) for other in pinned[1:])
+    reward = sum(sum(needed_bytes(other.report, instance.at_stage("reward").spec)) for other in pinned[1:])
     output = storage_at(instance.output, "spec.output.destination")
-    check_room(storage_of(instance), output, needed_bytes(pinned[0].report.parameters, instance.spec, reward))
+    check_room(storage_of(instance), output, needed_bytes(pinned[0].report, instance.spec, reward))
 
 
 def _prepare_data(
