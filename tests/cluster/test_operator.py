@@ -22,6 +22,7 @@ from tests.cluster.operating import (
 )
 from tests.rig.cluster import Rig
 
+from alignment_api.contract.algorithms import Dpo
 from alignment_api.crd import custom_resource_definition
 
 pytestmark = pytest.mark.cluster
@@ -230,10 +231,7 @@ def test_a_job_without_its_claim_waits_and_says_so(place: Place, tmp_path: Path)
 def test_a_job_stored_before_the_contract_was_stricter_is_told_so(place: Place, tmp_path: Path) -> None:
     loose = custom_resource_definition()
     spec = loose["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    spec["properties"]["algorithm"]["properties"]["dpo"] = {
-        "type": "object",
-        "x-kubernetes-preserve-unknown-fields": True,
-    }
+    spec["properties"]["algorithm"]["properties"]["dpo"]["properties"]["beta"] = {"type": "number"}
     place.rig.apply(loose)
     try:
         eventually(lambda: _is_admitted(place, beta=-0.5), "the looser schema")
@@ -312,5 +310,5 @@ def test_a_job_needs_no_finalizer_and_no_annotation(place: Place, tmp_path: Path
         (job,) = place.items("aj")
         assert job["metadata"].get("finalizers") is None
         assert job["metadata"].get("annotations") is None
-        assert job["spec"]["algorithm"] == {"dpo": {"beta": 0.1, "labelSmoothing": 0}}
+        assert job["spec"]["algorithm"] == {"dpo": Dpo().model_dump(by_alias=True)}
         assert JOB["spec"]["algorithm"] == {"dpo": {}}  # type: ignore[index]
