@@ -15,7 +15,6 @@ from tests.graphs import EXECUTES, Graphs, watching
 from tests.tiny import write_model, write_pairs
 
 from alignment_api.contract.status import EvaluationReport
-from alignment_trainer.checkpoint.checkpoint import read_checkpoint
 from alignment_trainer.checkpoint.claims import newest_unverified
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.record import read_rollouts
@@ -111,7 +110,7 @@ def test_ppo_trains_its_reward_model_first_and_both_are_told_of(ppo: tuple[str, 
     assert [(record.step, len(record.rows), record.versions) for record in records] == [
         (step, PROMPTS, (step - 1,)) for step in range(1, STEPS + 1)
     ]
-    newest = read_checkpoint(newest_unverified(folder, "this run"))
+    newest = newest_unverified(Folder(folder), "this run")
     assert newest.step == STEPS
     assert {"state", "critic"} <= {part.name.split("-")[0] for part in newest.parts}
     # Where a slow machine cost an attempt, the status says so.

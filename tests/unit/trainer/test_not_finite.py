@@ -13,9 +13,8 @@ import torch
 from online_runs import OnlineSetting, online_run
 from ranks import run_ranks
 from roles import TinyJob
-from tiny_runs import Setting, tiny_engine, tiny_run
+from tiny_runs import Setting, newest_saved, tiny_engine, tiny_run
 
-from alignment_trainer.checkpoint.checkpoint import list_checkpoints
 from alignment_trainer.checkpoint.run_state import Position, Skips, draft_trainee, restore
 from alignment_trainer.data.experience import Rollout
 from alignment_trainer.engines.base import all_or_nothing
@@ -78,8 +77,7 @@ def test_what_was_skipped_is_counted_on_after_a_resume(tmp_path):
     run, recorder = tiny_run(tmp_path, Setting(steps=STEPS, checkpoint_every=1))
     run.rows.reference[ROW - 1, 0] = torch.nan
     train(run)
-    newest = list_checkpoints(tmp_path / "0001")[0]
-    position = restore(newest, tiny_engine(Setting()))
+    position = restore(newest_saved(tmp_path).here(), tiny_engine(Setting()))
     assert position.skips == run.position.skips == Skips(STEPS, 1, position.skips.in_a_row)
     assert recorder.reports[-1].metrics["skipped_steps"] == 1.0
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from online_runs import END, HereAndNow, OnlineSetting, critic_network, online_run
 from ranks import run_ranks
+from tiny_runs import newest_saved
 
-from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify, write_parts
+from alignment_trainer.checkpoint.checkpoint import write_parts
 from alignment_trainer.data.experience import SAMPLES_FILE, Experience, experience_draft, load_experience, subgroups
 from alignment_trainer.data.packing import PromptGroup, pack_whole
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.minibatches import minibatches, plan_micros
 from alignment_trainer.loop.offline import Interrupted
 from alignment_trainer.loop.online import OnlineRun
@@ -88,9 +90,9 @@ def test_a_run_that_was_asked_to_go_goes_on_bit_for_bit(tmp_path: Path, algorith
     first, before = online_run(tmp_path / "cut", setting, stop=lambda: next(answers, True))
     with pytest.raises(Interrupted):
         train_online(first)
-    newest = list_checkpoints(tmp_path / "cut" / "0001")[0]
-    assert (verify(newest).step, verify(newest).updates) == divmod(asked_after, 4)
-    second, after = online_run(tmp_path / "cut", setting, start=newest)
+    newest = newest_saved(tmp_path / "cut")
+    assert (newest.step, newest.updates) == divmod(asked_after, 4)
+    second, after = online_run(tmp_path / "cut", setting, start=newest.here())
     train_online(second)
 
     seen = [(r.step, r.grad_norm, r.metrics["loss"]) for r in before.reports + after.reports]
@@ -120,9 +122,9 @@ def test_what_was_sampled_before_a_run_had_to_go_is_not_sampled_again(
     first_clients.ends_in = lambda call: call == ends_in and first.position.step == 1
     with pytest.raises(Interrupted):
         train_online(first)
-    newest = list_checkpoints(tmp_path / "cut" / "0001")[0]
-    assert (verify(newest).step, verify(newest).updates) == (1, 0)
-    second, after = online_run(tmp_path / "cut", setting, start=newest)
+    newest = newest_saved(tmp_path / "cut")
+    assert (newest.step, newest.updates) == (1, 0)
+    second, after = online_run(tmp_path / "cut", setting, start=newest.here())
     train_online(second)
 
     assert sorted(first_clients.sampled + clients_of(second).sampled) == sorted(clients_of(whole).sampled)
@@ -139,7 +141,7 @@ def test_a_damaged_file_of_samples_costs_samples_and_nothing_else(tmp_path: Path
     clients_of(first).ends_in = lambda call: call == "sample 3"
     with pytest.raises(Interrupted):
         train_online(first)
-    newest = list_checkpoints(tmp_path / "0001")[0]
+    newest = newest_saved(tmp_path).here()
     file = newest / SAMPLES_FILE
     file.write_bytes(file.read_bytes()[:-5])
     second, recorder = online_run(tmp_path, setting, start=newest)
@@ -201,7 +203,7 @@ def test_what_the_critic_learns_is_divided_by_the_running_deviation_of_the_score
     first = told.reports[0].metrics
     assert first["reward_scale"] == pytest.approx(first["reward_std"])
     assert told.reports[1].metrics["reward_scale"] != pytest.approx(told.reports[1].metrics["reward_std"], rel=1e-3)
-    newest = list_checkpoints(tmp_path / "scaled" / "0001")[0]
+    newest = newest_saved(tmp_path / "scaled").here()
     resumed, _ = online_run(tmp_path / "scaled", OnlineSetting("ppo", steps=2), start=newest)
     assert resumed.position.scores == scaled.position.scores
     assert resumed.position.scores.count == 2 * 16
@@ -251,7 +253,7 @@ def test_an_experience_survives_its_file(tmp_path: Path) -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).float()
     fields = ("learnt", "rollout_logprobs", "policy_logprobs", "ref_logprobs", "values", "advantages", "returns")
     experience = Experience(GROUPS, mask, **{name: torch.randn(4, 3) * mask for name in fields})
-    write_parts(tmp_path, [experience_draft(experience)])
+    write_parts(Folder(tmp_path), [experience_draft(experience)])
     back = load_experience(tmp_path)
     assert back.groups == GROUPS
     assert all(torch.equal(getattr(back, name), getattr(experience, name)) for name in ("mask", *fields))

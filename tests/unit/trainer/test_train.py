@@ -3,11 +3,9 @@ import math
 
 import pytest
 import torch
-from tiny_runs import Setting, pairs, tiny_engine, tiny_llama, tiny_run
+from tiny_runs import Setting, newest_saved, pairs, tiny_engine, tiny_llama, tiny_run
 
-from alignment_trainer.checkpoint.checkpoint import list_checkpoints, verify
 from alignment_trainer.checkpoint.run_state import restore
-from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines.state import IncompleteStateError, SavedState
 from alignment_trainer.loop.offline import Interrupted
 from alignment_trainer.loop.train import train
@@ -106,8 +104,7 @@ def test_resumed_run_repeats_the_next_losses_bit_for_bit(tmp_path, micro_batches
     first, before = tiny_run(tmp_path / "cut", setting, engine, lambda: next(asked, True), reference)
     with pytest.raises(Interrupted):
         train(first)
-    term = Folder(tmp_path / "cut" / "0001")
-    newest = verify(term.within(list_checkpoints(term)[0]))
+    newest = newest_saved(tmp_path / "cut")
     assert newest.step == len(before.reports)
     second, after = resume(tmp_path / "cut", newest.here(), setting, reference)
     train(second)

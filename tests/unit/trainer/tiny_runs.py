@@ -17,7 +17,7 @@ from transformers import (
 from alignment_api.contract.algorithms import Algorithm
 from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
-from alignment_trainer.checkpoint.checkpoint import Checkpoint
+from alignment_trainer.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.examples import PreferenceExample
 from alignment_trainer.data.packing import PromptGroup, pack, pack_whole, pair_group
@@ -40,6 +40,12 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "initializer_range": 0.1,
 }
+
+
+def newest_saved(folder: Path) -> Checkpoint:
+    """Of the first term below a run's folder, proven."""
+    term = Folder(folder / "0001")
+    return verify(term.within(list_checkpoints(term)[0]))
 
 
 def tiny_llama(seed: int = 0, **overrides: Any) -> Any:
