@@ -116,7 +116,7 @@ def _model(case: Case, folder: Path) -> tuple[PackedModel, Weights | None]:
     """With its numbers; one with adapters without, and where they are."""
     if not case.rank:
         return _whole_model(case), None
-    base = write_tiny(folder / f"base-{distributed.rank()}", case.algorithm, **SHAPE)
+    base = distributed.ask_first_rank(lambda: write_tiny(folder / "base", case.algorithm, **SHAPE))
     model = outline(base, _setting(case), Lora(rank=case.rank))
     return model.scorer, model.weights
 
