@@ -16,6 +16,7 @@ from alignment_trainer.algorithms.reward_model import reward_model_loss
 from alignment_trainer.checkpoint.checkpoint import write_parts
 from alignment_trainer.data.experience import Rollout
 from alignment_trainer.data.packing import PromptGroup, pack_whole
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import SavedState
 from alignment_trainer.experience.critic_client import LocalCritic
@@ -101,7 +102,7 @@ def test_the_unit_is_part_of_a_checkpoint(tmp_path: Path, updates: int) -> None:
     critic = trainer()
     for step in range(updates):
         update(critic, step, torch.linspace(-1, 2, 6), 0.8)
-    assert {part.name for part in write_parts(tmp_path, critic.drafts())} >= {"critic-unit.json"}
+    assert {part.name for part in write_parts(Folder(tmp_path), critic.drafts())} >= {"critic-unit.json"}
     model = value_scorer(critic_network(9.9))
     saved = SavedState(tmp_path, PREFIX).weights
     engine = ENGINES["none"](model, OptimizerOptions(0.0, 1e9), "fp32", CPU, saved)

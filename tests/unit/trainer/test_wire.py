@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from alignment_trainer.checkpoint.claims import checkpoints_of
 from alignment_trainer.data.group_arrays import group_arrays
 from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience import critic_wire
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch
@@ -23,7 +25,7 @@ from alignment_trainer.process.errors import WireError
 from alignment_trainer.serving import wire
 from alignment_trainer.vllm.wire import parse_request
 
-STORAGE = Path("/volumes/work/helpful")
+STORAGE = Folder(Path("/volumes/work/helpful"))
 GROUPS = (PromptGroup((1, 2), ((3, 4), (5,))),)
 KEY = {"attempt": 1, "step": 0, "epoch": 0, "minibatch": 0}
 NUMBERS = {name: np.zeros(3, np.float32) for name in ("values", "returns", "weights")}
@@ -49,19 +51,19 @@ def test_what_the_actor_sends_is_understood() -> None:
     assert (key, rate, batch.groups, batch.scale) == (UpdateKey(**KEY), 1e-3, GROUPS, 1.0)
     sent = critic_wire.encode_update(key, 0.1, ValueBatch(GROUPS, *(torch.ones(3) for _ in range(3)), scale=2.0))
     assert critic_wire.decode_update(sent, 6)[1] == 0.1
-    folder = STORAGE / "checkpoints" / "0001" / "8.partial"
-    assert critic_wire.decode_write(critic_wire.encode_write(folder, STORAGE), STORAGE) == folder
+    written = critic_wire.decode_write(critic_wire.encode_write("0001/00000008"), STORAGE)
+    assert written == checkpoints_of(STORAGE).within("0001/00000008")
 
 
 MALFORMED = [
     *((name, body) for name in DECODERS for body in (b"", b"x", b"{}", b"[1]", b"null", b"\xff" * 40, b"[" * 100_000)),
     ("begin", b'{"start": 7, "resumes": true}'),
-    ("begin", b'{"start": "checkpoints/0001/8", "resumes": "yes"}'),
-    ("begin", b'{"start": "checkpoints/0001/8", "resumes": false}'),
+    ("begin", b'{"start": "0001/00000008", "resumes": "yes"}'),
+    ("begin", b'{"start": "0001/00000008", "resumes": false}'),
     ("begin", b'{"start": "../other", "resumes": true}'),
-    ("write", b'{"folder": "/etc/elsewhere"}'),
-    ("write", b'{"folder": "../../other-job"}'),
-    ("write", b'{"folder": "a\\u0000b"}'),
+    ("write", b'{"checkpoint": "/etc/elsewhere"}'),
+    ("write", b'{"checkpoint": "../../other-job"}'),
+    ("write", b'{"checkpoint": "a\\u0000b"}'),
     ("update", update(key="{}")),
     ("update", update(key="[]")),
     ("update", update(key=json.dumps(KEY | {"step": "0"}))),
