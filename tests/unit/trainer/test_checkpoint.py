@@ -89,6 +89,18 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_afresh(tmp_path, damage
         newest(tmp_path)
 
 
+def test_whichever_bit_of_a_manifest_flips_it_is_refused_by_name(tmp_path):
+    """Also one of the step or the term, which no checksum covers."""
+    folder = checkpoint(tmp_path, 20)
+    sealed = (folder / "manifest.json").read_bytes()
+    for bit in range(8 * len(sealed)):
+        damaged = bytearray(sealed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (folder / "manifest.json").write_bytes(damaged)
+        with pytest.raises(DamagedCheckpointError, match="0001/00000020"):
+            verify(Folder(folder))
+
+
 def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
     assert newest(tmp_path) is None
 

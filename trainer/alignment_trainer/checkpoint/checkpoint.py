@@ -99,13 +99,20 @@ def remove_checkpoint(place: Storage) -> None:
 
 
 def read_checkpoint(place: Storage) -> Checkpoint:
-    """As its manifest describes it, parts unread. Raises DamagedCheckpointError for a broken manifest."""
+    """As its manifest describes it, parts unread.
+
+    Raises DamagedCheckpointError for a manifest that is broken, or that is not of this place: no checksum covers it.
+    """
     try:
-        manifest = json.loads(place.get(MANIFEST))
-        parts = tuple(Part(**part) for part in manifest["parts"])
-        return Checkpoint(place, manifest["term"], manifest["step"], parts, manifest.get("updates", 0))
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        fields = json.loads(place.get(MANIFEST))
+        parts = tuple(Part(**part) for part in fields.pop("parts"))
+        checkpoint = Checkpoint(place=place, parts=parts, **fields)
+        name = checkpoint.name
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{place}: the manifest cannot be read: {describe(error)}") from error
+    if f"/{place}".endswith(f"/{name}"):
+        return checkpoint
+    raise DamagedCheckpointError(f"{place}/{MANIFEST}: it is of {name}; the disk or a copy damaged it")
 
 
 def verify(place: Storage) -> Checkpoint:
