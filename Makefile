@@ -30,7 +30,7 @@ cluster: setup ## A real Kubernetes of three nodes on this machine, with the ope
 	@$(PYTHON) -m tests.rig up
 
 ##@ Develop
-.PHONY: setup test unit real soak faults recovery image-test lint format crd benchmark
+.PHONY: setup test unit real soak kills faults recovery image-test lint format crd benchmark
 setup: .venv/.dev ## Create or refresh .venv with everything that development needs
 
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
@@ -49,6 +49,9 @@ real: setup ## The tests on a real control plane and real nodes (root, Go)
 
 soak: setup ## 100,000 histories of a job, on every core, other ones each time (HISTORIES=n for fewer; an hour or more)
 	@$(PYTHON) -m tests.unit.operator.soak $(or $(HISTORIES),100000)
+
+kills: setup ## Trainees killed at 200 random moments, until each has gone on to the same bits (KILLS=n, SEED=s; 20 minutes)
+	@PYTHONPATH=operator:trainer:tests/unit/trainer $(PYTHON) -m kills $(or $(KILLS),200) $(SEED)
 
 faults: setup ## One fault at each moment of a DPO and a PPO job; goes on where it stopped (EACH=n: each n-th; root, Go; hours)
 	@ALIGNMENT_FAULTS=$(or $(EACH),1) $(PYTHON) -m pytest tests/cluster/test_single_faults.py -s

@@ -6,9 +6,11 @@ import importlib
 import os
 import socket
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from roles import forkserver
 
@@ -20,30 +22,49 @@ class RankFailed(AssertionError):
     """A rank raised, or ended without a word."""
 
 
+class Rank(NamedTuple):
+    """A process of a gang, and the end of the pipe that takes what it returned."""
+
+    process: Any
+    taken: Connection
+
+
 def run_ranks(ranks: int, call: str, collective_timeout: float = 1800, **arguments: Any) -> list[Any]:
     """What `module:function` returned on every rank, given keyword `arguments`; stops all when one fails.
 
     Raises RankFailed with the first rank's traceback, in order of rank.
     """
-    gang = _gang(ranks)
+    with gang(ranks, call, collective_timeout, **arguments) as started:
+        return returned(started)
+
+
+@contextmanager
+def gang(ranks: int, call: str, collective_timeout: float = 1800, **arguments: Any) -> Iterator[list[Rank]]:
+    """So many processes that run it, for who waits for them in another way; killed at the end where they live."""
+    environment = _environment(ranks)
     ends = [forkserver.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
         forkserver.Process(
             target=_run,
-            args=(gang | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, call, collective_timeout, arguments, given),
+            args=(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, call, collective_timeout, arguments, end),
             daemon=True,
         )
-        for rank, (_, given) in enumerate(ends)
+        for rank, (_, end) in enumerate(ends)
     ]
     try:
         for process, (_, given) in zip(processes, ends, strict=True):
             process.start()
             given.close()
-        return [_received(rank, taken) for rank, (taken, _) in enumerate(ends)]
+        yield [Rank(process, taken) for process, (taken, _) in zip(processes, ends, strict=True)]
     finally:
         for process in processes:
             process.kill()
             process.join()
+
+
+def returned(started: list[Rank]) -> list[Any]:
+    """What every rank returned. Raises RankFailed."""
+    return [_received(number, rank.taken) for number, rank in enumerate(started)]
 
 
 def _received(rank: int, taken: Connection) -> Any:
@@ -58,7 +79,7 @@ def _received(rank: int, taken: Connection) -> Any:
     return result
 
 
-def _gang(ranks: int) -> dict[str, str]:
+def _environment(ranks: int) -> dict[str, str]:
     """What torchrun would tell each rank, but for its number."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -114,9 +114,11 @@ def test_what_a_killed_save_left_goes_with_the_next_attempt(tmp_path: Path) -> N
     saved, killed, written = checkpoint(tmp_path, 1, 2), *(checkpoint(tmp_path, term, 4) for term in (1, 2))
     for folder in (killed, written):
         (folder / "manifest.json").unlink()
+    (emptied := killed.with_name("00000006")).mkdir()  # before its first file, or after its last was removed
     term = claim_term(Folder(tmp_path), UID, 2).term
     remove_unfinished(Folder(tmp_path), term)
     assert not killed.exists()
+    assert not emptied.exists()
     assert saved.is_dir()
     assert written.is_dir(), "its own, which it may be writing"
     write_parts(Folder(killed), [TextDraft("state.bin", "late")])  # by a zombie

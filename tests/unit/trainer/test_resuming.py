@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from roles import TinyJob
-from tiny_runs import Setting, tiny_run
+from attempts import Combination, begin, figures_of
+from ranks import run_ranks
 
-from alignment_api.yaml.manifest import read_manifest
-from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, make_checkpoints
+from alignment_api.contract.context import Context
 from alignment_trainer.checkpoint.checkpoint import DamagedCheckpointError
-from alignment_trainer.loop.build import Origin, Trainee, load_trainee
 from alignment_trainer.loop.train import train
-from alignment_trainer.process.instance import Instance
-from alignment_trainer.process.interruption import Interruption
-from alignment_trainer.process.metrics import Metrics
-from alignment_trainer.process.status_board import StatusBoard
+from alignment_trainer.process import distributed
 
-CPU = torch.device("cpu")
-STATE = "state-00000-of-00001.safetensors"
-
-
-def attempt(folder: Path, life: int) -> tuple[Instance, Trainee]:
-    """A process of role `policy` that has loaded what it starts from, at the job's own weights or a checkpoint's."""
-    context = TinyJob(folder).context("policy", life=life)
-    manifest = read_manifest((folder / "job.yaml").read_text())
-    instance = Instance(context, manifest, StatusBoard(), Metrics("tiny", "policy"), Interruption())
-    start = find_start(instance, claim := claim_attempt(instance))
-    trainee = load_trainee(instance.spec, Origin(folder / "model"), start, CPU)
-    run, _ = tiny_run(folder, Setting(steps=6, checkpoint_every=2), trainee.engine)
-    run.checkpoints, run.position = make_checkpoints(instance, claim), trainee.position
-    if life == 1:
-        train(run)
-    return instance, trainee
+STEPS, EVERY = 6, 2
+COMBINATIONS = [
+    Combination("dpo"),
+    Combination("dpo", lora=True),
+    Combination("reward", "fsdp2", 2),
+    Combination("dpo", "fsdp2", 2, lora=True),
+    Combination("dpo", "zero2", 2),
+    Combination("dpo", "zero3", 2),
+]
+FILES = {
+    ranks: {
+        "manifest.json",
+        "position.json",
+        *(f"random-{rank:05d}.safetensors" for rank in range(ranks)),
+        *(f"state-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)),
+    }
+    for ranks in (1, 2)
+}
+"""Of a checkpoint, by the ranks that wrote it."""
 
 
 def flip_a_bit(part: Path) -> None:
@@ -49,28 +49,76 @@ def cut_off(part: Path) -> None:
         file.truncate(part.stat().st_size - 1)
 
 
-def checkpoints(instance: Instance) -> list[Path]:
+DAMAGES: dict[str, Callable[[Path], None]] = {"flipped": flip_a_bit, "cut off": cut_off}
+
+
+def context_of(folder: Path, combination: Combination) -> Context:
+    return combination.job(folder, STEPS, EVERY).context("policy")
+
+
+def of_storage(context: Context, storage: Path, life: int) -> Context:
+    """Another attempt, on another storage."""
+    return context.model_copy(update={"storage": str(storage), "life": life})
+
+
+def checkpoints(context: Context) -> list[Path]:
     """Newest first."""
-    return sorted((Path(instance.storage) / "checkpoints" / "0001").iterdir(), reverse=True)
+    return sorted(Path(f"{context.storage}/checkpoints/0001").iterdir(), reverse=True)
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_off])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_loaded(
-    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+class Told(logging.Handler):
+    """What the log of this process warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += f"{record.getMessage()}\n"
+
+
+def damaged_in_turn(context: str) -> dict[str, Any]:
+    """Trains, and goes on with each file of the newest checkpoint damaged in each way; what came of it, on rank 0."""
+    first = Context.model_validate_json(context)
+    train(begin(first)[0])
+    files = distributed.from_first_rank([path.name for path in checkpoints(first)[0].iterdir()])
+    return {f"{file} {name}": _go_on(first, file, name) for file in files for name in DAMAGES}
+
+
+def _go_on(first: Context, file: str, damage: str) -> Any:
+    """The step it started from, what it warned of, and its figures."""
+    context = of_storage(first, Path(f"{first.storage}-{file}-{damage}"), life=2)
+    if distributed.rank() == 0:
+        shutil.copytree(str(first.storage), str(context.storage))
+        DAMAGES[damage](checkpoints(context)[0] / file)
+    distributed.barrier()
+    logging.getLogger().addHandler(told := Told())
+    run, start = begin(context)
+    train(run)
+    logging.getLogger().removeHandler(told)
+    return start and start.step, told.text, figures_of(context)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+def test_whichever_file_of_the_newest_checkpoint_is_damaged_it_is_named_and_the_one_before_is_gone_on_from(
+    tmp_path: Path, combination: Combination
 ) -> None:
-    first, _ = attempt(tmp_path, 1)
-    damage(checkpoints(first)[0] / STATE)
-    _, trainee = attempt(tmp_path, 2)
-    assert (trainee.position.step, trainee.engine.steps) == (4, 4)
-    assert f"00000006/{STATE}" in caplog.text
+    """With the same figures, to the bit."""
+    context = context_of(tmp_path, combination)
+    found = run_ranks(combination.ranks, "test_resuming:damaged_in_turn", context=context.model_dump_json())[0]
+    assert found.keys() == {f"{file} {damage}" for file in FILES[combination.ranks] for damage in DAMAGES}
+    whole = figures_of(context)
+    for what, (step, warned, figures) in found.items():
+        file, _, _ = what.partition(" ")
+        assert f"00000006/{file}" in warned or (file == "manifest.json" and "00000006: the manifest" in warned), what
+        assert (step, figures) == (4, {5: whole[5], 6: whole[6]}), what
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_off])
-def test_an_attempt_never_starts_afresh_where_every_checkpoint_is_damaged(
-    tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    first, _ = attempt(tmp_path, 1)
-    for folder in checkpoints(first):
-        damage(folder / STATE)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_attempt_never_starts_afresh_where_every_checkpoint_is_damaged(tmp_path: Path, damage: str) -> None:
+    context = context_of(tmp_path, Combination("dpo"))
+    train(begin(context)[0])
+    for folder in checkpoints(context):
+        DAMAGES[damage](folder / "state-00000-of-00001.safetensors")
     with pytest.raises(DamagedCheckpointError, match="every checkpoint is damaged"):
-        attempt(tmp_path, 2)
+        begin(of_storage(context, Path(str(context.storage)), life=2))

@@ -65,7 +65,10 @@ class Storage(Protocol):
         """The storage below that name, which may be empty yet."""
 
     def begun(self) -> set[str]:
-        """The names of all files, and of what writers have begun and not finished, nor will where they were killed."""
+        """The names of all files, and of what writers have begun and not finished, nor will where they were killed.
+
+        That of a folder that is empty ends with a `/`.
+        """
 
     def here(self, names: Iterable[str]) -> Path:
         """A folder of this machine with those of these files that there are, to be read, not written."""
@@ -135,7 +138,9 @@ class Folder:
         return Folder(self.root / name)
 
     def begun(self) -> set[str]:
-        return set(self.list(""))  # a file that is not finished stands there, too, under another name
+        empty = (Path(folder) for folder, *within in os.walk(self.root) if not any(within))
+        left = {f"{folder.relative_to(self.root).as_posix()}/" for folder in empty if folder != self.root}
+        return left.union(self.list(""))  # a file that is not finished stands there, too, under another name
 
     def here(self, names: Iterable[str]) -> Path:
         return self.root
