@@ -130,7 +130,17 @@ def _rows(sampler: Any) -> TrainingRows:
     return TrainingRows(rows, sampler, -math.log(400) * lengths.float())
 
 
-def live(context: str, moments: dict[int, Moment], leave_after: int | None = None) -> tuple[list[int], str]:
+def lived(context: Context, leave_after: int | None = None) -> Run:
+    """The run of an attempt that has come to its end; collective."""
+    run, _ = begin(context, leave_after)
+    try:
+        train(run)
+    except Interrupted:
+        assert run.position.step == leave_after
+    return run
+
+
+def live(context: str, moments: dict[int, Moment]) -> tuple[list[int], str]:
     """One attempt; the calls on files of the storage, and a checksum of the weights that it ends with (on rank 0).
 
     moments: rank -> when that process is killed.
@@ -139,12 +149,13 @@ def live(context: str, moments: dict[int, Moment], leave_after: int | None = Non
     assert told.storage is not None
     calls = FileCalls(told.storage, moments.get(distributed.rank()))
     calls.watch()
-    run, _ = begin(told, leave_after)
-    try:
-        train(run)
-    except Interrupted:
-        assert leave_after is not None
-    return calls.sizes, checksum(run.engine)
+    return calls.sizes, checksum(lived(told).engine)
+
+
+def in_turn(lives: list[tuple[str, int | None]]) -> None:
+    """Several attempts in the same processes: a context, and a step after which it is asked to go."""
+    for context, leave_after in lives:
+        lived(Context.model_validate_json(context), leave_after)
 
 
 def checksum(engine: Engine) -> str:

@@ -105,10 +105,9 @@ class Difference(AssertionError):
     """A run that was killed is not the run that was not."""
 
 
-def live(context: Context, death: Death, ranks: int, leave_after: int | None = None) -> End | None:
+def live(context: Context, death: Death, ranks: int) -> End | None:
     """One attempt; None where it was killed. Raises RankFailed."""
-    told = context.model_dump_json()
-    with gang(ranks, "attempts:live", context=told, moments=death.moments, leave_after=leave_after) as started:
+    with gang(ranks, "attempts:live", context=context.model_dump_json(), moments=death.moments) as started:
         if not wait([rank.process.sentinel for rank in started], death.seconds):
             return None
         try:

@@ -1,0 +1,21 @@
+"""A few of the random moments of `make kills`."""
+
+from __future__ import annotations
+
+import pytest
+from kills import Bench
+
+SEEDS = (151, 156, 228)
+"""Killed first in the middle of a file, before a call on one, and in the middle of one on one of two ranks."""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("kills"))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whenever_it_is_killed_it_goes_on_to_the_same_bits(bench: Bench, seed: int) -> None:
+    told = bench.tell(seed)
+    assert told.failure == ""
+    assert told.kills >= 1
