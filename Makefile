@@ -50,7 +50,7 @@ real: setup ## The tests on a real control plane and real nodes (root, Go)
 soak: setup ## 100,000 histories of a job, on every core, other ones each time (HISTORIES=n for fewer; an hour or more)
 	@$(PYTHON) -m tests.unit.operator.soak $(or $(HISTORIES),100000)
 
-kills: setup ## Trainees killed at 200 random moments, until each has gone on to the same bits (KILLS=n, SEED=s; 20 minutes)
+kills: setup ## Trainees killed at 200 random moments, until each has gone on to the same bits (KILLS=n, SEED=s; an hour)
 	@PYTHONPATH=operator:trainer:tests/unit/trainer $(PYTHON) -m kills $(or $(KILLS),200) $(SEED)
 
 faults: setup ## One fault at each moment of a DPO and a PPO job; goes on where it stopped (EACH=n: each n-th; root, Go; hours)
