@@ -306,7 +306,7 @@ def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:
 
 def lengths(folder: Path, split: str, chosen: list[int], rejected: list[int]) -> None:
     (folder / "prepared").mkdir(exist_ok=True)
-    tensors = {"chosen_lengths": np.array(chosen, np.int32), "rejected_lengths": np.array(rejected, np.int32)}
+    tensors = {"lengths_tokens": np.array([chosen, rejected], np.int32).T.reshape(-1).copy()}
     save_file(tensors, folder / "prepared" / f"{split}.safetensors")
 
 

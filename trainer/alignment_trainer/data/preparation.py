@@ -16,13 +16,13 @@ from alignment_api.contract.inputs import Columns, Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
-from alignment_trainer.data.examples import PreferenceExample, PromptExample
+from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
 from alignment_trainer.data.finding import DataSources
 from alignment_trainer.data.layouts.formats import check_preferences, check_prompts
 from alignment_trainer.data.layouts.preferences import parse_preferences
 from alignment_trainer.data.layouts.prompts import parse_prompt
 from alignment_trainer.data.layouts.readings import Readings
-from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, fingerprint_of
+from alignment_trainer.data.prepared import PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
     InvalidRow,
     PreferenceRow,
@@ -45,11 +45,11 @@ ROWS_AT_ONCE = 512
 DEFAULT_FRACTION = 0.02
 """Of the prompts, held out where the spec names neither a share nor a source."""
 Row = TypeVar("Row", bound=PreferenceRow | PromptRow)
-Example = TypeVar("Example", bound=PreferenceExample | PromptExample)
+Found = TypeVar("Found", bound=Example | PromptExample)
 
 
 @dataclass(frozen=True)
-class RowFormat(Generic[Row, Example]):
+class RowFormat(Generic[Row, Found]):
     """How rows are read. name: as status says it. parts: the token sequences of an example.
 
     check: looks at the first rows of a source; raises UserError. parse: what a row states, raises InvalidRow. encode:
@@ -60,8 +60,8 @@ class RowFormat(Generic[Row, Example]):
     parts: tuple[str, ...]
     check: Callable[[Iterable[RawRow], str, Columns, str], None]
     parse: Callable[[RawRow, Columns], Sequence[Row]]
-    encode: Callable[[Sequence[Row | InvalidRow]], list[Example | InvalidRow]]
-    fields: Callable[[Sequence[Example]], list[str]] = lambda examples: []
+    encode: Callable[[Sequence[Row | InvalidRow]], list[Found | InvalidRow]]
+    fields: Callable[[Sequence[Found]], list[str]] = lambda examples: []
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class PreparedRows:
     dropped: Iterator[bytes]
 
 
-def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, PreferenceExample]:
+def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, Example]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
     encoder = PairTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("preferences", PREFERENCE_PARTS, check_preferences, parse_preferences, encoder.encode_each)
+    return RowFormat("preferences", EXAMPLE_PARTS, check_preferences, parse_preferences, encoder.encode_each)
 
 
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
@@ -113,7 +113,7 @@ def _as_json(examples: Sequence[PromptExample]) -> list[str]:
 
 
 def prepare_rows(
-    request: Request, form: RowFormat[Row, Example], sources: DataSources, spool: Spool, metrics: Metrics
+    request: Request, form: RowFormat[Row, Found], sources: DataSources, spool: Spool, metrics: Metrics
 ) -> PreparedRows:
     """Reads, checks, tokenizes and splits. Raises UserError that names invalid rows, or what is empty.
 
@@ -161,7 +161,7 @@ def _split(request: Request, spool: Spool, given: int) -> dict[str, Selection]:
 
 
 def _tokenize(
-    request: Request, source: str, path: Path, form: RowFormat[Row, Example], spool: Spool, metrics: Metrics
+    request: Request, source: str, path: Path, form: RowFormat[Row, Found], spool: Spool, metrics: Metrics
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
     form.check(read_rows(path), source, request.data.columns, request.field)
@@ -182,7 +182,7 @@ def _tokenize(
 
 
 def _parsed(
-    columns: Columns, rows: Iterable[RawRow], form: RowFormat[Row, Example], readings: Readings
+    columns: Columns, rows: Iterable[RawRow], form: RowFormat[Row, Found], readings: Readings
 ) -> Iterator[tuple[RawRow, Row | InvalidRow]]:
     """What each row states, several of a row that states several, or what is wrong with it."""
     for raw in rows:

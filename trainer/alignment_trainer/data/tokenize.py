@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 
 from jinja2 import TemplateSyntaxError
 
-from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
+from alignment_trainer.data.examples import Example, PromptExample, PromptGroup, TokenIds
 from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, PromptRow
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
 Row = TypeVar("Row", PreferenceRow, PromptRow)
-Example = TypeVar("Example")
+Found = TypeVar("Found")
 T = TypeVar("T")
 TEMPLATE_SECONDS = 10.0
 """For one conversation, which takes a template a millisecond: far beyond any machine's load."""
@@ -103,20 +103,20 @@ class Room:
             )
 
 
-class RowTokenizer(ABC, Generic[Row, Example]):
+class RowTokenizer(ABC, Generic[Row, Found]):
     """Encodes rows with one tokenizer, many at a time: it works on all cores only then."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._texts = Texts(tokenizer)
 
-    def encode(self, row: Row) -> Example:
+    def encode(self, row: Row) -> Found:
         """One row. Raises InvalidRow."""
         (found,) = self.encode_each([row])
         if isinstance(found, InvalidRow):
             raise found
         return found
 
-    def encode_each(self, rows: Sequence[Row | InvalidRow]) -> list[Example | InvalidRow]:
+    def encode_each(self, rows: Sequence[Row | InvalidRow]) -> list[Found | InvalidRow]:
         """Of each row the example, or what is wrong with it; what is known to be wrong stays as it is."""
         rendered = [row if isinstance(row, InvalidRow) else attempt(self._render, row) for row in rows]
         texts = [text for found in rendered if not isinstance(found, InvalidRow) for text in found]
@@ -131,7 +131,7 @@ class RowTokenizer(ABC, Generic[Row, Example]):
         """The texts of a row, as many for each. Raises InvalidRow for one that cannot be rendered."""
 
     @abstractmethod
-    def _example(self, row: Row, ids: Sequence[TokenIds]) -> Example:
+    def _example(self, row: Row, ids: Sequence[TokenIds]) -> Found:
         """The row, whose texts have these ids. Raises InvalidRow for one that is empty or too long."""
 
 
@@ -163,7 +163,7 @@ class PromptTokenizer(RowTokenizer[PromptRow, PromptExample]):
         return PromptExample(row.number, prompt, row.fields)
 
 
-class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
+class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
     """Encodes preferences.
 
     With a chat template the prompt is rendered up to the assistant's turn (`add_generation_prompt`) and a completion
@@ -177,16 +177,14 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
         self._tokenizer, self._max_length, self._at_once = tokenizer, max_length, at_once
         self._special = frozenset(tokenizer.all_special_ids)
 
-    def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> PreferenceExample:
+    def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> Example:
         prompt, chosen, rejected = ids
         boundary = _common_start(prompt, chosen, rejected)
         if boundary < 1:
             raise InvalidRow("`prompt` has no tokens; write the text that the two completions answer")
-        example = PreferenceExample(
-            row.number, prompt[:boundary], self._end(chosen[boundary:]), self._end(rejected[boundary:])
-        )
-        self._check(example, row.names)
-        return example
+        completions = self._end(chosen[boundary:]), self._end(rejected[boundary:])
+        self._check(prompt[:boundary], completions, row.names)
+        return Example(row.number, PromptGroup(prompt[:boundary], completions))
 
     def _render(self, row: PreferenceRow) -> Sequence[str]:
         texts = self._texts
@@ -212,26 +210,26 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
             return completion
         return (*completion, self._tokenizer.eos_token_id)
 
-    def _check(self, example: PreferenceExample, names: tuple[str, str]) -> None:
-        for field, completion in zip(names, (example.chosen, example.rejected), strict=True):
+    def _check(self, prompt: TokenIds, completions: tuple[TokenIds, TokenIds], names: tuple[str, str]) -> None:
+        for field, completion in zip(names, completions, strict=True):
             if all(token in self._special for token in completion):
                 raise InvalidRow(
                     f"`{field}` is empty after the chat template. A preference needs two completions: fill it, or drop "
                     "the row"
                 )
-            length = len(example.prompt) + len(completion)
+            length = len(prompt) + len(completion)
             if length > self._max_length:
                 raise InvalidRow(
                     f"prompt and `{field}` are {length} tokens, more than {self._max_length} "
                     "(spec.training.maxLength); shorten the row or raise maxLength"
                 )
-        both = len(example.prompt) + example.completion_tokens
+        both = len(prompt) + sum(map(len, completions))
         if both > self._at_once:
             raise InvalidRow(
                 f"prompt, `{names[0]}` and `{names[1]}` are {both} tokens, and a pair is computed at once: more than "
                 f"{self._at_once} (spec.training.microBatchTokens); shorten the row or raise microBatchTokens"
             )
-        if example.chosen == example.rejected:
+        if completions[0] == completions[1]:
             raise InvalidRow(
                 f"`{names[0]}` and `{names[1]}` are the same tokens; a preference needs two different completions"
             )

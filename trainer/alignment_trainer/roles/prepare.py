@@ -17,6 +17,7 @@ from alignment_trainer.algorithms import make_algorithm, make_online
 from alignment_trainer.checkpoint.claims import check_room, needed_bytes, read_claims
 from alignment_trainer.checkpoint.inheritance import FIELD, check_inheritance
 from alignment_trainer.checkpoint.ownership import take_folders
+from alignment_trainer.data.examples import EXAMPLE_PARTS
 from alignment_trainer.data.finding import find_data
 from alignment_trainer.data.layouts.fields import renamed
 from alignment_trainer.data.pins import manifest_of
@@ -154,6 +155,7 @@ def _prepare_data(
             "rows": _row_options(stage),
             "rewards": {name: report.fingerprint for name, report in reward_models.items()},
         }
+        | ({} if spec.algorithm.online else {"parts": EXAMPLE_PARTS})
     )
     if former is not None and former.request == request:
         log.info("the data is prepared already", extra={"fingerprint": former.data.fingerprint})
