@@ -14,6 +14,7 @@ from alignment_cli.display import duration
 _WORDS = {
     "margin": "reward margin",
     "likelierChosen": "chosen is likelier",
+    "nll": "nats per token",
     "length": "length (tokens)",
     "finished": "ends by itself",
     "kl": "KL to the reference (nats per token)",

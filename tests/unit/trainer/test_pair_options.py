@@ -17,6 +17,7 @@ from alignment_trainer.algorithms import OFFLINE, ScoredRows
 
 Options = dict[str, Any]
 OTHERS: dict[str, Options] = {
+    "sft": {},
     "dpo": {
         "beta": 0.3,
         "labelSmoothing": 0.2,

@@ -11,9 +11,11 @@ from alignment_trainer.algorithms.online import OnlineAlgorithm
 from alignment_trainer.algorithms.orpo import Orpo
 from alignment_trainer.algorithms.ppo import Ppo
 from alignment_trainer.algorithms.reward_model import RewardModel
+from alignment_trainer.algorithms.sft import Sft
 from alignment_trainer.algorithms.simpo import Simpo
 
 OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {
+    "sft": Sft,
     "dpo": Dpo,
     "ipo": Ipo,
     "orpo": Orpo,

@@ -80,6 +80,12 @@ class Example:
     def prompt(self) -> TokenIds:
         return self.group.prompt
 
+    @property
+    def asked(self) -> TokenIds:
+        """By which rows belong together: the prompt; a text that has but its first token for one is its own."""
+        is_text = len(self.prompt) == len(self.group.completions) == 1
+        return self.prompt + self.group.completions[0] if is_text else self.prompt
+
     def parts(self) -> dict[str, Sequence[int]]:
         """As arrays of numbers, from which `example_of` makes it again."""
         group, places = self.group, self.group.spans
@@ -123,6 +129,11 @@ class PromptExample:
     row: int
     prompt: TokenIds
     fields: Mapping[str, Any]
+
+    @property
+    def asked(self) -> TokenIds:
+        """As above."""
+        return self.prompt
 
     def parts(self) -> dict[str, Sequence[int]]:
         """As arrays of numbers."""

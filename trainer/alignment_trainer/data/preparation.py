@@ -18,12 +18,14 @@ from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
 from alignment_trainer.data.finding import DataSources
-from alignment_trainer.data.layouts.formats import check_preferences, check_prompts
+from alignment_trainer.data.layouts.demonstrations import parse_demonstrations
+from alignment_trainer.data.layouts.formats import check_demonstrations, check_preferences, check_prompts
 from alignment_trainer.data.layouts.preferences import parse_preferences
 from alignment_trainer.data.layouts.prompts import parse_prompt
 from alignment_trainer.data.layouts.readings import Readings
 from alignment_trainer.data.prepared import PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
+    DemonstrationRow,
     InvalidRow,
     PreferenceRow,
     Problem,
@@ -34,7 +36,7 @@ from alignment_trainer.data.rows import (
 )
 from alignment_trainer.data.splits import PromptKeys, held_out
 from alignment_trainer.data.spool import Selection, Spool
-from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, attempt
+from alignment_trainer.data.tokenize import DemonstrationTokenizer, PairTokenizer, PromptTokenizer, Room, attempt
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.metrics import Metrics
 
@@ -44,7 +46,7 @@ ROWS_AT_ONCE = 512
 """Read, rendered and tokenized together: enough for every core, a few MB."""
 DEFAULT_FRACTION = 0.02
 """Of the prompts, held out where the spec names neither a share nor a source."""
-Row = TypeVar("Row", bound=PreferenceRow | PromptRow)
+Row = TypeVar("Row", bound=PreferenceRow | DemonstrationRow | PromptRow)
 Found = TypeVar("Found", bound=Example | PromptExample)
 
 
@@ -92,6 +94,12 @@ def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceR
     return RowFormat("preferences", EXAMPLE_PARTS, check_preferences, parse_preferences, encoder.encode_each)
 
 
+def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[DemonstrationRow, Example]:
+    """Conversations, answers and texts: what supervised fine-tuning learns from."""
+    encoder = DemonstrationTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
+    return RowFormat("demonstrations", EXAMPLE_PARTS, check_demonstrations, parse_demonstrations, encoder.encode_each)
+
+
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
     """Prompts alone, with whatever reward functions read: what PPO and GRPO sample for."""
     online = spec.algorithm.online
@@ -102,6 +110,14 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, Prom
         tokenizer, Room(spec.training.max_length, tokens_of(spec.training), online.max_new_tokens, field)
     )
     return RowFormat("prompts", PROMPT_PARTS, check_prompts, _one_prompt, encoder.encode_each, _as_json)
+
+
+FORMATS: dict[str, Callable[[AlignmentJobSpec, Any], RowFormat[Any, Any]]] = {
+    "preferences": preferences,
+    "demonstrations": demonstrations,
+    "prompts": prompts,
+}
+"""By what the algorithm's options say of its rows."""
 
 
 def _one_prompt(row: RawRow, columns: Columns) -> Sequence[PromptRow]:

@@ -214,7 +214,7 @@ class PreparedPrompts:
 
 
 MANIFEST = "manifest.json"
-EXAMPLES = ("preferences",)
+EXAMPLES = ("preferences", "demonstrations")
 PROMPTS = ("prompts",)
 
 

@@ -94,7 +94,7 @@ class Spool:
     def add(self, examples: Sequence[Example | PromptExample], fields: Sequence[str] = ()) -> None:
         """More rows. fields: of each the row as the user wrote it, as JSON, where such are kept."""
         self._numbers.append(np.array([example.row for example in examples], np.int32))
-        self._keys.append(np.array([prompt_key(example.prompt, self._seed) for example in examples], PROMPT_KEY))
+        self._keys.append(np.array([prompt_key(example.asked, self._seed) for example in examples], PROMPT_KEY))
         parts = [example.parts() for example in examples]
         for part, pieces in self.tokens.items():
             sequences = [of_example[part] for of_example in parts]

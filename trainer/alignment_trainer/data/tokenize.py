@@ -1,4 +1,4 @@
-"""Preferences and prompts to token ids, by the tokenizer's chat template where it has one."""
+"""Rows to token ids, by the tokenizer's chat template where it has one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar
 from jinja2 import TemplateSyntaxError
 
 from alignment_trainer.data.examples import Example, PromptExample, PromptGroup, TokenIds
-from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, PromptRow
+from alignment_trainer.data.rows import DemonstrationRow, InvalidRow, Message, PreferenceRow, PromptRow
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
-Row = TypeVar("Row", PreferenceRow, PromptRow)
+Row = TypeVar("Row", PreferenceRow, DemonstrationRow, PromptRow)
 Found = TypeVar("Found")
 T = TypeVar("T")
 TEMPLATE_SECONDS = 10.0
@@ -28,6 +28,7 @@ class Texts:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
+        self._special = frozenset(tokenizer.all_special_ids)
 
     def render(self, turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The turns by the chat template, a program of the model's authors: in transformers' sandbox, which has neither
@@ -62,7 +63,31 @@ class Texts:
         backend.no_padding()
         return (found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
-    def plain_prompt(self, row: PreferenceRow | PromptRow) -> str:
+    def turn(self, completion: TokenIds) -> TokenIds | None:
+        """To its last special token (templates add a line break behind it); None where none ends it."""
+        ends = [place for place, token in enumerate(completion) if token in self._special]
+        if ends and not self._tokenizer.decode(completion[ends[-1] + 1 :]).strip():
+            return completion[: ends[-1] + 1]
+        return None
+
+    def ended(self, completion: TokenIds) -> TokenIds:
+        """To its last special token, else closed by the tokenizer's own."""
+        if (turn := self.turn(completion)) is not None:
+            return turn
+        if self._tokenizer.eos_token_id is None:
+            return completion
+        return (*completion, self._tokenizer.eos_token_id)
+
+    def begun(self, text: TokenIds) -> TokenIds:
+        """Behind the tokenizer's first token, where it has one and the text has it not yet."""
+        first = self._tokenizer.bos_token_id
+        return text if first is None or text[:1] == (first,) else (first, *text)
+
+    def is_empty(self, completion: TokenIds) -> bool:
+        """Whether it has special tokens alone."""
+        return all(token in self._special for token in completion)
+
+    def plain_prompt(self, row: PreferenceRow | DemonstrationRow | PromptRow) -> str:
         """The one text that a model without a template continues. Raises InvalidRow for a conversation."""
         if row.is_chat or len(row.prompt) != 1:
             raise InvalidRow("a conversation, but the model's tokenizer has no chat template; write plain strings")
@@ -174,15 +199,14 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
     def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
         """max_length: of prompt and completion. at_once: of a pair (training.microBatchTokens)."""
         super().__init__(tokenizer)
-        self._tokenizer, self._max_length, self._at_once = tokenizer, max_length, at_once
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._max_length, self._at_once = max_length, at_once
 
     def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> Example:
         prompt, chosen, rejected = ids
         boundary = _common_start(prompt, chosen, rejected)
         if boundary < 1:
             raise InvalidRow("`prompt` has no tokens; write the text that the two completions answer")
-        completions = self._end(chosen[boundary:]), self._end(rejected[boundary:])
+        completions = self._texts.ended(chosen[boundary:]), self._texts.ended(rejected[boundary:])
         self._check(prompt[:boundary], completions, row.names)
         return Example(row.number, PromptGroup(prompt[:boundary], completions))
 
@@ -201,18 +225,9 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
                 )
         return prompt, chosen, rejected
 
-    def _end(self, completion: TokenIds) -> TokenIds:
-        """To its last special token (templates add a line break behind it), else closed by the tokenizer's own."""
-        ends = [place for place, token in enumerate(completion) if token in self._special]
-        if ends and not self._tokenizer.decode(completion[ends[-1] + 1 :]).strip():
-            return completion[: ends[-1] + 1]
-        if self._tokenizer.eos_token_id is None:
-            return completion
-        return (*completion, self._tokenizer.eos_token_id)
-
     def _check(self, prompt: TokenIds, completions: tuple[TokenIds, TokenIds], names: tuple[str, str]) -> None:
         for field, completion in zip(names, completions, strict=True):
-            if all(token in self._special for token in completion):
+            if self._texts.is_empty(completion):
                 raise InvalidRow(
                     f"`{field}` is empty after the chat template. A preference needs two completions: fill it, or drop "
                     "the row"
@@ -233,6 +248,88 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
             raise InvalidRow(
                 f"`{names[0]}` and `{names[1]}` are the same tokens; a preference needs two different completions"
             )
+
+
+class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
+    """Encodes demonstrations, with a span for each turn that is learned.
+
+    A turn's span is what the template adds for it behind its own `add_generation_prompt`, to the end of the turn. It is
+    found by rendering the conversation up to there: a template that writes earlier turns otherwise once others follow
+    (thoughts left out, say) is refused, since what is said then is not what would be learned.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
+        """max_length: of a row (training.maxLength). at_once: likewise (training.microBatchTokens)."""
+        super().__init__(tokenizer)
+        self._max_length, self._at_once = max_length, at_once
+
+    def _render(self, row: DemonstrationRow) -> Sequence[str]:
+        """The whole; then of each learned turn the text before it and the text with it."""
+        texts, said = self._texts, row.reply[-1].content
+        if row.is_text:
+            return (said,)
+        if not texts.has_template:
+            prompt = texts.plain_prompt(row)
+            return prompt + said, prompt, prompt + said
+        turns = [*row.prompt, *row.reply]
+        whole, rendered = texts.render(turns), list[str]()
+        for place in range(len(row.prompt), len(turns)):
+            if turns[place].role == "assistant":
+                before = texts.render(turns[:place], add_generation_prompt=True)
+                through = whole if place == len(turns) - 1 else texts.render(turns[: place + 1])
+                if not through.startswith(before):
+                    raise InvalidRow(_breaks(place, "does not continue its own prompt", through))
+                rendered += [before, through]
+        return whole, *rendered
+
+    def _example(self, row: DemonstrationRow, ids: Sequence[TokenIds]) -> Example:
+        if row.is_text:
+            return self._text(row, ids[0])
+        whole, seams = ids[0], list(zip(ids[1::2], ids[2::2], strict=True))
+        spans = [self._span(whole, *seam, number) for number, seam in enumerate(seams, 1)]
+        first = spans[0][0]
+        whole = (*whole[: spans[-1][0]], *self._texts.ended(whole[spans[-1][0] :]))
+        if first < 1:
+            raise InvalidRow("the prompt has no tokens; write the text that is answered")
+        spans[-1] = spans[-1][0], len(whole)
+        shifted = tuple((start - first, stop - first) for start, stop in spans)
+        everything = len(shifted) == 1
+        group = PromptGroup(whole[:first], (whole[first:],), () if everything else (shifted,))
+        return self._checked(row, group)
+
+    def _text(self, row: DemonstrationRow, ids: TokenIds) -> Example:
+        tokens = self._texts.ended(self._texts.begun(ids))
+        if len(tokens) < 2:
+            raise InvalidRow("the text has no token that another stands before; write more, or drop the row")
+        return self._checked(row, PromptGroup(tokens[:1], (tokens[1:],)))
+
+    def _span(self, whole: TokenIds, before: TokenIds, through: TokenIds, number: int) -> tuple[int, int]:
+        """Where the turn stands in the whole. A token that merges the text before it with it belongs to it."""
+        start, same = _common_start(before, through, whole), _common_start(through, whole)
+        turn = self._texts.turn(through[start:])
+        end = same if turn is None else start + len(turn)
+        if end > same or end <= start:
+            raise InvalidRow(
+                f"assistant turn {number}: the chat template writes it otherwise once others follow, so that "
+                "its tokens are not what the model would say; give each turn a row of its own, as prompt and completion"
+            )
+        if self._texts.is_empty(whole[start:end]):
+            raise InvalidRow(f"assistant turn {number} is empty after the chat template; fill it, or drop the row")
+        return start, end
+
+    def _checked(self, row: DemonstrationRow, group: PromptGroup) -> Example:
+        length = len(group.prompt) + group.completion_tokens
+        for limit, field in ((self._max_length, "maxLength"), (self._at_once, "microBatchTokens")):
+            if length > limit:
+                raise InvalidRow(
+                    f"the row is {length} tokens, more than {limit} (spec.training.{field}); shorten it, or raise "
+                    f"{field}"
+                )
+        return Example(row.number, group)
+
+
+def _breaks(place: int, what: str, text: str) -> str:
+    return f"message {place}: the chat template {what}; rendered `{text[-60:]}`"
 
 
 def _common_start(*sequences: TokenIds) -> int:

@@ -43,10 +43,11 @@ class HeldOut:
 
     def figures(self, scores: Float32) -> Evaluated:
         """Of a model by its scores, (rows, completions learned from)."""
-        rows = ((self.algorithm.group(example), example.label) for example in self.examples)
-        prompts, lengths, labels = zip(*((g.prompt, g.trained_lengths, label) for g, label in rows), strict=True)
+        lengths = torch.tensor([self.algorithm.group(example).trained_lengths for example in self.examples])
+        labels = torch.tensor([example.label for example in self.examples])
+        prompts = [example.asked for example in self.examples]
         own, frozen = (torch.from_numpy(values).double() for values in (scores, self.reference))
-        return self.algorithm.evaluated(ScoredRows(own, frozen, torch.tensor(lengths), torch.tensor(labels)), prompts)
+        return self.algorithm.evaluated(ScoredRows(own, frozen, lengths, labels), prompts)
 
     def before(self, storage: Storage) -> Evaluated:
         """Of the model as it came: the reference, or what the policy left in storage before its first step."""

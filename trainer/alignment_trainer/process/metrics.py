@@ -37,6 +37,8 @@ GAUGES = {
     "heldout_accuracy": ("alignment_heldout_accuracy_ratio", "Held-out share of pairs with a positive reward margin"),
     "heldout_margin": ("alignment_heldout_reward_margin", "Held-out mean margin of implicit rewards, or of scores"),
     "heldout_likelier_chosen": ("alignment_heldout_likelier_chosen_ratio", "Held-out share: chosen is the likelier"),
+    "heldout_nll": ("alignment_heldout_nll_nats", "Held-out negative log-likelihood of demonstrations, nats per token"),
+    "heldout_perplexity": ("alignment_heldout_perplexity", "Exponential of alignment_heldout_nll_nats"),
     "rows": ("alignment_rows", "Rows done by the phase that runs"),
     "rows_planned": ("alignment_rows_planned", "Rows to be done by the phase that runs"),
     "servers": ("alignment_reference_servers", "Reference servers that answer"),
