@@ -19,7 +19,7 @@ from alignment_api.contract.roles import (
     Stage,
 )
 
-RowFormat = Literal["preferences", "demonstrations", "prompts"]
+RowFormat = Literal["preferences", "demonstrations", "feedback", "prompts"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
 
@@ -50,6 +50,20 @@ class Sft(Options):
 
     stages = FROM_ROWS
     rows = "demonstrations"
+
+
+class Kto(Options):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024): from single completions, each desirable or not."""
+
+    beta: Positive = 0.1
+    """Strength of the pull to the reference: higher stays closer. 0.05-0.2 is usual; start at 0.1."""
+    desirable_weight: Positive = 1.0
+    """Weight of a desirable row's loss. Where labels are unbalanced, choose the two so that weight times rows of the
+    desirable is 1 to 4/3 times that of the others (section 4.2)."""
+    undesirable_weight: Positive = 1.0
+    """Weight of an undesirable row's loss."""
+    stages = FROM_ROWS_AND_REFERENCE
+    rows = "feedback"
 
 
 class Dpo(FromPairs):
@@ -257,6 +271,8 @@ class Algorithm(Contract):
 
     sft: Sft | None = None
     """Supervised fine-tuning: from demonstrations, which the preference algorithms start from."""
+    kto: Kto | None = None
+    """Kahneman-Tversky optimization: from single completions that are each desirable or not."""
     dpo: Dpo | None = None
     """Direct preference optimization: from pairs, without a reward model."""
     ipo: Ipo | None = None

@@ -127,7 +127,7 @@ def test_two_readings_are_equal_and_one_that_has_more_is_not() -> None:
         (
             "spec.algorithm",
             {"bco": {}},
-            r"spec\.algorithm: found bco; this release knows sft, dpo, ipo, orpo, simpo, reward, ppo, grpo",
+            r"spec\.algorithm: found bco; this release knows sft, kto, dpo, ipo, orpo, simpo, reward, ppo, grpo",
         ),
         ("spec.algorithm", {}, r"spec\.algorithm: found none"),
         ("spec.model", {}, r"model: field required"),

@@ -16,12 +16,12 @@ from tiny_runs import offline, tiny_llama
 
 from alignment_api.contract.status import EvaluationReport
 from alignment_trainer.algorithms import ScoredRows
+from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import Example, PromptGroup, example_of
 from alignment_trainer.data.layouts.demonstrations import parse_demonstrations
 from alignment_trainer.data.layouts.formats import check_demonstrations
 from alignment_trainer.data.packing import pack
 from alignment_trainer.data.rows import InvalidRow, RawRow
-from alignment_trainer.data.tokenize import DemonstrationTokenizer
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.process.errors import UserError
 

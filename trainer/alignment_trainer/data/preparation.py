@@ -16,16 +16,25 @@ from alignment_api.contract.inputs import Columns, Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
+from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
+from alignment_trainer.data.feedback import FeedbackTokenizer
 from alignment_trainer.data.finding import DataSources
 from alignment_trainer.data.layouts.demonstrations import parse_demonstrations
-from alignment_trainer.data.layouts.formats import check_demonstrations, check_preferences, check_prompts
+from alignment_trainer.data.layouts.feedback import parse_feedback
+from alignment_trainer.data.layouts.formats import (
+    check_demonstrations,
+    check_feedback,
+    check_preferences,
+    check_prompts,
+)
 from alignment_trainer.data.layouts.preferences import parse_preferences
 from alignment_trainer.data.layouts.prompts import parse_prompt
 from alignment_trainer.data.layouts.readings import Readings
 from alignment_trainer.data.prepared import PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
     DemonstrationRow,
+    FeedbackRow,
     InvalidRow,
     PreferenceRow,
     Problem,
@@ -36,7 +45,12 @@ from alignment_trainer.data.rows import (
 )
 from alignment_trainer.data.splits import PromptKeys, held_out
 from alignment_trainer.data.spool import Selection, Spool
-from alignment_trainer.data.tokenize import DemonstrationTokenizer, PairTokenizer, PromptTokenizer, Room, attempt
+from alignment_trainer.data.tokenize import (
+    PairTokenizer,
+    PromptTokenizer,
+    Room,
+    attempt,
+)
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.metrics import Metrics
 
@@ -46,7 +60,7 @@ ROWS_AT_ONCE = 512
 """Read, rendered and tokenized together: enough for every core, a few MB."""
 DEFAULT_FRACTION = 0.02
 """Of the prompts, held out where the spec names neither a share nor a source."""
-Row = TypeVar("Row", bound=PreferenceRow | DemonstrationRow | PromptRow)
+Row = TypeVar("Row", bound=PreferenceRow | DemonstrationRow | FeedbackRow | PromptRow)
 Found = TypeVar("Found", bound=Example | PromptExample)
 
 
@@ -100,6 +114,12 @@ def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[Demonstr
     return RowFormat("demonstrations", EXAMPLE_PARTS, check_demonstrations, parse_demonstrations, encoder.encode_each)
 
 
+def feedback(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[FeedbackRow, Example]:
+    """Prompt, completion, label: what KTO learns from."""
+    encoder = FeedbackTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
+    return RowFormat("feedback", EXAMPLE_PARTS, check_feedback, parse_feedback, encoder.encode_each)
+
+
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
     """Prompts alone, with whatever reward functions read: what PPO and GRPO sample for."""
     online = spec.algorithm.online
@@ -115,6 +135,7 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, Prom
 FORMATS: dict[str, Callable[[AlignmentJobSpec, Any], RowFormat[Any, Any]]] = {
     "preferences": preferences,
     "demonstrations": demonstrations,
+    "feedback": feedback,
     "prompts": prompts,
 }
 """By what the algorithm's options say of its rows."""

@@ -214,7 +214,7 @@ class PreparedPrompts:
 
 
 MANIFEST = "manifest.json"
-EXAMPLES = ("preferences", "demonstrations")
+EXAMPLES = ("preferences", "demonstrations", "feedback")
 PROMPTS = ("prompts",)
 
 

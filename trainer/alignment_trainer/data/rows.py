@@ -103,6 +103,23 @@ class DemonstrationRow:
 
 
 @dataclass(frozen=True)
+class FeedbackRow:
+    """A prompt as turns, the content of the assistant turn that answers it, and whether that is desirable.
+
+    place, is_chat: as above. name: of the field that holds the answer.
+    """
+
+    number: int
+    place: str
+    prompt: tuple[Message, ...]
+    completion: str
+    desirable: bool
+    is_chat: bool
+    reading: Reading
+    name: str = "completion"
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """A prompt as turns. fields: the whole row as the user wrote it. is_chat: as above, of the prompt."""
 

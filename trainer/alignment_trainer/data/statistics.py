@@ -52,6 +52,17 @@ def ratio_interval(sums: Values, counts: NDArray[np.int64], clusters: Sequence[H
     return mean_interval(ratio + (sums - ratio * counts) / np.mean(counts), clusters)
 
 
+def difference_interval(values: Values, among: NDArray[np.bool_], clusters: Sequence[Hashable]) -> Interval:
+    """The mean of some rows less that of the others, with the interval of `mean_interval`.
+
+    Its error is that of the two means' linear parts. among: (rows,), true for some and false for others.
+    """
+    some, others = float(np.mean(values[among])), float(np.mean(values[~among]))
+    share = float(np.mean(among))
+    parts = np.where(among, (values - some) / share, (others - values) / (1 - share))
+    return mean_interval(some - others + parts, clusters)
+
+
 def exponential(of: Interval) -> Interval:
     """Of a value and its bounds; of 700 where they are above it, which fp64 still has."""
     value, low, high = (float(np.exp(min(number, 700.0))) for number in (of.value, of.low, of.high))

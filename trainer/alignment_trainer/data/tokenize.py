@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar
 from jinja2 import TemplateSyntaxError
 
 from alignment_trainer.data.examples import Example, PromptExample, PromptGroup, TokenIds
-from alignment_trainer.data.rows import DemonstrationRow, InvalidRow, Message, PreferenceRow, PromptRow
+from alignment_trainer.data.rows import DemonstrationRow, FeedbackRow, InvalidRow, Message, PreferenceRow, PromptRow
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
-Row = TypeVar("Row", PreferenceRow, DemonstrationRow, PromptRow)
+Row = TypeVar("Row", PreferenceRow, DemonstrationRow, FeedbackRow, PromptRow)
 Found = TypeVar("Found")
 T = TypeVar("T")
 TEMPLATE_SECONDS = 10.0
@@ -87,7 +87,20 @@ class Texts:
         """Whether it has special tokens alone."""
         return all(token in self._special for token in completion)
 
-    def plain_prompt(self, row: PreferenceRow | DemonstrationRow | PromptRow) -> str:
+    def asked(self, row: PreferenceRow | FeedbackRow | PromptRow) -> str:
+        """The text up to the assistant's turn."""
+        return self.render(row.prompt, add_generation_prompt=True) if self.has_template else self.plain_prompt(row)
+
+    def answered(self, row: PreferenceRow | FeedbackRow, prompt: str, answer: str, field: str) -> str:
+        """That text with an answer behind it. prompt: what `asked` says. field: that holds the answer."""
+        if not self.has_template:
+            return prompt + answer
+        text = self.render([*row.prompt, Message("assistant", answer)])
+        if not text.startswith(prompt):
+            raise InvalidRow(f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`")
+        return text
+
+    def plain_prompt(self, row: PreferenceRow | DemonstrationRow | FeedbackRow | PromptRow) -> str:
         """The one text that a model without a template continues. Raises InvalidRow for a conversation."""
         if row.is_chat or len(row.prompt) != 1:
             raise InvalidRow("a conversation, but the model's tokenizer has no chat template; write plain strings")
@@ -132,7 +145,7 @@ class RowTokenizer(ABC, Generic[Row, Found]):
     """Encodes rows with one tokenizer, many at a time: it works on all cores only then."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._texts = Texts(tokenizer)
+        self.texts = Texts(tokenizer)
 
     def encode(self, row: Row) -> Found:
         """One row. Raises InvalidRow."""
@@ -145,7 +158,7 @@ class RowTokenizer(ABC, Generic[Row, Found]):
         """Of each row the example, or what is wrong with it; what is known to be wrong stays as it is."""
         rendered = [row if isinstance(row, InvalidRow) else attempt(self._render, row) for row in rows]
         texts = [text for found in rendered if not isinstance(found, InvalidRow) for text in found]
-        ids = iter(self._texts.ids(texts))
+        ids = iter(self.texts.ids(texts))
         return [
             found if isinstance(found, InvalidRow) else attempt(self._example, row, [next(ids) for _ in found])
             for row, found in zip(rows, rendered, strict=True)
@@ -176,9 +189,7 @@ class PromptTokenizer(RowTokenizer[PromptRow, PromptExample]):
         self._room = room
 
     def _render(self, row: PromptRow) -> Sequence[str]:
-        if self._texts.has_template:
-            return (self._texts.render(row.prompt, add_generation_prompt=True),)
-        return (self._texts.plain_prompt(row),)
+        return (self.texts.asked(row),)
 
     def _example(self, row: PromptRow, ids: Sequence[TokenIds]) -> PromptExample:
         (prompt,) = ids
@@ -203,31 +214,21 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
 
     def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> Example:
         prompt, chosen, rejected = ids
-        boundary = _common_start(prompt, chosen, rejected)
+        boundary = common_start(prompt, chosen, rejected)
         if boundary < 1:
             raise InvalidRow("`prompt` has no tokens; write the text that the two completions answer")
-        completions = self._texts.ended(chosen[boundary:]), self._texts.ended(rejected[boundary:])
+        completions = self.texts.ended(chosen[boundary:]), self.texts.ended(rejected[boundary:])
         self._check(prompt[:boundary], completions, row.names)
         return Example(row.number, PromptGroup(prompt[:boundary], completions))
 
     def _render(self, row: PreferenceRow) -> Sequence[str]:
-        texts = self._texts
-        if not texts.has_template:
-            prompt = texts.plain_prompt(row)
-            return prompt, prompt + row.chosen, prompt + row.rejected
-        prompt = texts.render(row.prompt, add_generation_prompt=True)
-        chosen = texts.render([*row.prompt, Message("assistant", row.chosen)])
-        rejected = texts.render([*row.prompt, Message("assistant", row.rejected)])
-        for field, text in zip(row.names, (chosen, rejected), strict=True):
-            if not text.startswith(prompt):
-                raise InvalidRow(
-                    f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`"
-                )
-        return prompt, chosen, rejected
+        texts, prompt = self.texts, self.texts.asked(row)
+        answers = zip((row.chosen, row.rejected), row.names, strict=True)
+        return prompt, *(texts.answered(row, prompt, answer, field) for answer, field in answers)
 
     def _check(self, prompt: TokenIds, completions: tuple[TokenIds, TokenIds], names: tuple[str, str]) -> None:
         for field, completion in zip(names, completions, strict=True):
-            if self._texts.is_empty(completion):
+            if self.texts.is_empty(completion):
                 raise InvalidRow(
                     f"`{field}` is empty after the chat template. A preference needs two completions: fill it, or drop "
                     "the row"
@@ -250,89 +251,7 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
             )
 
 
-class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
-    """Encodes demonstrations, with a span for each turn that is learned.
-
-    A turn's span is what the template adds for it behind its own `add_generation_prompt`, to the end of the turn. It is
-    found by rendering the conversation up to there: a template that writes earlier turns otherwise once others follow
-    (thoughts left out, say) is refused, since what is said then is not what would be learned.
-    """
-
-    def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
-        """max_length: of a row (training.maxLength). at_once: likewise (training.microBatchTokens)."""
-        super().__init__(tokenizer)
-        self._max_length, self._at_once = max_length, at_once
-
-    def _render(self, row: DemonstrationRow) -> Sequence[str]:
-        """The whole; then of each learned turn the text before it and the text with it."""
-        texts, said = self._texts, row.reply[-1].content
-        if row.is_text:
-            return (said,)
-        if not texts.has_template:
-            prompt = texts.plain_prompt(row)
-            return prompt + said, prompt, prompt + said
-        turns = [*row.prompt, *row.reply]
-        whole, rendered = texts.render(turns), list[str]()
-        for place in range(len(row.prompt), len(turns)):
-            if turns[place].role == "assistant":
-                before = texts.render(turns[:place], add_generation_prompt=True)
-                through = whole if place == len(turns) - 1 else texts.render(turns[: place + 1])
-                if not through.startswith(before):
-                    raise InvalidRow(_breaks(place, "does not continue its own prompt", through))
-                rendered += [before, through]
-        return whole, *rendered
-
-    def _example(self, row: DemonstrationRow, ids: Sequence[TokenIds]) -> Example:
-        if row.is_text:
-            return self._text(row, ids[0])
-        whole, seams = ids[0], list(zip(ids[1::2], ids[2::2], strict=True))
-        spans = [self._span(whole, *seam, number) for number, seam in enumerate(seams, 1)]
-        first = spans[0][0]
-        whole = (*whole[: spans[-1][0]], *self._texts.ended(whole[spans[-1][0] :]))
-        if first < 1:
-            raise InvalidRow("the prompt has no tokens; write the text that is answered")
-        spans[-1] = spans[-1][0], len(whole)
-        shifted = tuple((start - first, stop - first) for start, stop in spans)
-        everything = len(shifted) == 1
-        group = PromptGroup(whole[:first], (whole[first:],), () if everything else (shifted,))
-        return self._checked(row, group)
-
-    def _text(self, row: DemonstrationRow, ids: TokenIds) -> Example:
-        tokens = self._texts.ended(self._texts.begun(ids))
-        if len(tokens) < 2:
-            raise InvalidRow("the text has no token that another stands before; write more, or drop the row")
-        return self._checked(row, PromptGroup(tokens[:1], (tokens[1:],)))
-
-    def _span(self, whole: TokenIds, before: TokenIds, through: TokenIds, number: int) -> tuple[int, int]:
-        """Where the turn stands in the whole. A token that merges the text before it with it belongs to it."""
-        start, same = _common_start(before, through, whole), _common_start(through, whole)
-        turn = self._texts.turn(through[start:])
-        end = same if turn is None else start + len(turn)
-        if end > same or end <= start:
-            raise InvalidRow(
-                f"assistant turn {number}: the chat template writes it otherwise once others follow, so that "
-                "its tokens are not what the model would say; give each turn a row of its own, as prompt and completion"
-            )
-        if self._texts.is_empty(whole[start:end]):
-            raise InvalidRow(f"assistant turn {number} is empty after the chat template; fill it, or drop the row")
-        return start, end
-
-    def _checked(self, row: DemonstrationRow, group: PromptGroup) -> Example:
-        length = len(group.prompt) + group.completion_tokens
-        for limit, field in ((self._max_length, "maxLength"), (self._at_once, "microBatchTokens")):
-            if length > limit:
-                raise InvalidRow(
-                    f"the row is {length} tokens, more than {limit} (spec.training.{field}); shorten it, or raise "
-                    f"{field}"
-                )
-        return Example(row.number, group)
-
-
-def _breaks(place: int, what: str, text: str) -> str:
-    return f"message {place}: the chat template {what}; rendered `{text[-60:]}`"
-
-
-def _common_start(*sequences: TokenIds) -> int:
+def common_start(*sequences: TokenIds) -> int:
     """How many first tokens all share: a token that merges prompt and completion belongs to the completion."""
     whole = sequences[0]
     if all(sequence[: len(whole)] == whole for sequence in sequences):

@@ -18,6 +18,7 @@ GAUGES = {
     "loss": ("alignment_loss", "Mean training loss of the last step"),
     "reward_margin": ("alignment_reward_margin", "Mean margin of the last step's pairs: implicit rewards, or scores"),
     "accuracy": ("alignment_preference_accuracy_ratio", "Share of the last step's pairs with a positive margin"),
+    "reference_point": ("alignment_reference_point_nats", "KTO's z: log-ratio of mismatched completions, 0 at least"),
     "likelier_chosen": ("alignment_likelier_chosen_ratio", "Share of pairs whose chosen completion is the likelier"),
     "chosen_reward": ("alignment_chosen_reward", "Mean reward of chosen completions: implicit, or a score"),
     "rejected_reward": ("alignment_rejected_reward", "Mean reward of rejected completions: implicit, or a score"),

@@ -1,4 +1,4 @@
-"""What the first rows of a source are: preferences, demonstrations, prompts, or what no algorithm here learns from."""
+"""What the first rows of a source are, and whether the job's algorithm learns from such."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_DEMONSTRATIONS = {
     frozenset({"chosen", "rejected"}): ("preferences", "take an algorithm that learns from pairs: `dpo: {}`"),
     frozenset({"completion", "label"}): (
         "binary feedback (`completion` and `label`)",
-        "keep the desirable rows alone, without the column `label`",
+        "take `kto`, or keep the desirable rows alone, without the column `label`",
     ),
 }
 _PROMPTS = frozenset({"prompt", "chosen", "conversations", "instruction"})
@@ -34,7 +34,7 @@ _WORSE = "take `sft`, or write a worse completion into each row as `rejected`, a
 _OTHERS = {
     frozenset({"completion", "label"}): (
         "binary feedback (`completion` and `label`)",
-        "put a good and a bad completion of one prompt into a row, as `chosen` and `rejected`",
+        "take `kto`, or put a good and a bad completion of one prompt into a row, as `chosen` and `rejected`",
     ),
     frozenset({"completion"}): ("demonstrations (`completion` without `rejected`)", _WORSE),
     frozenset({"messages"}): ("demonstrations (`messages`)", _WORSE),
@@ -81,6 +81,20 @@ def check_demonstrations(
             "UnsupportedFormat",
             f"{source}: these rows are no demonstrations, found {listed(sorted(keys[0]))}; write `messages` (a list of "
             f"them), `prompt` and `completion`, or `text`; or {field}.columns.messages where it is called otherwise",
+        )
+
+
+def check_feedback(
+    rows: Iterable[RawRow], source: str, columns: Columns = AS_THEY_ARE, field: str = "spec.data"
+) -> None:
+    """The same for feedback."""
+    keys = _keys(rows, source, columns, field)
+    if keys and not any({"completion", "label"} <= found for found in keys):
+        raise UserError(
+            "UnsupportedFormat",
+            f"{source}: these rows are no feedback, found {listed(sorted(keys[0]))}; write `prompt`, `completion` and "
+            f"`label` (true where the completion is desirable), or {field}.columns.label where it is called otherwise; "
+            "pairs of `chosen` and `rejected` are for `dpo`",
         )
 
 
