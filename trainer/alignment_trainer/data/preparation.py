@@ -20,16 +20,7 @@ from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
 from alignment_trainer.data.feedback import FeedbackTokenizer
 from alignment_trainer.data.finding import DataSources
-from alignment_trainer.data.layouts.demonstrations import parse_demonstrations
-from alignment_trainer.data.layouts.feedback import parse_feedback
-from alignment_trainer.data.layouts.formats import (
-    check_demonstrations,
-    check_feedback,
-    check_preferences,
-    check_prompts,
-)
-from alignment_trainer.data.layouts.preferences import parse_preferences
-from alignment_trainer.data.layouts.prompts import parse_prompt
+from alignment_trainer.data.layouts.kinds import KINDS, Kind
 from alignment_trainer.data.layouts.readings import Readings
 from alignment_trainer.data.prepared import PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
@@ -66,18 +57,21 @@ Found = TypeVar("Found", bound=Example | PromptExample)
 
 @dataclass(frozen=True)
 class RowFormat(Generic[Row, Found]):
-    """How rows are read. name: as status says it. parts: the token sequences of an example.
+    """How rows are read. name: as status says it, a key of KINDS. parts: the token sequences of an example.
 
-    check: looks at the first rows of a source; raises UserError. parse: what a row states, raises InvalidRow. encode:
-    each one's example, or what is wrong with it. fields: the rows as the user wrote them, as JSON, where they are kept.
+    encode: each one's example, or what is wrong with it. fields: the rows as the user wrote them, as JSON, where they
+    are kept.
     """
 
     name: str
     parts: tuple[str, ...]
-    check: Callable[[Iterable[RawRow], str, Columns, str], None]
-    parse: Callable[[RawRow, Columns], Sequence[Row]]
     encode: Callable[[Sequence[Row | InvalidRow]], list[Found | InvalidRow]]
     fields: Callable[[Sequence[Found]], list[str]] = lambda examples: []
+
+    @property
+    def kind(self) -> Kind:
+        """How a row is told from others, and read."""
+        return KINDS[self.name]
 
 
 @dataclass(frozen=True)
@@ -105,19 +99,19 @@ class PreparedRows:
 def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, Example]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
     encoder = PairTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("preferences", EXAMPLE_PARTS, check_preferences, parse_preferences, encoder.encode_each)
+    return RowFormat("preferences", EXAMPLE_PARTS, encoder.encode_each)
 
 
 def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[DemonstrationRow, Example]:
     """Conversations, answers and texts: what supervised fine-tuning learns from."""
     encoder = DemonstrationTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("demonstrations", EXAMPLE_PARTS, check_demonstrations, parse_demonstrations, encoder.encode_each)
+    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder.encode_each)
 
 
 def feedback(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[FeedbackRow, Example]:
     """Prompt, completion, label: what KTO learns from."""
     encoder = FeedbackTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("feedback", EXAMPLE_PARTS, check_feedback, parse_feedback, encoder.encode_each)
+    return RowFormat("feedback", EXAMPLE_PARTS, encoder.encode_each)
 
 
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
@@ -129,7 +123,7 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, Prom
     encoder = PromptTokenizer(
         tokenizer, Room(spec.training.max_length, tokens_of(spec.training), online.max_new_tokens, field)
     )
-    return RowFormat("prompts", PROMPT_PARTS, check_prompts, _one_prompt, encoder.encode_each, _as_json)
+    return RowFormat("prompts", PROMPT_PARTS, encoder.encode_each, _as_json)
 
 
 FORMATS: dict[str, Callable[[AlignmentJobSpec, Any], RowFormat[Any, Any]]] = {
@@ -139,10 +133,6 @@ FORMATS: dict[str, Callable[[AlignmentJobSpec, Any], RowFormat[Any, Any]]] = {
     "prompts": prompts,
 }
 """By what the algorithm's options say of its rows."""
-
-
-def _one_prompt(row: RawRow, columns: Columns) -> Sequence[PromptRow]:
-    return (parse_prompt(row, columns),)
 
 
 def _as_json(examples: Sequence[PromptExample]) -> list[str]:
@@ -201,7 +191,7 @@ def _tokenize(
     request: Request, source: str, path: Path, form: RowFormat[Row, Found], spool: Spool, metrics: Metrics
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
-    form.check(read_rows(path), source, request.data.columns, request.field)
+    form.kind.check(read_rows(path), source, request.data.columns, request.field)
     found, readings = len(spool) + len(spool.problems), Readings(source)
     parsed = _parsed(request.data.columns, read_rows(path), form, readings)
     while some := list(islice(parsed, ROWS_AT_ONCE)):
@@ -223,7 +213,7 @@ def _parsed(
 ) -> Iterator[tuple[RawRow, Row | InvalidRow]]:
     """What each row states, several of a row that states several, or what is wrong with it."""
     for raw in rows:
-        found = attempt(form.parse, raw, columns)
+        found = attempt(form.kind.parse, raw, columns)
         if isinstance(found, InvalidRow):
             yield raw, found
             continue
