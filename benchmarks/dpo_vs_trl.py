@@ -190,7 +190,7 @@ def count_tokens(options: argparse.Namespace) -> int:
         for row in islice(read_rows(options.data), options.rows)
         for pair in parse_preferences(row)
     ]
-    return sum(2 * len(example.prompt) + example.completion_tokens for example in examples)
+    return sum(2 * len(example.prompt) + example.group.completion_tokens for example in examples)
 
 
 def compare(options: argparse.Namespace) -> Report:

@@ -133,7 +133,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from alignment_api.contract.algorithms import Algorithm, Dpo
     from alignment_trainer.algorithms import make_algorithm
     from alignment_trainer.checkpoint.run_state import Checkpoints
-    from alignment_trainer.data.examples import PreferenceExample
+    from alignment_trainer.data.examples import Example, PromptGroup
     from alignment_trainer.data.packing import pack
     from alignment_trainer.data.sampler import Sampler
     from alignment_trainer.data.storage import Folder
@@ -142,9 +142,12 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
     from alignment_trainer.model.heads import scorer
 
+    def example(number: int, prompt: Any, *completions: Any) -> Example:
+        return Example(number, PromptGroup(prompt, completions))
+
     rows, seen = ROWS[options.rows], Observed()
     made = token_rows(rows, options.steps)
-    examples = [PreferenceExample(n, *map(tuple, row.values())) for n, row in enumerate(made, 1)]  # type: ignore[arg-type]
+    examples = [example(n, *map(tuple, row.values())) for n, row in enumerate(made, 1)]
     model = scorer(network(options.shape))
     engine = ENGINES["none"](model, OptimizerOptions(0.0, 1.0), options.precision, device())
     sampler, algorithm = Sampler(len(examples), rows.batch, seed=0), make_algorithm(Algorithm(dpo=Dpo()))

@@ -108,9 +108,9 @@ def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
         if problem is not None:
             complaints.append(str(manifest.problem(path, problem)))
         elif (data := _data_at(manifest.job, path)) is not None and data.on_invalid == "refuse":
-            prompts = path[1] == "data" and manifest.job.spec.algorithm.online is not None
+            kind = manifest.job.spec.algorithm.options.rows if path[1] == "data" else "preferences"
             field = field_path(path).rsplit(".source")[0].removesuffix(".evaluation")
-            complaints += _invalid_rows(place, prompts, data.columns, field)
+            complaints += _invalid_rows(place, kind, data.columns, field)
     return complaints
 
 
@@ -131,21 +131,18 @@ def _missing(path: FieldPath, place: Path) -> str | None:
     return None
 
 
-def _invalid_rows(place: Path, prompts: bool, columns: Columns, field: str) -> Iterator[str]:
-    """prompts: the rows are those of PPO and GRPO; otherwise preferences. field: of the data."""
-    from alignment_trainer.data.layouts.formats import check_preferences, check_prompts
-    from alignment_trainer.data.layouts.preferences import parse_preferences
-    from alignment_trainer.data.layouts.prompts import parse_prompt
+def _invalid_rows(place: Path, kind: str, columns: Columns, field: str) -> Iterator[str]:
+    """kind: of rows that the algorithm learns from. field: of the data."""
+    from alignment_trainer.data.layouts.kinds import KINDS
     from alignment_trainer.data.rows import InvalidRow, read_rows
     from alignment_trainer.process.errors import UserError
 
-    check, parse = (check_prompts, parse_prompt) if prompts else (check_preferences, parse_preferences)
-    found = 0
+    rows, found = KINDS[kind], 0
     try:
-        check(read_rows(place), place.name, columns, field)
+        rows.check(read_rows(place), place.name, columns, field)
         for row in read_rows(place):
             try:
-                parse(row, columns)
+                rows.parse(row, columns)
             except InvalidRow as error:
                 found += 1
                 if found <= _SHOWN_ROWS:

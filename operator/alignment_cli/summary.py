@@ -14,6 +14,7 @@ from alignment_cli.display import duration
 _WORDS = {
     "margin": "reward margin",
     "likelierChosen": "chosen is likelier",
+    "nll": "nats per token",
     "length": "length (tokens)",
     "finished": "ends by itself",
     "kl": "KL to the reference (nats per token)",
@@ -33,12 +34,14 @@ def print_summary(console: Console, name: str, status: AlignmentJobStatus, stora
         if stage.evaluation is not None and stage.name == "reward":
             console.print(_figures("reward model", stage.evaluation, storage / REWARD_FOLDER))
     if status.evaluation is not None:
-        console.print(_figures("", status.evaluation, storage))
+        pairs = status.data is not None and status.data.format == "preferences"
+        console.print(_figures("", status.evaluation, storage if pairs else None))
     console.print(f"model   {output}/model", highlight=False, soft_wrap=True)
     console.print(f"report  {output}/evaluation.json", highlight=False, soft_wrap=True)
 
 
-def _figures(title: str, report: EvaluationReport, storage: Path) -> Table:
+def _figures(title: str, report: EvaluationReport, pairs: Path | None) -> Table:
+    """pairs: the storage of a job that learns from such."""
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     counts = sorted({interval.count for interval in report.after.values()})
     for heading in (f"{' or '.join(map(str, counts))} held out", "before", "after"):
@@ -46,7 +49,7 @@ def _figures(title: str, report: EvaluationReport, storage: Path) -> Table:
     for name, after in report.after.items():
         before = report.before.get(name)
         table.add_row(_WORDS.get(name, name), _interval(before) if before is not None else "", _interval(after))
-    baseline = length_baseline(storage) if "accuracy" in report.after else None
+    baseline = length_baseline(pairs) if pairs is not None else None
     if baseline is not None:
         table.add_row("accuracy by length alone", f"{baseline:.3f}", "")
     return table
@@ -71,5 +74,5 @@ def _share_longer(file: Path) -> float:
     from safetensors.numpy import load_file
 
     tensors = load_file(file)
-    chosen, rejected = tensors["chosen_lengths"], tensors["rejected_lengths"]
+    chosen, rejected = tensors["lengths_tokens"].reshape(-1, 2).T
     return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())

@@ -175,7 +175,7 @@ def test_the_same_jobs_are_refused_where_they_ask_to_start(other_release: Place,
     place = other_release
     place.create_job("7b-looser", **LOOSER)
     place.create_job("newer", **NEWER)
-    place.create_job("none", algorithm={"kto": {}})
+    place.create_job("none", algorithm={"bco": {}})
     with operating(place, tmp_path):
         words = {
             name: eventually(lambda name=name: place.condition("Admitted", name), "a word")
@@ -187,7 +187,7 @@ def test_the_same_jobs_are_refused_where_they_ask_to_start(other_release: Place,
         assert f"{field}: " in words["7b-looser"]["message"]
     for field in ("spec.algorithm.dpo.entropyBonus", "spec.training.microBatchTokens", "spec.spotFallback"):
         assert f"{field}: " in words["newer"]["message"]
-    assert "spec.algorithm.kto: unknown field" in words["none"]["message"]
+    assert "spec.algorithm.bco: unknown field" in words["none"]["message"]
 
 
 def test_others_add_conditions_and_neither_takes_away_what_the_other_wrote(place: Place, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from test_families import GOOD, config_of
 from tiny_runs import pairs
 from torch import Tensor
 
-from alignment_trainer.data.packing import pack, pair_group
+from alignment_trainer.data.packing import pack
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.cut import draw
 from alignment_trainer.model.folder import causal_network
@@ -37,7 +37,7 @@ def of_family(family: str) -> Any:
 def learnt(family: str, device: torch.device, precision: str) -> list[Tensor]:
     """Log-probs of some pairs, then the gradient of each parameter, on the CPU."""
     model = compile_layers(scorer(of_family(family)).to(device), device)
-    groups = [group for group in map(pair_group, pairs(9)) if group.length <= 64]
+    groups = [group for group in (pair.group for pair in pairs(9)) if group.length <= 64]
     with autocast(device, precision):
         numbers = model(pack(groups).to(device))
     numbers.sum().backward()

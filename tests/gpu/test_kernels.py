@@ -6,7 +6,8 @@ from tiny_runs import pairs, tiny_llama, tiny_qwen2
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pair_group
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import PackedBatch, pack
 from alignment_trainer.model.attention import FLEX, attention_for
 from alignment_trainer.model.compiled import compile_layers
 from alignment_trainer.model.heads import PackedModel, scorer
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 
 def packed(count: int, seed: int = 0) -> PackedBatch:
-    return pack([pair_group(pair) for pair in pairs(count, seed)])
+    return pack([pair.group for pair in pairs(count, seed)])
 
 
 def compared(model: PackedModel, batch: PackedBatch, precision: str = "fp32") -> list[Tensor]:

@@ -10,7 +10,7 @@ from tests.tiny import write_model
 from tiny_runs import Setting, pairs, tiny_llama, tiny_run
 
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_trainer.data.packing import pack, pair_group
+from alignment_trainer.data.packing import pack
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.loop.offline import Run
 from alignment_trainer.model.copies import ON_CPU
@@ -39,7 +39,7 @@ def stepped(engine: Engine) -> dict[str, Any]:
     """Numbers of two micro-batches, the gradient's norm, and the weights after one step."""
     found = []
     for seed in (1, 2):
-        numbers = engine.forward(pack([pair_group(pair) for pair in pairs(4, seed)]))
+        numbers = engine.forward(pack([pair.group for pair in pairs(4, seed)]))
         engine.backward(numbers.mean())
         found.append(numbers.detach().cpu())
     norm = engine.step(1e-3)
@@ -101,7 +101,7 @@ def test_a_step_of_several_micro_batches_waits_for_nothing_but_its_end(tmp_path,
 def test_a_frozen_model_says_what_it_says_on_a_cpu(precision, nats, places, tmp_path, cuda):
     """Over several places all on this GPU, too, with a thread for each."""
     folder = write_model(tmp_path / "model")
-    groups = [pair_group(pair) for pair in pairs(60)]
+    groups = [pair.group for pair in pairs(60)]
     there, here = (
         LocalScorer(LANGUAGE, folder, spec(folder, kind), copies)
         for kind, copies in ((precision, ((torch.device("cuda", 0),) * places,)), ("fp32", ON_CPU))

@@ -11,14 +11,15 @@ from alignment_api.contract.fields import contract_in
 from alignment_api.contract.numbers import Count, NotNegative, Positive, Samples
 from alignment_api.contract.rewards import Reward, Rewards
 from alignment_api.contract.roles import (
-    FROM_PAIRS,
-    FROM_PAIRS_AND_REFERENCE,
+    FROM_ROWS,
+    FROM_ROWS_AND_REFERENCE,
     ONLINE,
     ONLINE_WITHOUT_CRITIC,
     ROLES,
     Stage,
 )
 
+RowFormat = Literal["preferences", "demonstrations", "feedback", "prompts"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
 
@@ -28,6 +29,8 @@ class Options(Contract):
 
     stages: ClassVar[tuple[Stage, ...]]
     """Of its jobs, in order, with every role that one of them may have."""
+    rows: ClassVar[RowFormat]
+    """What it learns from."""
 
     @property
     def needs_reference(self) -> bool:
@@ -38,7 +41,29 @@ class Options(Contract):
 class FromPairs(Options):
     """Algorithms that learn from pairs: a prompt, the completion that was chosen, the one that was rejected."""
 
-    stages = FROM_PAIRS
+    stages = FROM_ROWS
+    rows = "preferences"
+
+
+class Sft(Options):
+    """Supervised fine-tuning: the model learns to say what demonstrations say, every token alike."""
+
+    stages = FROM_ROWS
+    rows = "demonstrations"
+
+
+class Kto(Options):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024): from single completions, each desirable or not."""
+
+    beta: Positive = 0.1
+    """Strength of the pull to the reference: higher stays closer. 0.05-0.2 is usual; start at 0.1."""
+    desirable_weight: Positive = 1.0
+    """Weight of a desirable row's loss. Where labels are unbalanced, choose the two so that weight times rows of the
+    desirable is 1 to 4/3 times that of the others (section 4.2)."""
+    undesirable_weight: Positive = 1.0
+    """Weight of an undesirable row's loss."""
+    stages = FROM_ROWS_AND_REFERENCE
+    rows = "feedback"
 
 
 class Dpo(FromPairs):
@@ -60,7 +85,7 @@ class Dpo(FromPairs):
     al. 2024, section 5). Margins are smaller by about the length: take a `beta` of 5 instead of 0.1."""
     reference_free: bool = False
     """The policy's own log-probs without those of a reference: none is computed, and nothing holds the policy near."""
-    stages = FROM_PAIRS_AND_REFERENCE
+    stages = FROM_ROWS_AND_REFERENCE
 
     @property
     def needs_reference(self) -> bool:
@@ -76,7 +101,7 @@ class Ipo(FromPairs):
     length_normalized: bool = False
     """Log-ratios count as means over a completion's tokens instead of the paper's sums: the margin is in nats per token
     then, and a `beta` of 0.1 asks for much."""
-    stages = FROM_PAIRS_AND_REFERENCE
+    stages = FROM_ROWS_AND_REFERENCE
 
 
 class Orpo(FromPairs):
@@ -135,6 +160,7 @@ class Online(Options):
     rewards: Rewards
     """What a completion is worth; summed by weight."""
 
+    rows = "prompts"
     samples_field: ClassVar[str]
     """The field that says how many completions a prompt gets."""
 
@@ -243,6 +269,10 @@ class Grpo(Online):
 class Algorithm(Contract):
     """Exactly one algorithm."""
 
+    sft: Sft | None = None
+    """Supervised fine-tuning: from demonstrations, which the preference algorithms start from."""
+    kto: Kto | None = None
+    """Kahneman-Tversky optimization: from single completions that are each desirable or not."""
     dpo: Dpo | None = None
     """Direct preference optimization: from pairs, without a reward model."""
     ipo: Ipo | None = None

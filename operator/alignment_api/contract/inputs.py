@@ -52,6 +52,14 @@ class Columns(Contract):
     """A number for each completion; higher is better."""
     ranks: ColumnName | None = None
     """A number for each completion; 1 is the best."""
+    completion: ColumnName | None = None
+    """The answer of a demonstration or of feedback: a string, or messages after the prompt."""
+    label: ColumnName | None = None
+    """Whether the completion is desirable: true or false."""
+    messages: ColumnName | None = None
+    """A whole conversation, as a demonstration."""
+    text: ColumnName | None = None
+    """A text without turns, as a demonstration."""
 
 
 class Data(Contract):
@@ -63,9 +71,10 @@ class Data(Contract):
     """Split of an hf:// data set."""
     revision: str = "main"
     """Branch, tag or commit of an hf:// data set; pinned by `prepare`."""
-    format: Literal["auto", "preferences", "prompts"] = "auto"
-    """`preferences`: prompt, chosen, rejected. `prompts`: prompt, and whatever reward functions read. `auto` takes
-    what the algorithm needs and says in status what it found."""
+    format: Literal["auto", "preferences", "demonstrations", "feedback", "prompts"] = "auto"
+    """`preferences`: prompt, chosen, rejected. `demonstrations`: messages, prompt and completion, or text. `feedback`:
+    prompt, completion, label. `prompts`: prompt, and whatever reward functions read. `auto` takes what the algorithm
+    needs and says in status what it found."""
     columns: Columns = Columns()
     """What columns are called in the data: `columns: {prompt: question}`."""
     on_invalid: Literal["refuse", "drop"] = "refuse"

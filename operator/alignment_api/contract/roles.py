@@ -88,12 +88,12 @@ class Stage:
 
 
 _FROZEN = ("reference", "reward", "rollout")
-FROM_PAIRS = (
+FROM_ROWS = (
     Stage("prepare", lead="prepare"),
     Stage("train", lead="policy"),
     Stage("evaluate", lead="evaluator"),
 )
-FROM_PAIRS_AND_REFERENCE = (
+FROM_ROWS_AND_REFERENCE = (
     Stage(
         "prepare",
         lead="prepare",
@@ -101,7 +101,7 @@ FROM_PAIRS_AND_REFERENCE = (
         waits={"reference": ("prepare",)},
         calls={"prepare": ("reference",), "reference": ("prepare",)},
     ),
-    *FROM_PAIRS[1:],
+    *FROM_ROWS[1:],
 )
 ONLINE = (
     Stage("prepare", lead="prepare"),

@@ -66,10 +66,12 @@ Evaluated = dict[str, Interval]
 """Held-out figures at one moment, by name.
 
 Of pairs: `accuracy` (share with a positive reward margin, ties a half: 0.5 of the reference itself) and `margin` (its
-mean). Rewards are what the loss compares: log-ratios to the reference times beta of dpo and ipo, mean log-probs times
-beta of simpo, log odds of orpo, scores of reward. All but reward: `likelierChosen`. ppo and grpo: `reward` (weighted
-sum), `reward/<component>` of each reward, `length` (tokens), `finished` (share of completions that end by themselves),
-`kl` (nats per token towards the reference, where there is one).
+mean). Rewards are what the loss compares: log-ratios to the reference times beta of dpo, ipo and kto, mean log-probs
+times beta of simpo, log odds of orpo, scores of reward. Of pairs, but for reward: `likelierChosen`. kto: `accuracy`
+(share whose reward is positive where desirable, negative where not) and `margin` (mean reward of the desirable above
+that of the others, where there are both). sft: `nll` (nats per token that is trained on) and `perplexity`, its
+exponential. ppo and grpo: `reward` (weighted sum), `reward/<component>` of each reward, `length` (tokens), `finished`
+(share of completions that end by themselves), `kl` (nats per token towards the reference, where there is one).
 """
 
 

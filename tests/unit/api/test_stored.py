@@ -126,8 +126,8 @@ def test_two_readings_are_equal_and_one_that_has_more_is_not() -> None:
     [
         (
             "spec.algorithm",
-            {"kto": {}},
-            r"spec\.algorithm: found kto; this release knows dpo, ipo, orpo, simpo, reward, ppo, grpo",
+            {"bco": {}},
+            r"spec\.algorithm: found bco; this release knows sft, kto, dpo, ipo, orpo, simpo, reward, ppo, grpo",
         ),
         ("spec.algorithm", {}, r"spec\.algorithm: found none"),
         ("spec.model", {}, r"model: field required"),

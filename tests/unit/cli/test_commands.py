@@ -1,5 +1,6 @@
 """What alignctl prints without running anything."""
 
+import json
 import struct
 from datetime import UTC, datetime
 from io import StringIO
@@ -70,6 +71,47 @@ def test_render_shows_every_stages_pods_and_what_they_lean_on(manifest: Path) ->
     assert roles == ["prepare", "reference", "reference", "policy", "evaluator"]
     waiting = [o for o in objects if o["kind"] == "Pod" and o["spec"].get("schedulingGates")]
     assert {o["metadata"]["labels"]["alignment.run/role"] for o in waiting} == {"reference"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "roles"),
+    [
+        ("sft", ["prepare", "policy", "evaluator"]),
+        ("kto", ["prepare", "reference", "reference", "policy", "evaluator"]),
+    ],
+)
+def test_render_shows_a_reference_only_where_the_algorithm_has_one(
+    tmp_path: Path, algorithm: str, roles: list[str]
+) -> None:
+    text = JOB.replace("dpo", algorithm)
+    if "reference" not in roles:
+        text = text.replace("  roles: {reference: {replicas: 2}}\n", "")
+    (tmp_path / "job.yaml").write_text(text)
+    result = alignctl("render", str(tmp_path / "job.yaml"))
+    assert result.exit_code == 0, result.stderr
+    objects = list(YAML(typ="safe", pure=True).load_all(result.stdout))
+    assert [o["metadata"]["labels"]["alignment.run/role"] for o in objects if o["kind"] == "Pod"] == roles
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "row", "words"),
+    [
+        ("sft", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, ""),
+        ("kto", {"prompt": "a", "completion": "b", "label": True}, ""),
+        ("kto", {"prompt": "a", "completion": "b", "label": "yes"}, "rows.jsonl:1: `label` is a string"),
+        ("sft", {"prompt": "a", "completion": "b", "label": True}, "these rows are binary feedback"),
+        ("dpo", {"prompt": "a", "completion": "b", "label": True}, "take `kto`"),
+    ],
+)
+def test_validate_reads_the_rows_that_the_algorithm_learns_from(
+    tmp_path: Path, algorithm: str, row: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    text = JOB.replace("dpo", algorithm).replace("  roles: {reference: {replicas: 2}}\n", "")
+    (tmp_path / "job.yaml").write_text(text.replace("pvc://data/pairs.jsonl", f"file://{tmp_path}/rows.jsonl"))
+    result = alignctl("validate", str(tmp_path / "job.yaml"))
+    assert (result.exit_code == 0) == (not words), result.stderr
+    assert words in result.stderr
 
 
 def test_render_shows_the_stages_of_ppo_with_a_reward_model_to_train(tmp_path: Path) -> None:
@@ -306,7 +348,7 @@ def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:
 
 def lengths(folder: Path, split: str, chosen: list[int], rejected: list[int]) -> None:
     (folder / "prepared").mkdir(exist_ok=True)
-    tensors = {"chosen_lengths": np.array(chosen, np.int32), "rejected_lengths": np.array(rejected, np.int32)}
+    tensors = {"lengths_tokens": np.array([chosen, rejected], np.int32).T.reshape(-1).copy()}
     save_file(tensors, folder / "prepared" / f"{split}.safetensors")
 
 

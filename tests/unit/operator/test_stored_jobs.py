@@ -101,7 +101,7 @@ def _contains(whole: Any, part: Any) -> bool:
 
 
 def test_a_job_of_an_algorithm_from_the_future_is_left_alone_and_says_so() -> None:
-    raw = stored({"algorithm": {"kto": {}}}, phase="Running", startedAt="2026-01-01T12:00:00Z", attempt=2)
+    raw = stored({"algorithm": {"bco": {}}}, phase="Running", startedAt="2026-01-01T12:00:00Z", attempt=2)
     with pytest.raises(Unreadable) as error:
         read_stored_job(raw)
     status = unreadable_status(raw, error.value, LATER)
@@ -109,8 +109,8 @@ def test_a_job_of_an_algorithm_from_the_future_is_left_alone_and_says_so() -> No
     assert (status["phase"], status["attempt"]) == ("Running", 2)
     assert (admitted["status"], admitted["reason"]) == ("Unknown", "NotUnderstood")
     assert admitted["message"] == (
-        "spec.algorithm: found kto; this release knows dpo, ipo, orpo, simpo, reward, ppo, grpo; its pods are left "
-        "alone: install the release that started it"
+        "spec.algorithm: found bco; this release knows sft, kto, dpo, ipo, orpo, simpo, reward, ppo, grpo; its pods "
+        "are left alone: install the release that started it"
     )
     again = unreadable_status(raw | {"status": status}, error.value, datetime(2026, 11, 27, tzinfo=UTC))
     assert again == status, "and nothing is written twice"

@@ -16,7 +16,7 @@ from ranks import run_ranks
 from tiny_runs import Setting, offline, pairs, tiny_engine, tiny_run
 
 from alignment_trainer.algorithms import ScoredRows
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.engines.base import ADAM_BETAS, Engine
 from alignment_trainer.process import distributed
 
@@ -110,11 +110,11 @@ def unshared(setting: Setting) -> Gradient:
     """The same step with the prompt computed anew for each completion, in plain torch."""
     engine, algorithm = tiny_engine(setting), offline(setting.algorithm)
     rows = pairs(setting.rows)
-    groups = [PromptGroup(row.prompt, (completion,)) for row in rows for completion in (row.chosen, row.rejected)]
+    groups = [PromptGroup(row.prompt, (completion,)) for row in rows for completion in row.group.completions]
     packed = algorithm.task.pack(groups)
     scores = packed.sum_per_sequence(engine.forward(packed)).view(len(rows), 2)
     given = reference(setting.rows) if algorithm.needs_reference else torch.zeros(len(rows), 2)
-    lengths = torch.tensor([[len(row.chosen), len(row.rejected)] for row in rows])
+    lengths = torch.tensor([row.group.trained_lengths for row in rows])
     engine.backward(algorithm.loss(ScoredRows(scores, given, lengths)).loss.mean())
     return taken(engine)
 

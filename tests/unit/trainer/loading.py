@@ -16,7 +16,7 @@ from alignment_api.contract.context import Context
 from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, make_checkpoints
 from alignment_trainer.checkpoint.run_state import Position
-from alignment_trainer.data.packing import pack, pair_group
+from alignment_trainer.data.packing import pack
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.loop.build import Origin, load_trainee
 from alignment_trainer.model.load import outline_model
@@ -98,7 +98,7 @@ def _engine(model: Path, sharding: str) -> Engine:
 
 def _step(engine: Engine) -> float:
     """Every rank computes its part of the same loss."""
-    loss = -engine.forward(pack([pair_group(pair) for pair in pairs(2)])).mean()
+    loss = -engine.forward(pack([pair.group for pair in pairs(2)])).mean()
     engine.backward(loss / distributed.world_size())
     engine.step(1e-3)
     return loss.item()

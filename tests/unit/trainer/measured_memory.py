@@ -107,7 +107,7 @@ def _offline(folder: Path, case: Case) -> Found:
         engine = ENGINES[case.sharding](model, options, case.precision, torch.device("cpu"), weights)
         run, _ = tiny_run(folder, _setting(case), engine, reference=torch.zeros(ROWS, 2))
         tokens = _steps(run, case)
-    lengths = [len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in pairs(ROWS)]
+    lengths = [len(row.prompt) + max(map(len, row.group.completions)) for row in pairs(ROWS)]
     memory = trained(decoder, _holder(case, decoder), Work(tokens, sum(lengths) // ROWS, recompute=case.recompute))
     return Found(live.peak, memory.total if case.snapshot else memory.on_device)
 

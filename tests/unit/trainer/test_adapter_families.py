@@ -12,8 +12,8 @@ from adapted_runs import CPU, outline, write_folder
 from test_families import GOOD, config_of
 from tiny_runs import Setting, pairs
 
-from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.packing import pack, pair_group
+from alignment_trainer.data.examples import Example
+from alignment_trainer.data.packing import pack
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.merging import whole_weights
 from alignment_trainer.model.cut import draw
@@ -29,9 +29,9 @@ WINDOW = 64
 """Tokens that some families attend to here."""
 
 
-def longest_of(pair: PreferenceExample) -> int:
+def longest_of(pair: Example) -> int:
     """Tokens of the longer sequence."""
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+    return len(pair.prompt) + max(map(len, pair.group.completions))
 
 
 def of_family(folder: Path, family: str) -> tuple[Any, Path]:
@@ -50,7 +50,7 @@ def test_every_adapter_learns_and_merges_into_what_it_says_beside_its_base(famil
     for name, matrix in matrices.items():
         if "lora_B" in name:
             matrix.data.normal_(0, 0.1)
-    packed = pack([pair_group(pair) for pair in pairs(20) if longest_of(pair) <= WINDOW][:2])
+    packed = pack([pair.group for pair in pairs(20) if longest_of(pair) <= WINDOW][:2])
     beside = engine.forward(packed)
     beside.sum().backward()
     assert [name for name, matrix in matrices.items() if matrix.grad is None or not matrix.grad.any()] == []

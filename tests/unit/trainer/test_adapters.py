@@ -21,7 +21,7 @@ from alignment_api.contract.spec import Lora
 from alignment_trainer.checkpoint.export import export_model
 from alignment_trainer.checkpoint.inheritance import check_inheritance
 from alignment_trainer.checkpoint.output import FolderOutput
-from alignment_trainer.data.packing import pack, pack_whole, pair_group
+from alignment_trainer.data.packing import pack, pack_whole
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.state import SavedState
@@ -62,7 +62,7 @@ def test_before_the_first_step_the_policy_is_its_base_to_the_bit(tmp_path, algor
     base, setting = write_tiny(tmp_path / "base", algorithm), Setting(algorithm, precision=precision)
     model = outline(base, setting)
     packing = pack_whole if algorithm == "reward" else pack
-    packed = packing([pair_group(pair) for pair in pairs(3)])
+    packed = packing([pair.group for pair in pairs(3)])
     make = outline_value_model if algorithm == "reward" else outline_model
     alone = frozen(make(base), precision, CPU)
     with torch.no_grad(), autocast(CPU, precision):
@@ -90,7 +90,7 @@ ROWS = 5
 
 def gradient_of(engine: Engine, algorithm: str) -> tuple[float, dict[str, torch.Tensor]]:
     packing = pack_whole if algorithm == "reward" else pack
-    packed = packing([pair_group(pair) for pair in pairs(ROWS)])
+    packed = packing([pair.group for pair in pairs(ROWS)])
     sums = packed.sum_per_sequence(engine.forward(packed)).view(ROWS, 2)
     loss = pair_loss(sums, algorithm)
     engine.backward(loss)
@@ -98,7 +98,7 @@ def gradient_of(engine: Engine, algorithm: str) -> tuple[float, dict[str, torch.
 
 
 def gradient_of_peft(network: Any, algorithm: str) -> tuple[float, dict[str, torch.Tensor]]:
-    rows = [(row.prompt, completion) for row in pairs(ROWS) for completion in (row.chosen, row.rejected)]
+    rows = [(row.prompt, completion) for row in pairs(ROWS) for completion in row.group.completions]
     sums = torch.stack([plain_score(network, algorithm, *row) for row in rows]).view(ROWS, 2)
     loss = pair_loss(sums, algorithm)
     loss.backward()

@@ -114,7 +114,7 @@ def test_what_a_trainee_holds_of_a_row_is_a_few_bytes(tmp_path: Path) -> None:
         prepared = open_prepared(Folder(tmp_path / str(rows)))
         needed = needed_rows(prepared, spec_of("dpo").training)
         assert len(np.unique(needed.keys)) == rows
-        assert sum(len(example.chosen) for example in prepared.train) > 50 * len(prepared.train)
+        assert sum(len(example.group.completions[0]) for example in prepared.train) > 50 * len(prepared.train)
 
     for rows in FEW_AND_MANY:
         prepare(spec_of("dpo"), write_rows(tmp_path / "rows.jsonl", rows), tmp_path / str(rows))

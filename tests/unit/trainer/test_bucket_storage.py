@@ -261,7 +261,7 @@ def test_a_damaged_shard_of_the_reference_is_not_read_and_removed(storage: Stora
         cache.write(np.array([key]), np.full((1, 2), value, np.float32))
     first = cache.place.list("")[0]
     cache.place.put(first, [cache.place.get(first)[:-1] + b"!"])
-    assert np.isnan(cache.read(keys)).any(axis=1).sum() == 1
+    assert np.isnan(cache.read(keys, 2)).any(axis=1).sum() == 1
     cache.remove_damaged()
     assert len(cache.place.list("")) == 1
 

@@ -17,7 +17,7 @@ from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.checkpoint import verify, write_checkpoint
 from alignment_trainer.checkpoint.claims import checkpoints_of
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.critic_client import CriticAddress, LocalCritic, RemoteCritic
 from alignment_trainer.experience.critic_start import CriticStart

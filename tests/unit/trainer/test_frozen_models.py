@@ -10,7 +10,8 @@ from test_families import GOOD, config_of
 from tests.tiny import tiny_tokenizer
 from tiny_runs import pairs
 
-from alignment_trainer.data.packing import Packing, PromptGroup, pack, pack_whole, pair_group
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import Packing, pack, pack_whole
 from alignment_trainer.model.cut import draw
 from alignment_trainer.model.folder import causal_network
 from alignment_trainer.model.heads import PackedModel
@@ -25,7 +26,7 @@ def short(group: PromptGroup) -> bool:
     return len(group.prompt) + max(map(len, group.completions)) <= 64
 
 
-GROUPS = [group for group in map(pair_group, pairs(9)) if short(group)]
+GROUPS = [group for group in (pair.group for pair in pairs(9)) if short(group)]
 
 
 def folder_of(family: str, folder: Path, **extra: int) -> Path:

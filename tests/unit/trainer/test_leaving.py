@@ -16,7 +16,8 @@ from test_reward_stage import judge
 from tiny_runs import Setting, pairs, tiny_run
 
 from alignment_api.yaml.manifest import read_manifest
-from alignment_trainer.data.packing import PromptGroup, pack, pair_group
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import pack
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.offline import Interrupted, leave_if_asked
 from alignment_trainer.loop.train import train
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.timeout(300)
 def test_asked_to_go_in_an_evaluation_a_run_saves_what_it_has_done(tmp_path):
     """Held-out rows after every step, checkpoints after every sixth: three steps were done, and three are saved."""
     run, recorder = tiny_run(tmp_path, Setting(steps=6, checkpoint_every=6))
-    groups, computed = [pair_group(pair) for pair in pairs(10)], []
+    groups, computed = [pair.group for pair in pairs(10)], []
 
     def forward(batch):
         computed.append(batch)
@@ -114,7 +115,7 @@ def test_a_critic_that_nobody_has_asked_goes_at_once():
 def test_scoring_asks_before_each_micro_batch(tmp_path):
     run, _ = tiny_run(tmp_path, Setting(steps=1))
     asked: list[int] = []
-    groups = [pair_group(pair) for pair in (*pairs(4), *pairs(2, seed=1))]
+    groups = [pair.group for pair in (*pairs(4), *pairs(2, seed=1))]
     found = score_sequences(run.engine.forward, pack, groups, 1, lambda: asked.append(1))
     assert len(asked) == 12
     assert torch.equal(found, score_sequences(run.engine.forward, pack, groups, 1))

@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.layouts.preferences import parse_preferences
 from alignment_trainer.data.layouts.prompts import parse_prompt
-from alignment_trainer.data.packing import PromptGroup, pack, pack_whole
+from alignment_trainer.data.packing import pack, pack_whole
 from alignment_trainer.data.rows import InvalidRow, RawRow
 from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room
 from alignment_trainer.engines.scoring import score_sequences
@@ -63,7 +64,7 @@ def spec_of(tokens: int) -> AlignmentJobSpec:
 @pytest.mark.parametrize("algorithm", ["dpo", "reward"])
 def test_offline_steps(tmp_path: Path, algorithm: str) -> None:
     """Of pairs that fit, as `prepare` lets no other pass."""
-    assert max(len(pair.prompt) + pair.completion_tokens for pair in pairs(12)) <= LONGEST_PAIR
+    assert max(len(pair.prompt) + pair.group.completion_tokens for pair in pairs(12)) <= LONGEST_PAIR
     run, _ = tiny_run(tmp_path, Setting(algorithm, steps=3, micro_tokens=LONGEST_PAIR))
     with computed() as tokens:
         train(run)
@@ -105,7 +106,7 @@ def test_servers_and_the_evaluator(tmp_path: Path, task: ModelTask, network: str
 def test_held_out_rows_of_a_trainee(packing: Any) -> None:
     engine = tiny_engine(Setting("dpo" if packing is pack else "reward"))
     with computed() as tokens:
-        scored = score_sequences(engine.forward, packing, [GROUP], 16, completions=40)
+        scored = score_sequences(engine.forward, packing, [GROUP], 16)
     assert scored.shape == (1, 40)
     assert torch.isfinite(scored).all()
     assert max(tokens) <= 16
@@ -117,7 +118,7 @@ def test_prepare_refuses_a_pair_that_is_longer() -> None:
         RawRow(1, "a.jsonl:1", {"prompt": "2 + 2?", "chosen": "It is 4.", "rejected": "It is five."})
     )
     example = PairTokenizer(tokenizer, 1000, 1000).encode(row)
-    whole = len(example.prompt) + example.completion_tokens
+    whole = len(example.prompt) + example.group.completion_tokens
     assert PairTokenizer(tokenizer, 1000, whole).encode(row) == example
     complaint = (
         rf"are {whole} tokens, and a pair is computed at once: more than {whole - 1} \(spec\.training\.microBatch"

@@ -14,7 +14,8 @@ from transformers import Gemma3Config, GPT2Config, MixtralConfig
 
 from alignment_api.contract.inputs import Model
 from alignment_trainer.algorithms.dpo import dpo_loss
-from alignment_trainer.data.packing import PromptGroup, pack, pack_whole
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import pack, pack_whole
 from alignment_trainer.data.sources import Resolved
 from alignment_trainer.model.config import turn_off_noise, with_noise
 from alignment_trainer.model.description import write_description

@@ -13,8 +13,9 @@ from ranks import run_ranks
 from tiny_runs import newest_saved
 
 from alignment_trainer.checkpoint.checkpoint import write_parts
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.experience import SAMPLES_FILE, Experience, experience_draft, load_experience, subgroups
-from alignment_trainer.data.packing import PromptGroup, pack_whole
+from alignment_trainer.data.packing import pack_whole
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.minibatches import minibatches, plan_micros
 from alignment_trainer.loop.offline import Interrupted

@@ -8,7 +8,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignment_trainer.data.packing import PromptGroup, pack, pair_group
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import pack
 from alignment_trainer.engines.scoring import score_sequences, token_values
 from alignment_trainer.experience.minibatches import plan_micros
 from alignment_trainer.model.block_mask import BLOCK, block_mask
@@ -98,7 +99,7 @@ def test_the_block_mask_of_a_long_row_makes_nothing_of_pairs_of_tokens():
 
 
 def test_rows_that_are_packed_together_do_not_see_each_other():
-    groups = [pair_group(pair) for pair in pairs(3)]
+    groups = [pair.group for pair in pairs(3)]
     alone = torch.cat([scorer(tiny_llama())(pack([group])) for group in groups])
     torch.testing.assert_close(scorer(tiny_llama())(pack(groups)), alone, atol=1e-5, rtol=0)
 
@@ -115,7 +116,7 @@ def test_a_sequence_beyond_the_sliding_window_is_refused():
 @pytest.mark.parametrize("model", [tiny_llama, tiny_qwen2])
 def test_packed_logprobs_and_gradients_equal_separate_forward_passes(model):
     groups = [
-        *(pair_group(pair) for pair in pairs(4)),
+        *(pair.group for pair in pairs(4)),
         PromptGroup((1, 2), ((3,), (4, 5), (6, 7, 8))),
         PromptGroup((9,), ((10,),)),
     ]
@@ -133,7 +134,7 @@ def test_packed_logprobs_and_gradients_equal_separate_forward_passes(model):
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 10_000])
 def test_recomputed_layers_change_no_gradient(layers):
-    batch = pack([pair_group(pair) for pair in pairs(3)])
+    batch = pack([pair.group for pair in pairs(3)])
     gradients = []
     for recompute in (0, layers):
         causal = tiny_llama(num_hidden_layers=3)

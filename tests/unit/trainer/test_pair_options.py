@@ -17,6 +17,8 @@ from alignment_trainer.algorithms import OFFLINE, ScoredRows
 
 Options = dict[str, Any]
 OTHERS: dict[str, Options] = {
+    "sft": {},
+    "kto": {"beta": 0.3, "desirableWeight": 1.5, "undesirableWeight": 0.5},
     "dpo": {
         "beta": 0.3,
         "labelSmoothing": 0.2,
@@ -34,6 +36,7 @@ OTHERS: dict[str, Options] = {
 SCORES = torch.tensor([[-12.5, -30.25], [-3.5, -2.0], [-9.0, -9.5]])
 REFERENCE = torch.tensor([[-14.0, -28.5], [-3.0, -2.5], [-8.0, -9.0]])
 LENGTHS = torch.tensor([[7, 11], [3, 2], [4, 6]])
+LABELS = torch.tensor([1, 0, 1])
 
 
 def is_refused(name: str, options: Options) -> bool:
@@ -48,7 +51,7 @@ def is_refused(name: str, options: Options) -> bool:
 def losses(name: str, options: Options) -> list[float]:
     algorithm = offline(name, **options)
     reference = REFERENCE if algorithm.needs_reference else torch.zeros_like(REFERENCE)
-    return algorithm.loss(ScoredRows(SCORES, reference, LENGTHS)).loss.tolist()
+    return algorithm.loss(ScoredRows(SCORES, reference, LENGTHS, LABELS)).loss.tolist()
 
 
 def choices(name: str) -> list[Options]:

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from alignment_api.contract.spec import AlignmentJobSpec, Training
 from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.algorithms.dpo import dpo_loss
-from alignment_trainer.data.packing import PromptGroup, pack
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import pack
 from alignment_trainer.data.prepared import open_prepared
 from alignment_trainer.data.reference import needed_rows, reference_cache
 from alignment_trainer.data.storage import Folder
@@ -159,7 +160,7 @@ def test_servers_are_killed_and_added_and_every_row_is_computed_once(job: TinyJo
     groups = [rows.group(index) for index in range(len(rows))]
     direct = [sum_completions(*pair) for pair in zip(groups, scorer.score(groups), strict=True)]
     scorer.close()
-    assert cache.read(rows.keys) == pytest.approx(np.stack(direct), abs=1e-4)
+    assert cache.read(rows.keys, 2) == pytest.approx(np.stack(direct), abs=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "nats"), [("fp32", 1e-4), ("bf16", 0.1)])

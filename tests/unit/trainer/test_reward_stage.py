@@ -25,7 +25,7 @@ from transformers import (
 
 from alignment_api.contract.status import EvaluationReport
 from alignment_api.derived.reward_stage import LEAST_HELD_OUT
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.prepared import open_prepared, open_prompts
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.serving.wire import GroupsRequest, encode_request

@@ -20,7 +20,7 @@ import torch
 from roles import TinyJob, wait_until
 from trainee import move, trainee, weights_of
 
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.engines.scoring import token_values
 from alignment_trainer.model.load import LoadedModel, load_model
 from alignment_trainer.weights.publisher import RolloutServer, WeightPublisher

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from http_servers import Answer, serving
 
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.experience.frozen_client import FrozenClient
 from alignment_trainer.process.errors import WireError
 from alignment_trainer.serving.peers import resolved

@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from alignment_api.contract.rewards import Reward
 from alignment_trainer.algorithms.advantages import group_advantages
-from alignment_trainer.data.examples import PromptExample
+from alignment_trainer.data.examples import PromptExample, PromptGroup
 from alignment_trainer.data.experience import Rollout, Samples, Scored, mask_of
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience.record import keep_rollouts, read_rollouts
 from alignment_trainer.loop.online import OnlineRun

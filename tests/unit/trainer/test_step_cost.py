@@ -11,14 +11,14 @@ from tiny_runs import Setting, pairs, tiny_llama, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignment_api.contract.context import Context
-from alignment_trainer.data.packing import pack, pair_group
+from alignment_trainer.data.packing import pack
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.loop.offline import StepReport
 from alignment_trainer.loop.reporting import Steps
 from alignment_trainer.model.heads import scorer
 from alignment_trainer.process.compiled_code import keep_compiled_code
 
-BATCHES = [pack([pair_group(pair) for pair in pairs(3, seed)]) for seed in range(4)]
+BATCHES = [pack([pair.group for pair in pairs(3, seed)]) for seed in range(4)]
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "_unique2", "bincount")
 """Operators whose answer, or whose shape, a host has to wait for."""
 

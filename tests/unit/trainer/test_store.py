@@ -11,10 +11,8 @@ from safetensors.numpy import load_file
 
 from alignment_api.contract.spec import Training
 from alignment_api.contract.status import DataReport, ModelReport, PrecisionReport
-from alignment_trainer.data.examples import PreferenceExample, PromptExample
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample, PromptGroup
 from alignment_trainer.data.prepared import (
-    PREFERENCE_PARTS,
     PROMPT_PARTS,
     DamagedDataError,
     Manifest,
@@ -38,7 +36,7 @@ from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.spool import Pieces, Selection, spool_in
 from alignment_trainer.data.storage import Folder
 
-ROWS = [PreferenceExample(3, (1, 2), (3,), (4, 5, 6)), PreferenceExample(8, (7,), (8, 9), (10,))]
+ROWS = [Example(3, PromptGroup((1, 2), ((3,), (4, 5, 6)))), Example(8, PromptGroup((7,), ((8, 9), (10,))))]
 
 FP32 = PrecisionReport(value="fp32", why="spec.training.precision is fp32")
 
@@ -49,7 +47,7 @@ MODEL = ModelReport(parameters=1, fingerprint="m")
 def write(storage: Path, train: list[Any], evaluation: list[Any], model: ModelReport = MODEL) -> None:
     """As `prepare` leaves rows of one kind, with one that was dropped."""
     is_prompts = isinstance(train[0], PromptExample)
-    name, parts = ("prompts", PROMPT_PARTS) if is_prompts else ("preferences", PREFERENCE_PARTS)
+    name, parts = ("prompts", PROMPT_PARTS) if is_prompts else ("preferences", EXAMPLE_PARTS)
     with spool_in(prepared_in(Folder(storage)).workplace(), parts, seed=0) as spool:
         for example in (*train, *evaluation):
             spool.add([example], [json.dumps(example.fields)] if is_prompts else [])
@@ -64,9 +62,7 @@ def write(storage: Path, train: list[Any], evaluation: list[Any], model: ModelRe
         write_prepared(Folder(storage), manifest, splits, spool.problems.lines())
 
 
-def prepare(
-    storage: Path, train: list[PreferenceExample] = ROWS, evaluation: list[PreferenceExample] = ROWS
-) -> PreparedData:
+def prepare(storage: Path, train: list[Example] = ROWS, evaluation: list[Example] = ROWS) -> PreparedData:
     write(storage, train, evaluation)
     return open_prepared(Folder(storage))
 
@@ -103,10 +99,14 @@ def test_the_files_are_those_of_the_safetensors_format(tmp_path: Path) -> None:
         "row": [3, 8],
         "prompt_tokens": [1, 2, 7],
         "prompt_lengths": [2, 1],
-        "chosen_tokens": [3, 8, 9],
-        "chosen_lengths": [1, 2],
-        "rejected_tokens": [4, 5, 6, 10],
-        "rejected_lengths": [3, 1],
+        "completions_tokens": [3, 4, 5, 6, 8, 9, 10],
+        "completions_lengths": [4, 3],
+        "lengths_tokens": [1, 3, 2, 1],
+        "lengths_lengths": [2, 2],
+        "spans_tokens": [],
+        "spans_lengths": [0, 0],
+        "label_tokens": [0, 0],
+        "label_lengths": [1, 1],
     }
 
 
@@ -128,10 +128,10 @@ def test_what_a_killed_process_left_of_its_rows_goes(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_every_token_and_border(tmp_path: Path) -> None:
-    def of(*rows: PreferenceExample) -> str:
+    def of(*rows: Example) -> str:
         return prepare(tmp_path, list(rows)).manifest.data.fingerprint
 
-    moved = PreferenceExample(3, (1,), (2, 3), (4, 5, 6))
+    moved = Example(3, PromptGroup((1,), ((2, 3), (4, 5, 6))))
     assert of(*ROWS) == of(*ROWS)
     assert len({of(*ROWS), of(*ROWS[::-1]), of(moved, ROWS[1]), of(ROWS[0])}) == 4
 
@@ -152,8 +152,8 @@ def test_parts_without_a_manifest_are_not_prepared_data(tmp_path: Path) -> None:
         open_prepared(Folder(tmp_path))
 
 
-def many(count: int) -> list[PreferenceExample]:
-    return [PreferenceExample(n, (n + 1,), (1,), (2,)) for n in range(count)]
+def many(count: int) -> list[Example]:
+    return [Example(n, PromptGroup((n + 1,), ((1,), (2,)))) for n in range(count)]
 
 
 def test_a_row_is_known_by_its_tokens_and_their_borders(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_row_is_known_by_its_tokens_and_their_borders(tmp_path: Path) -> None:
     one, other = prepare(tmp_path / "a", ROWS, many(3)), prepare(tmp_path / "b", many(3), ROWS[::-1])
     assert one.train.keys().tolist() == other.evaluation.keys()[::-1].tolist()
     assert one.evaluation.keys().tolist() == other.train.keys().tolist()
-    moved = [PreferenceExample(3, (1,), (2, 3), (4, 5, 6)), PreferenceExample(3, (1, 2), (3, 4), (5, 6))]
+    moved = [Example(3, PromptGroup((1,), ((2, 3), (4, 5, 6)))), Example(3, PromptGroup((1, 2), ((3, 4), (5, 6))))]
     known = {*one.train.keys().tolist(), *prepare(tmp_path / "c", moved).train.keys().tolist()}
     assert len(known) == 4
 
@@ -223,12 +223,12 @@ def test_log_probs_of_another_model_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_written_twice_is_computed_once(tmp_path: Path) -> None:
-    prepared = prepare(tmp_path, [*ROWS, *ROWS, PreferenceExample(20, (7,), (8, 9), (10,))], many(1))
+    prepared = prepare(tmp_path, [*ROWS, *ROWS, Example(20, PromptGroup((7,), ((8, 9), (10,))))], many(1))
     rows, cache = needed_rows(prepared, TRAINING), reference_cache(prepared)
     assert cache.missing(rows).tolist() == [0, 1, 5]
     cache.write(rows.keys[:2], LOGPROBS)
     assert cache.missing(rows).tolist() == [5]
-    assert cache.read(rows.keys)[:5].tolist() == [LOGPROBS[n].tolist() for n in (0, 1, 0, 1, 1)]
+    assert cache.read(rows.keys, 2)[:5].tolist() == [LOGPROBS[n].tolist() for n in (0, 1, 0, 1, 1)]
 
 
 @pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body[:-1] + b"!", lambda body: b""])
@@ -284,4 +284,4 @@ def test_a_shard_is_written_when_it_is_time_and_at_the_end(tmp_path: Path) -> No
     assert cache.missing(rows).tolist() == [3, 4, 5, 6]
     writer.flush()
     assert cache.missing(rows).tolist() == [4, 5, 6]
-    assert cache.read(rows.keys)[:4].tolist() == [[-1 - n, -2 - n] for n in range(4)]
+    assert cache.read(rows.keys, 2)[:4].tolist() == [[-1 - n, -2 - n] for n in range(4)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.tiny import tiny_tokenizer
 
-from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.examples import Example
 from alignment_trainer.data.layouts.preferences import parse_preferences
 from alignment_trainer.data.layouts.prompts import parse_prompt
 from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow
@@ -31,8 +31,8 @@ def preference(prompt: str = "Tell me.", chosen: str = "Gladly.", rejected: str 
 def test_a_completion_is_the_answer_to_the_end_of_its_turn(tokenizer: Any) -> None:
     example = PairTokenizer(tokenizer, 100, 1000).encode(preference())
     assert tokenizer.decode(example.prompt) == "<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(example.chosen) == "Gladly.<|im_end|>"
-    assert tokenizer.decode(example.rejected) == "No.<|im_end|>"
+    assert tokenizer.decode(example.group.completions[0]) == "Gladly.<|im_end|>"
+    assert tokenizer.decode(example.group.completions[1]) == "No.<|im_end|>"
     assert example.row == 7
 
 
@@ -40,16 +40,20 @@ def test_a_token_over_the_boundary_belongs_to_the_completion() -> None:
     tokenizer = tiny_tokenizer(LLAMA3_LIKE)
     row = preference(chosen="Sure", rejected="Never")
     example = PairTokenizer(tokenizer, 100, 1000).encode(row)
-    assert tokenizer.decode(example.prompt + example.chosen).endswith("<|im_start|>assistant: Sure<|im_end|>")
-    assert tokenizer.decode(example.prompt + example.rejected).endswith("<|im_start|>assistant: Never<|im_end|>")
+    assert tokenizer.decode(example.prompt + example.group.completions[0]).endswith(
+        "<|im_start|>assistant: Sure<|im_end|>"
+    )
+    assert tokenizer.decode(example.prompt + example.group.completions[1]).endswith(
+        "<|im_start|>assistant: Never<|im_end|>"
+    )
 
 
 def test_without_a_chat_template_the_texts_are_joined_and_closed() -> None:
     tokenizer = tiny_tokenizer(chat_template=None)
     example = PairTokenizer(tokenizer, 100, 1000).encode(preference("2 + 2 =", " 4", " 5"))
     assert tokenizer.decode(example.prompt) == "2 + 2 ="
-    assert tokenizer.decode(example.chosen) == " 4<|im_end|>"
-    assert example.chosen[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(example.group.completions[0]) == " 4<|im_end|>"
+    assert example.group.completions[0][-1] == tokenizer.eos_token_id
 
 
 def test_a_conversation_needs_a_chat_template() -> None:
@@ -134,7 +138,7 @@ def test_many_rows_at_once_are_encoded_as_one_by_one(template: str) -> None:
                 pairs.encode(row)
         else:
             assert example == pairs.encode(row)
-    assert {type(each) for each in found[1:]} == {InvalidRow, PreferenceExample}, "some are too long, others are not"
+    assert {type(each) for each in found[1:]} == {InvalidRow, Example}, "some are too long, others are not"
 
 
 @pytest.mark.parametrize("first", [None, "<|im_start|>"])

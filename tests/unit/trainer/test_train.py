@@ -72,7 +72,7 @@ def test_a_step_is_torchs_own_adamw_on_the_mean_of_the_batch(tmp_path):
     losses = []
     for row, pair in enumerate(pairs(4)):
         sums = []
-        for completion in (pair.chosen, pair.rejected):
+        for completion in pair.group.completions:
             logits = causal(torch.tensor([pair.prompt + completion])).logits[0, len(pair.prompt) - 1 : -1]
             sums.append(logits.log_softmax(-1)[range(len(completion)), list(completion)].sum())
         margin = 0.1 * ((sums[0] - reference[row, 0]) - (sums[1] - reference[row, 1]))

@@ -15,7 +15,8 @@ from transformers import (
 
 from alignment_trainer.checkpoint.export import export_model
 from alignment_trainer.checkpoint.output import FolderOutput
-from alignment_trainer.data.packing import PromptGroup, pack, pack_whole
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import pack, pack_whole
 from alignment_trainer.model.heads import scorer, value_scorer
 from alignment_trainer.model.load import load_value_model
 from alignment_trainer.model.mistakes import UnsupportedModelError

@@ -14,8 +14,9 @@ from tiny_runs import VOCABULARY
 
 from alignment_trainer.algorithms.reward_model import reward_model_loss
 from alignment_trainer.checkpoint.checkpoint import write_parts
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.experience import Rollout
-from alignment_trainer.data.packing import PromptGroup, pack_whole
+from alignment_trainer.data.packing import pack_whole
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines import ENGINES, OptimizerOptions
 from alignment_trainer.engines.state import SavedState

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from alignment_trainer.checkpoint.claims import checkpoints_of
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.group_arrays import group_arrays
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.experience import critic_wire
 from alignment_trainer.experience.minibatches import UpdateKey

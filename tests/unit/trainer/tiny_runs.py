@@ -19,8 +19,8 @@ from alignment_trainer.algorithms import OfflineAlgorithm, make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.checkpoint import Checkpoint, list_checkpoints, verify
 from alignment_trainer.checkpoint.run_state import Checkpoints
-from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.packing import PromptGroup, pack, pack_whole, pair_group
+from alignment_trainer.data.examples import Example, PromptGroup
+from alignment_trainer.data.packing import pack, pack_whole
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
@@ -62,7 +62,7 @@ def tiny_qwen2(seed: int = 0) -> Any:
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
-def pairs(count: int, seed: int = 0) -> list[PreferenceExample]:
+def pairs(count: int, seed: int = 0) -> list[Example]:
     """Random pairs of 3 to 40 tokens a part."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -70,10 +70,10 @@ def pairs(count: int, seed: int = 0) -> list[PreferenceExample]:
         length = int(torch.randint(3, 40, (), generator=generator))
         return tuple(torch.randint(VOCABULARY, (length,), generator=generator).tolist())
 
-    return [PreferenceExample(row, tokens(), tokens(), tokens()) for row in range(1, count + 1)]
+    return [Example(row, PromptGroup(tokens(), (tokens(), tokens()))) for row in range(1, count + 1)]
 
 
-VALUE_GROUPS = [*(pair_group(pair) for pair in pairs(4)), PromptGroup((1, 2), ((3,), (4, 5), (6, 7, 8)))]
+VALUE_GROUPS = [*(pair.group for pair in pairs(4)), PromptGroup((1, 2), ((3,), (4, 5), (6, 7, 8)))]
 
 
 def tiny_classifier(family: str = "llama", labels: int = 1, **overrides: Any) -> Any:
@@ -185,17 +185,17 @@ def tiny_run(
 
 
 def _reference(
-    algorithm: OfflineAlgorithm, engine: Engine, sampler: Sampler, rows: list[PreferenceExample], micro_tokens: int
+    algorithm: OfflineAlgorithm, engine: Engine, sampler: Sampler, rows: list[Example], micro_tokens: int
 ) -> torch.Tensor:
     if not algorithm.needs_reference:
         return torch.zeros(len(rows), 2)
     return epoch_reference(engine, sampler, rows, micro_tokens)
 
 
-def epoch_reference(engine: Engine, sampler: Sampler, rows: list[PreferenceExample], micro_tokens: int) -> torch.Tensor:
+def epoch_reference(engine: Engine, sampler: Sampler, rows: list[Example], micro_tokens: int) -> torch.Tensor:
     """Reference log-probs of all rows, computed in the batches of the first epoch."""
     order = [sampler.batch(step) for step in range(sampler.steps_per_epoch)]
-    groups = [[pair_group(rows[index]) for index in batch] for batch in order]
+    groups = [[rows[index].group for index in batch] for batch in order]
     scored = torch.cat([score_sequences(engine.forward, pack, batch, micro_tokens) for batch in groups])
     reference = torch.empty_like(scored)
     reference[[index for batch in order for index in batch]] = scored

@@ -7,13 +7,17 @@ from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm, 
 from alignment_trainer.algorithms.dpo import Dpo
 from alignment_trainer.algorithms.grpo import Grpo
 from alignment_trainer.algorithms.ipo import Ipo
+from alignment_trainer.algorithms.kto import Kto
 from alignment_trainer.algorithms.online import OnlineAlgorithm
 from alignment_trainer.algorithms.orpo import Orpo
 from alignment_trainer.algorithms.ppo import Ppo
 from alignment_trainer.algorithms.reward_model import RewardModel
+from alignment_trainer.algorithms.sft import Sft
 from alignment_trainer.algorithms.simpo import Simpo
 
 OFFLINE: dict[str, Callable[..., OfflineAlgorithm]] = {
+    "sft": Sft,
+    "kto": Kto,
     "dpo": Dpo,
     "ipo": Ipo,
     "orpo": Orpo,

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from alignment_api.contract.status import Evaluated
 from alignment_trainer.algorithms.base import LossAndMetrics, OfflineAlgorithm, ScoredRows
-from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.packing import PromptGroup, pair_group
 from alignment_trainer.data.statistics import mean_interval, share_interval
 from alignment_trainer.model.tasks import LANGUAGE, ModelTask
 
@@ -19,9 +17,6 @@ from alignment_trainer.model.tasks import LANGUAGE, ModelTask
 @dataclass(frozen=True)
 class PairAlgorithm(OfflineAlgorithm):
     """Every tensor of a row is (pairs, 2): chosen, then rejected."""
-
-    def group(self, example: PreferenceExample) -> PromptGroup:
-        return pair_group(example)
 
     @abstractmethod
     def losses(self, pairs: ScoredRows) -> Tensor:

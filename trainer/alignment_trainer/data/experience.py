@@ -21,10 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignment_trainer.data.drafts import TensorDraft
-from alignment_trainer.data.examples import PromptExample, TokenIds
+from alignment_trainer.data.examples import PromptExample, PromptGroup, TokenIds
 from alignment_trainer.data.files import sha256
 from alignment_trainer.data.group_arrays import Arrays, cut_by, group_arrays, groups_of, int32_array
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.storage import Storage
 from alignment_trainer.process.errors import WireError, describe
 

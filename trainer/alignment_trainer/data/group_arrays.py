@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.process.errors import WireError
 
 GROUP_LENGTHS = ("prompt_lengths", "completion_lengths", "completions_per_row")

@@ -12,42 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment_trainer.data.examples import PreferenceExample, TokenIds
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.microbatches import cut_by_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class PromptGroup:
-    """A prompt with the completions that share it: two for a preference pair, G for a group of samples."""
-
-    prompt: TokenIds
-    completions: tuple[TokenIds, ...]
-
-    def __post_init__(self) -> None:
-        if not self.prompt or not self.completions or not all(self.completions):
-            raise ValueError("a prompt group needs a prompt and completions of at least one token each")
-
-    @property
-    def length(self) -> int:
-        """Tokens of the row that `pack` makes of it."""
-        return len(self.prompt) + sum(len(c) - 1 for c in self.completions)
-
-    @property
-    def completion_lengths(self) -> tuple[int, ...]:
-        """Tokens of each of its completions."""
-        return tuple(map(len, self.completions))
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens of all its completions."""
-        return sum(self.completion_lengths)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
     """Rows ready for a model. `n` counts predictors, in order of row, completion, token.
 
-    `pack` makes one for each completion token, `pack_whole` one for each completion.
+    `pack` makes one for each completion token that is trained on, `pack_whole` one for each completion.
 
     input_ids, position_ids: (1, tokens) int64.
     layout: of each row the tokens of its prompt and of each branch; a branch may have none.
@@ -87,35 +60,32 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def pair_group(example: PreferenceExample) -> PromptGroup:
-    """Sequence 0 is the chosen completion, sequence 1 the rejected one."""
-    return PromptGroup(example.prompt, (example.chosen, example.rejected))
-
-
 def _pack(groups: Sequence[PromptGroup]) -> PackedBatch:
-    """One row for each group, in the order given; a predictor for each completion token, the state before it."""
+    """One row for each group, in the order given; a predictor for each trained token, the state before it."""
     tokens: list[int] = []
     positions: list[int] = []
     predictors: list[int] = []
+    targets: list[int] = []
     for group in groups:
         depth = len(group.prompt)
         tokens.extend(group.prompt)
         positions.extend(range(depth))
         last_of_prompt = len(tokens) - 1
-        for completion in group.completions:
+        for completion, trained in zip(group.completions, group.trained, strict=True):
             start, inner = len(tokens), len(completion) - 1
-            predictors.extend((last_of_prompt, *range(start, start + inner)))
+            predictors.extend(start + place - 1 if place else last_of_prompt for place in trained)
+            targets.extend(completion[place] for place in trained)
             tokens.extend(completion[:-1])
             positions.extend(range(depth, depth + inner))
-    completions = [completion for group in groups for completion in group.completions]
+    lengths = [length for group in groups for length in group.trained_lengths]
     return PackedBatch(
         input_ids=torch.tensor([tokens]),
         position_ids=torch.tensor([positions]),
         layout=tuple((len(group.prompt), *(len(c) - 1 for c in group.completions)) for group in groups),
         predictors=torch.tensor(predictors),
-        targets=torch.tensor([token for completion in completions for token in completion]),
-        sequence=torch.repeat_interleave(torch.tensor([len(completion) for completion in completions])),
-        sequences=len(completions),
+        targets=torch.tensor(targets),
+        sequence=torch.repeat_interleave(torch.tensor(lengths)),
+        sequences=len(lengths),
     )
 
 
@@ -167,14 +137,10 @@ class Packing:
 
     def split(self, groups: Sequence[PromptGroup], tokens: int) -> list[PromptGroup]:
         """The same completions in the same order, in groups of at most so many tokens, one completion at least."""
-        return [
-            PromptGroup(group.prompt, group.completions[piece.start : piece.stop])
-            for group in groups
-            for piece in self.cut(group, tokens)
-        ]
+        return [group.of(slice(piece.start, piece.stop)) for group in groups for piece in self.cut(group, tokens)]
 
 
 pack = Packing(_pack, with_ends=False)
-"""For log-probs and values: a predictor for each completion token, the state before it."""
+"""For log-probs and values: a predictor for each completion token that is trained on, the state before it."""
 pack_whole = Packing(_pack_whole, with_ends=True)
 """For scores: a predictor for each completion, the state of its last token."""

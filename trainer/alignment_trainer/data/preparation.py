@@ -16,14 +16,16 @@ from alignment_api.contract.inputs import Columns, Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
-from alignment_trainer.data.examples import PreferenceExample, PromptExample
+from alignment_trainer.data.demonstrations import DemonstrationTokenizer
+from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
+from alignment_trainer.data.feedback import FeedbackTokenizer
 from alignment_trainer.data.finding import DataSources
-from alignment_trainer.data.layouts.formats import check_preferences, check_prompts
-from alignment_trainer.data.layouts.preferences import parse_preferences
-from alignment_trainer.data.layouts.prompts import parse_prompt
+from alignment_trainer.data.layouts.kinds import KINDS, Kind
 from alignment_trainer.data.layouts.readings import Readings
-from alignment_trainer.data.prepared import PREFERENCE_PARTS, PROMPT_PARTS, fingerprint_of
+from alignment_trainer.data.prepared import PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
+    DemonstrationRow,
+    FeedbackRow,
     InvalidRow,
     PreferenceRow,
     Problem,
@@ -34,7 +36,12 @@ from alignment_trainer.data.rows import (
 )
 from alignment_trainer.data.splits import PromptKeys, held_out
 from alignment_trainer.data.spool import Selection, Spool
-from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, attempt
+from alignment_trainer.data.tokenize import (
+    PairTokenizer,
+    PromptTokenizer,
+    Room,
+    attempt,
+)
 from alignment_trainer.process.errors import UserError
 from alignment_trainer.process.metrics import Metrics
 
@@ -44,24 +51,27 @@ ROWS_AT_ONCE = 512
 """Read, rendered and tokenized together: enough for every core, a few MB."""
 DEFAULT_FRACTION = 0.02
 """Of the prompts, held out where the spec names neither a share nor a source."""
-Row = TypeVar("Row", bound=PreferenceRow | PromptRow)
-Example = TypeVar("Example", bound=PreferenceExample | PromptExample)
+Row = TypeVar("Row", bound=PreferenceRow | DemonstrationRow | FeedbackRow | PromptRow)
+Found = TypeVar("Found", bound=Example | PromptExample)
 
 
 @dataclass(frozen=True)
-class RowFormat(Generic[Row, Example]):
-    """How rows are read. name: as status says it. parts: the token sequences of an example.
+class RowFormat(Generic[Row, Found]):
+    """How rows are read. name: as status says it, a key of KINDS. parts: the token sequences of an example.
 
-    check: looks at the first rows of a source; raises UserError. parse: what a row states, raises InvalidRow. encode:
-    each one's example, or what is wrong with it. fields: the rows as the user wrote them, as JSON, where they are kept.
+    encode: each one's example, or what is wrong with it. fields: the rows as the user wrote them, as JSON, where they
+    are kept.
     """
 
     name: str
     parts: tuple[str, ...]
-    check: Callable[[Iterable[RawRow], str, Columns, str], None]
-    parse: Callable[[RawRow, Columns], Sequence[Row]]
-    encode: Callable[[Sequence[Row | InvalidRow]], list[Example | InvalidRow]]
-    fields: Callable[[Sequence[Example]], list[str]] = lambda examples: []
+    encode: Callable[[Sequence[Row | InvalidRow]], list[Found | InvalidRow]]
+    fields: Callable[[Sequence[Found]], list[str]] = lambda examples: []
+
+    @property
+    def kind(self) -> Kind:
+        """How a row is told from others, and read."""
+        return KINDS[self.name]
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,22 @@ class PreparedRows:
     dropped: Iterator[bytes]
 
 
-def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, PreferenceExample]:
+def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, Example]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
     encoder = PairTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("preferences", PREFERENCE_PARTS, check_preferences, parse_preferences, encoder.encode_each)
+    return RowFormat("preferences", EXAMPLE_PARTS, encoder.encode_each)
+
+
+def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[DemonstrationRow, Example]:
+    """Conversations, answers and texts: what supervised fine-tuning learns from."""
+    encoder = DemonstrationTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
+    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder.encode_each)
+
+
+def feedback(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[FeedbackRow, Example]:
+    """Prompt, completion, label: what KTO learns from."""
+    encoder = FeedbackTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
+    return RowFormat("feedback", EXAMPLE_PARTS, encoder.encode_each)
 
 
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
@@ -101,11 +123,16 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, Prom
     encoder = PromptTokenizer(
         tokenizer, Room(spec.training.max_length, tokens_of(spec.training), online.max_new_tokens, field)
     )
-    return RowFormat("prompts", PROMPT_PARTS, check_prompts, _one_prompt, encoder.encode_each, _as_json)
+    return RowFormat("prompts", PROMPT_PARTS, encoder.encode_each, _as_json)
 
 
-def _one_prompt(row: RawRow, columns: Columns) -> Sequence[PromptRow]:
-    return (parse_prompt(row, columns),)
+FORMATS: dict[str, Callable[[AlignmentJobSpec, Any], RowFormat[Any, Any]]] = {
+    "preferences": preferences,
+    "demonstrations": demonstrations,
+    "feedback": feedback,
+    "prompts": prompts,
+}
+"""By what the algorithm's options say of its rows."""
 
 
 def _as_json(examples: Sequence[PromptExample]) -> list[str]:
@@ -113,7 +140,7 @@ def _as_json(examples: Sequence[PromptExample]) -> list[str]:
 
 
 def prepare_rows(
-    request: Request, form: RowFormat[Row, Example], sources: DataSources, spool: Spool, metrics: Metrics
+    request: Request, form: RowFormat[Row, Found], sources: DataSources, spool: Spool, metrics: Metrics
 ) -> PreparedRows:
     """Reads, checks, tokenizes and splits. Raises UserError that names invalid rows, or what is empty.
 
@@ -161,10 +188,10 @@ def _split(request: Request, spool: Spool, given: int) -> dict[str, Selection]:
 
 
 def _tokenize(
-    request: Request, source: str, path: Path, form: RowFormat[Row, Example], spool: Spool, metrics: Metrics
+    request: Request, source: str, path: Path, form: RowFormat[Row, Found], spool: Spool, metrics: Metrics
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
-    form.check(read_rows(path), source, request.data.columns, request.field)
+    form.kind.check(read_rows(path), source, request.data.columns, request.field)
     found, readings = len(spool) + len(spool.problems), Readings(source)
     parsed = _parsed(request.data.columns, read_rows(path), form, readings)
     while some := list(islice(parsed, ROWS_AT_ONCE)):
@@ -182,11 +209,11 @@ def _tokenize(
 
 
 def _parsed(
-    columns: Columns, rows: Iterable[RawRow], form: RowFormat[Row, Example], readings: Readings
+    columns: Columns, rows: Iterable[RawRow], form: RowFormat[Row, Found], readings: Readings
 ) -> Iterator[tuple[RawRow, Row | InvalidRow]]:
     """What each row states, several of a row that states several, or what is wrong with it."""
     for raw in rows:
-        found = attempt(form.parse, raw, columns)
+        found = attempt(form.kind.parse, raw, columns)
         if isinstance(found, InvalidRow):
             yield raw, found
             continue

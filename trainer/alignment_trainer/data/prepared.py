@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +19,19 @@ from safetensors import safe_open
 
 from alignment_api.contract.base import Contract
 from alignment_api.contract.status import DataReport, MicroBatchReport, ModelReport, PrecisionReport
-from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
+from alignment_trainer.data.examples import EXAMPLE_PARTS, TOKEN_PARTS, Example, PromptExample, TokenIds, example_of
 from alignment_trainer.data.files import sha256
 from alignment_trainer.data.spool import TOKEN, Column, Int32, Selection
 from alignment_trainer.data.storage import Storage, proven
 
 SPLITS = ("train", "evaluation")
-PREFERENCE_PARTS = ("prompt", "chosen", "rejected")
 PROMPT_PARTS = ("prompt",)
 ROW_KEY = np.dtype("S16")
 _ROWS_AT_ONCE = 512
 """Whose tokens are hashed in one go."""
 _ALIGNED = 8
 """Bytes; where the arrays of a file begin."""
-Example = TypeVar("Example", bound=PreferenceExample | PromptExample)
+Row = TypeVar("Row", bound=Example | PromptExample)
 
 
 class DamagedDataError(ValueError):
@@ -60,8 +59,11 @@ class Manifest(Contract):
     """File -> SHA-256."""
 
 
-class Stored(Sequence[Example]):
+class Stored(Sequence[Row]):
     """Rows in a file of flat token arrays, read when asked for; in memory are their numbers and lengths."""
+
+    known_by: ClassVar[tuple[str, ...]]
+    """The parts of which a row's key is made."""
 
     def __init__(self, path: Path, parts: tuple[str, ...]) -> None:
         arrays: Any = safe_open(path, framework="numpy")
@@ -74,10 +76,10 @@ class Stored(Sequence[Example]):
         return len(self._rows)
 
     @overload
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -91,27 +93,29 @@ class Stored(Sequence[Example]):
 
     def keys(self) -> NDArray[np.bytes_]:
         """(rows,) what each row is known by: 16 bytes of a hash of its tokens and of where its parts end."""
-        lengths = np.stack([self.lengths(part) for part in self._parts], axis=1).astype("<i8")
+        lengths = np.stack([self.lengths(part) for part in self.known_by], axis=1).astype("<i8")
         pieces = (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(self), _ROWS_AT_ONCE))
         found = (digest for rows in pieces for digest in self._digests(rows, lengths[rows]))
         return np.fromiter(found, dtype=ROW_KEY, count=len(self))
 
     def _digests(self, rows: slice, lengths: NDArray[np.int64]) -> Iterator[bytes]:
         """lengths: (rows, parts)."""
-        heads = _pieces(lengths.ravel(), np.arange(1, len(lengths) + 1) * len(self._parts))
+        heads = _pieces(lengths.ravel(), np.arange(1, len(lengths) + 1) * len(self.known_by))
         parts = [
             _pieces(self._between(part, rows.start, rows.start + len(lengths)), np.cumsum(of_part))
-            for part, of_part in zip(self._parts, lengths.T, strict=True)
+            for part, of_part in zip(self.known_by, lengths.T, strict=True)
         ]
         return (_digest_pieces(head, pieces) for head, *pieces in zip(heads, *parts, strict=True))
 
     @abstractmethod
-    def _example(self, place: int, parts: list[TokenIds]) -> Example:
+    def _example(self, place: int, parts: list[TokenIds]) -> Row:
         """The row at a place, from its token sequences."""
 
     def _between(self, part: str, first: int, stop: int) -> Int32:
         """The tokens of some consecutive rows."""
         ends = self._ends[part]
+        if not ends[-1]:
+            return np.empty(0, TOKEN)  # no row has any
         tokens: Int32 = self._tokens[part][int(ends[first - 1]) if first else 0 : int(ends[stop - 1])]
         return tokens.astype(TOKEN, copy=False)
 
@@ -129,22 +133,31 @@ def _digest_pieces(head: memoryview, pieces: Iterable[memoryview]) -> bytes:
     return total.digest()
 
 
-class Examples(Stored[PreferenceExample]):
-    """Preferences."""
+class Examples(Stored[Example]):
+    """What offline algorithms learn from."""
+
+    known_by = TOKEN_PARTS
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, PREFERENCE_PARTS)
+        super().__init__(path, EXAMPLE_PARTS)
+
+    @property
+    def completions(self) -> int:
+        """Of each row."""
+        return int(self.lengths("lengths").max(initial=0))
 
     def packed_lengths(self) -> NDArray[np.int64]:
         """(rows,) tokens of each as one row with a shared prompt (`PromptGroup.length`)."""
-        return self.lengths("prompt") + self.lengths("chosen") + self.lengths("rejected") - 2
+        return self.lengths("prompt") + self.lengths("completions") - self.lengths("lengths")
 
-    def _example(self, place: int, parts: list[TokenIds]) -> PreferenceExample:
-        return PreferenceExample(int(self._rows[place]), *parts)
+    def _example(self, place: int, parts: list[TokenIds]) -> Example:
+        return example_of(int(self._rows[place]), parts)
 
 
 class Prompts(Stored[PromptExample]):
     """Prompts. fields: a file of the rows as the user wrote them, a line of JSON each."""
+
+    known_by = PROMPT_PARTS
 
     def __init__(self, path: Path, fields: Path) -> None:
         super().__init__(path, PROMPT_PARTS)
@@ -201,6 +214,8 @@ class PreparedPrompts:
 
 
 MANIFEST = "manifest.json"
+EXAMPLES = ("preferences", "demonstrations", "feedback")
+PROMPTS = ("prompts",)
 
 
 def prepared_in(storage: Storage) -> Storage:
@@ -267,15 +282,15 @@ def read_manifest(storage: Storage) -> Manifest | None:
 
 
 def open_prepared(storage: Storage) -> PreparedData:
-    """The prepared preferences, every part checked. Raises DamagedDataError."""
-    folder, manifest = _verified(storage, "preferences")
+    """The prepared rows of an offline algorithm, every part checked. Raises DamagedDataError."""
+    folder, manifest = _verified(storage, EXAMPLES)
     train, evaluation = (Examples(folder / f"{split}.safetensors") for split in SPLITS)
     return PreparedData(prepared_in(storage), manifest, train, evaluation)
 
 
 def open_prompts(storage: Storage) -> PreparedPrompts:
     """The prepared prompts, every part checked. Raises DamagedDataError."""
-    folder, manifest = _verified(storage, "prompts")
+    folder, manifest = _verified(storage, PROMPTS)
     train, evaluation = (Prompts(folder / f"{split}.safetensors", folder / _fields_file(split)) for split in SPLITS)
     return PreparedPrompts(prepared_in(storage), manifest, train, evaluation)
 
@@ -285,13 +300,14 @@ def check_prepared(storage: Storage) -> None:
     _verified(storage)
 
 
-def _verified(storage: Storage, form: str | None = None) -> tuple[Path, Manifest]:
+def _verified(storage: Storage, forms: tuple[str, ...] = ()) -> tuple[Path, Manifest]:
     """The folder of this machine that has every part, and what they are."""
     place, manifest = prepared_in(storage), read_manifest(storage)
     if manifest is None:
         raise DamagedDataError(f"{place}: no readable manifest.json; stage `prepare` has not finished here")
-    if form not in (None, manifest.data.format):
-        raise DamagedDataError(f"{place}: holds {manifest.data.format}, not {form}; remove it to prepare anew")
+    if forms and manifest.data.format not in forms:
+        wanted = " or ".join(forms)
+        raise DamagedDataError(f"{place}: holds {manifest.data.format}, not {wanted}; remove it to prepare anew")
     return proven(place, list(manifest.parts), partial(_check, place, manifest)), manifest
 
 

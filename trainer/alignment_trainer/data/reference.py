@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from alignment_api.contract.spec import Training
-from alignment_trainer.data.examples import PreferenceExample
-from alignment_trainer.data.packing import PromptGroup, pair_group
+from alignment_trainer.data.examples import Example, PromptGroup
 from alignment_trainer.data.prepared import ROW_KEY, SPLITS, PreparedData
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.data.storage import Storage
@@ -55,9 +54,14 @@ class ReferenceRows:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def completions(self) -> int:
+        """Of each row."""
+        return self.prepared.train.completions
+
     def group(self, index: int) -> PromptGroup:
-        """The prompt with its two completions."""
-        return pair_group(self._example(index))
+        """The prompt with its completions."""
+        return self._example(index).group
 
     def name(self, index: int) -> str:
         """For messages: where the user finds it."""
@@ -77,7 +81,7 @@ class ReferenceRows:
             lengths=self.lengths[indices],
         )
 
-    def _example(self, index: int) -> PreferenceExample:
+    def _example(self, index: int) -> Example:
         return self.prepared.split(SPLITS[self.split[index]])[int(self.places[index])]
 
 
@@ -104,15 +108,16 @@ def seen_rows(rows: int, training: Training) -> Places:
 class ReferenceCache:
     """Summed log-probs (nats) of the rows of one model, in shards.
 
-    A shard is a file of `keys` uint8 (rows, 16) and `logprobs` float32 (rows, 2), chosen then rejected, which is named
-    by its own SHA-256: one that was cut or damaged is not what its name says, and its rows are computed again.
+    A shard is a file of `keys` uint8 (rows, 16) and `logprobs` float32 (rows, completions), which is named by its own
+    SHA-256: one that was cut or damaged is not what its name says, and its rows are computed again. Shards of rows with
+    more or fewer completions are passed over.
     """
 
     place: Storage
 
     def write(self, keys: RowKeys, logprobs: Float32) -> None:
-        """Adds a shard. logprobs: (rows, 2). Raises ValueError for what is not finite."""
-        if logprobs.shape != (len(keys), 2) or not np.isfinite(logprobs).all():
+        """Adds a shard. logprobs: (rows, completions). Raises ValueError for what is not finite."""
+        if logprobs.ndim != 2 or len(logprobs) != len(keys) or not np.isfinite(logprobs).all():
             raise ValueError(f"{logprobs.shape} log-probs of {len(keys)} rows, or some that are not finite")
         body = save(
             {
@@ -122,11 +127,11 @@ class ReferenceCache:
         )
         self.place.put(f"{hashlib.sha256(body).hexdigest()}{_SUFFIX}", [body])
 
-    def read(self, keys: RowKeys) -> Float32:
-        """(rows, 2); NaN for rows that no whole shard holds."""
-        shards = list(self._shards())
+    def read(self, keys: RowKeys, completions: int) -> Float32:
+        """(rows, completions); NaN for rows that no whole shard holds."""
+        shards = [shard for shard in self._shards() if shard.logprobs.shape[1] == completions]
         if not shards:
-            return np.full((len(keys), 2), np.nan, dtype=np.float32)
+            return np.full((len(keys), completions), np.nan, dtype=np.float32)
         held, logprobs = _joined(shards)
         order = np.argsort(held, kind="stable")
         places = order[np.searchsorted(held, keys, side="right", sorter=order) - 1]
@@ -135,7 +140,7 @@ class ReferenceCache:
     def missing(self, rows: ReferenceRows) -> Places:
         """Indices of the rows that are to be computed, each row once, however often it is written."""
         _, first = np.unique(rows.keys, return_index=True)
-        lacking = np.isnan(self.read(rows.keys)[:, 0])
+        lacking = np.isnan(self.read(rows.keys, rows.completions)[:, 0])
         return np.sort(first[lacking[first]])
 
     def remove_damaged(self) -> None:
@@ -176,7 +181,7 @@ class ShardWriter:
         self._written = clock()
 
     def add(self, keys: RowKeys, logprobs: Float32) -> None:
-        """Rows that were computed. logprobs: (rows, 2). Raises as `ReferenceCache.write` does."""
+        """Rows that were computed. logprobs: (rows, completions). Raises as `ReferenceCache.write` does."""
         self._held.append(_Shard(keys, logprobs))
         if self._clock() - self._written >= self._every:
             self.flush()
@@ -199,15 +204,15 @@ def reference_cache(prepared: PreparedData) -> ReferenceCache:
 
 
 def read_reference(prepared: PreparedData, training: Training, split: str, needed: bool) -> Float32:
-    """The reference's log-probs of a split, (rows, 2); zeros where the algorithm needs none.
+    """The reference's log-probs of a split, (rows, completions); zeros where the algorithm needs none.
 
     NaN for rows that no step sees. Raises IncompleteReferenceError where one that is needed is not there.
     """
     rows = prepared.split(split)
     if not needed:
-        return np.zeros((len(rows), 2), np.float32)
+        return np.zeros((len(rows), rows.completions), np.float32)
     cache = reference_cache(prepared)
-    logprobs = cache.read(rows.keys())
+    logprobs = cache.read(rows.keys(), rows.completions)
     places = seen_rows(len(rows), training) if split == "train" else np.arange(len(rows))
     lacking = places[np.isnan(logprobs[places, 0])]
     if len(lacking):

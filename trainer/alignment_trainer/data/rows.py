@@ -82,6 +82,44 @@ class PreferenceRow:
 
 
 @dataclass(frozen=True)
+class DemonstrationRow:
+    """Turns of which every one of the assistant's behind the prompt is learned.
+
+    place, is_chat: as above. prompt: turns that are not learned; none of a text, which is `reply` alone. reply: turns,
+    the last one the assistant's.
+    """
+
+    number: int
+    place: str
+    prompt: tuple[Message, ...]
+    reply: tuple[Message, ...]
+    is_chat: bool
+    reading: Reading
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it has no turns."""
+        return not self.prompt
+
+
+@dataclass(frozen=True)
+class FeedbackRow:
+    """A prompt as turns, the content of the assistant turn that answers it, and whether that is desirable.
+
+    place, is_chat: as above. name: of the field that holds the answer.
+    """
+
+    number: int
+    place: str
+    prompt: tuple[Message, ...]
+    completion: str
+    desirable: bool
+    is_chat: bool
+    reading: Reading
+    name: str = "completion"
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """A prompt as turns. fields: the whole row as the user wrote it. is_chat: as above, of the prompt."""
 

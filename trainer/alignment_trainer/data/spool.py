@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment_trainer.data.examples import PreferenceExample, PromptExample
+from alignment_trainer.data.examples import Example, PromptExample
 from alignment_trainer.data.rows import SHOWN_PROBLEMS, Problem
 from alignment_trainer.data.splits import PROMPT_KEY, PromptKeys, prompt_key
 
@@ -91,12 +91,13 @@ class Spool:
     def __len__(self) -> int:
         return sum(map(len, self._numbers))
 
-    def add(self, examples: Sequence[PreferenceExample | PromptExample], fields: Sequence[str] = ()) -> None:
+    def add(self, examples: Sequence[Example | PromptExample], fields: Sequence[str] = ()) -> None:
         """More rows. fields: of each the row as the user wrote it, as JSON, where such are kept."""
         self._numbers.append(np.array([example.row for example in examples], np.int32))
-        self._keys.append(np.array([prompt_key(example.prompt, self._seed) for example in examples], PROMPT_KEY))
+        self._keys.append(np.array([prompt_key(example.asked, self._seed) for example in examples], PROMPT_KEY))
+        parts = [example.parts() for example in examples]
         for part, pieces in self.tokens.items():
-            sequences = [getattr(example, part) for example in examples]
+            sequences = [of_example[part] for of_example in parts]
             body = np.fromiter(chain.from_iterable(sequences), TOKEN).tobytes()
             pieces.add([len(tokens) * TOKEN.itemsize for tokens in sequences], body)
         lines = [f"{line}\n".encode() for line in fields]

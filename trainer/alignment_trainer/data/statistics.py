@@ -42,6 +42,33 @@ def mean_interval(values: Values, clusters: Sequence[Hashable]) -> Interval:
     return Interval(value=mean, low=mean - Z95 * error, high=mean + Z95 * error, count=len(values))
 
 
+def ratio_interval(sums: Values, counts: NDArray[np.int64], clusters: Sequence[Hashable]) -> Interval:
+    """A mean over all tokens of all rows, sum(sums) / sum(counts), with the interval of `mean_interval`.
+
+    Its error is that of the ratio's linear part, (s_i - r c_i) / mean(c) (Cochran 1977, section 6.3). sums, counts: of
+    each row, (rows,).
+    """
+    ratio = float(np.sum(sums) / np.sum(counts))
+    return mean_interval(ratio + (sums - ratio * counts) / np.mean(counts), clusters)
+
+
+def difference_interval(values: Values, among: NDArray[np.bool_], clusters: Sequence[Hashable]) -> Interval:
+    """The mean of some rows less that of the others, with the interval of `mean_interval`.
+
+    Its error is that of the two means' linear parts. among: (rows,), true for some and false for others.
+    """
+    some, others = float(np.mean(values[among])), float(np.mean(values[~among]))
+    share = float(np.mean(among))
+    parts = np.where(among, (values - some) / share, (others - values) / (1 - share))
+    return mean_interval(some - others + parts, clusters)
+
+
+def exponential(of: Interval) -> Interval:
+    """Of a value and its bounds; of 700 where they are above it, which fp64 still has."""
+    value, low, high = (float(np.exp(min(number, 700.0))) for number in (of.value, of.low, of.high))
+    return Interval(value=value, low=low, high=high, count=of.count)
+
+
 def wilson(share: float, count: float) -> tuple[float, float]:
     """Bounds of the Wilson score interval of a share seen in so many independent trials."""
     shrink = 1 + Z95**2 / count

@@ -1,4 +1,4 @@
-"""Preferences and prompts to token ids, by the tokenizer's chat template where it has one."""
+"""Rows to token ids, by the tokenizer's chat template where it has one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 
 from jinja2 import TemplateSyntaxError
 
-from alignment_trainer.data.examples import PreferenceExample, PromptExample, TokenIds
-from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, PromptRow
+from alignment_trainer.data.examples import Example, PromptExample, PromptGroup, TokenIds
+from alignment_trainer.data.rows import DemonstrationRow, FeedbackRow, InvalidRow, Message, PreferenceRow, PromptRow
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
-Row = TypeVar("Row", PreferenceRow, PromptRow)
-Example = TypeVar("Example")
+Row = TypeVar("Row", PreferenceRow, DemonstrationRow, FeedbackRow, PromptRow)
+Found = TypeVar("Found")
 T = TypeVar("T")
 TEMPLATE_SECONDS = 10.0
 """For one conversation, which takes a template a millisecond: far beyond any machine's load."""
@@ -28,6 +28,7 @@ class Texts:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
+        self._special = frozenset(tokenizer.all_special_ids)
 
     def render(self, turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The turns by the chat template, a program of the model's authors: in transformers' sandbox, which has neither
@@ -62,7 +63,44 @@ class Texts:
         backend.no_padding()
         return (found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
-    def plain_prompt(self, row: PreferenceRow | PromptRow) -> str:
+    def turn(self, completion: TokenIds) -> TokenIds | None:
+        """To its last special token (templates add a line break behind it); None where none ends it."""
+        ends = [place for place, token in enumerate(completion) if token in self._special]
+        if ends and not self._tokenizer.decode(completion[ends[-1] + 1 :]).strip():
+            return completion[: ends[-1] + 1]
+        return None
+
+    def ended(self, completion: TokenIds) -> TokenIds:
+        """To its last special token, else closed by the tokenizer's own."""
+        if (turn := self.turn(completion)) is not None:
+            return turn
+        if self._tokenizer.eos_token_id is None:
+            return completion
+        return (*completion, self._tokenizer.eos_token_id)
+
+    def begun(self, text: TokenIds) -> TokenIds:
+        """Behind the tokenizer's first token, where it has one and the text has it not yet."""
+        first = self._tokenizer.bos_token_id
+        return text if first is None or text[:1] == (first,) else (first, *text)
+
+    def is_empty(self, completion: TokenIds) -> bool:
+        """Whether it has special tokens alone."""
+        return all(token in self._special for token in completion)
+
+    def asked(self, row: PreferenceRow | FeedbackRow | PromptRow) -> str:
+        """The text up to the assistant's turn."""
+        return self.render(row.prompt, add_generation_prompt=True) if self.has_template else self.plain_prompt(row)
+
+    def answered(self, row: PreferenceRow | FeedbackRow, prompt: str, answer: str, field: str) -> str:
+        """That text with an answer behind it. prompt: what `asked` says. field: that holds the answer."""
+        if not self.has_template:
+            return prompt + answer
+        text = self.render([*row.prompt, Message("assistant", answer)])
+        if not text.startswith(prompt):
+            raise InvalidRow(f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`")
+        return text
+
+    def plain_prompt(self, row: PreferenceRow | DemonstrationRow | FeedbackRow | PromptRow) -> str:
         """The one text that a model without a template continues. Raises InvalidRow for a conversation."""
         if row.is_chat or len(row.prompt) != 1:
             raise InvalidRow("a conversation, but the model's tokenizer has no chat template; write plain strings")
@@ -103,24 +141,24 @@ class Room:
             )
 
 
-class RowTokenizer(ABC, Generic[Row, Example]):
+class RowTokenizer(ABC, Generic[Row, Found]):
     """Encodes rows with one tokenizer, many at a time: it works on all cores only then."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._texts = Texts(tokenizer)
+        self.texts = Texts(tokenizer)
 
-    def encode(self, row: Row) -> Example:
+    def encode(self, row: Row) -> Found:
         """One row. Raises InvalidRow."""
         (found,) = self.encode_each([row])
         if isinstance(found, InvalidRow):
             raise found
         return found
 
-    def encode_each(self, rows: Sequence[Row | InvalidRow]) -> list[Example | InvalidRow]:
+    def encode_each(self, rows: Sequence[Row | InvalidRow]) -> list[Found | InvalidRow]:
         """Of each row the example, or what is wrong with it; what is known to be wrong stays as it is."""
         rendered = [row if isinstance(row, InvalidRow) else attempt(self._render, row) for row in rows]
         texts = [text for found in rendered if not isinstance(found, InvalidRow) for text in found]
-        ids = iter(self._texts.ids(texts))
+        ids = iter(self.texts.ids(texts))
         return [
             found if isinstance(found, InvalidRow) else attempt(self._example, row, [next(ids) for _ in found])
             for row, found in zip(rows, rendered, strict=True)
@@ -131,7 +169,7 @@ class RowTokenizer(ABC, Generic[Row, Example]):
         """The texts of a row, as many for each. Raises InvalidRow for one that cannot be rendered."""
 
     @abstractmethod
-    def _example(self, row: Row, ids: Sequence[TokenIds]) -> Example:
+    def _example(self, row: Row, ids: Sequence[TokenIds]) -> Found:
         """The row, whose texts have these ids. Raises InvalidRow for one that is empty or too long."""
 
 
@@ -151,9 +189,7 @@ class PromptTokenizer(RowTokenizer[PromptRow, PromptExample]):
         self._room = room
 
     def _render(self, row: PromptRow) -> Sequence[str]:
-        if self._texts.has_template:
-            return (self._texts.render(row.prompt, add_generation_prompt=True),)
-        return (self._texts.plain_prompt(row),)
+        return (self.texts.asked(row),)
 
     def _example(self, row: PromptRow, ids: Sequence[TokenIds]) -> PromptExample:
         (prompt,) = ids
@@ -163,7 +199,7 @@ class PromptTokenizer(RowTokenizer[PromptRow, PromptExample]):
         return PromptExample(row.number, prompt, row.fields)
 
 
-class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
+class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
     """Encodes preferences.
 
     With a chat template the prompt is rendered up to the assistant's turn (`add_generation_prompt`) and a completion
@@ -174,70 +210,48 @@ class PairTokenizer(RowTokenizer[PreferenceRow, PreferenceExample]):
     def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
         """max_length: of prompt and completion. at_once: of a pair (training.microBatchTokens)."""
         super().__init__(tokenizer)
-        self._tokenizer, self._max_length, self._at_once = tokenizer, max_length, at_once
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._max_length, self._at_once = max_length, at_once
 
-    def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> PreferenceExample:
+    def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> Example:
         prompt, chosen, rejected = ids
-        boundary = _common_start(prompt, chosen, rejected)
+        boundary = common_start(prompt, chosen, rejected)
         if boundary < 1:
             raise InvalidRow("`prompt` has no tokens; write the text that the two completions answer")
-        example = PreferenceExample(
-            row.number, prompt[:boundary], self._end(chosen[boundary:]), self._end(rejected[boundary:])
-        )
-        self._check(example, row.names)
-        return example
+        completions = self.texts.ended(chosen[boundary:]), self.texts.ended(rejected[boundary:])
+        self._check(prompt[:boundary], completions, row.names)
+        return Example(row.number, PromptGroup(prompt[:boundary], completions))
 
     def _render(self, row: PreferenceRow) -> Sequence[str]:
-        texts = self._texts
-        if not texts.has_template:
-            prompt = texts.plain_prompt(row)
-            return prompt, prompt + row.chosen, prompt + row.rejected
-        prompt = texts.render(row.prompt, add_generation_prompt=True)
-        chosen = texts.render([*row.prompt, Message("assistant", row.chosen)])
-        rejected = texts.render([*row.prompt, Message("assistant", row.rejected)])
-        for field, text in zip(row.names, (chosen, rejected), strict=True):
-            if not text.startswith(prompt):
-                raise InvalidRow(
-                    f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`"
-                )
-        return prompt, chosen, rejected
+        texts, prompt = self.texts, self.texts.asked(row)
+        answers = zip((row.chosen, row.rejected), row.names, strict=True)
+        return prompt, *(texts.answered(row, prompt, answer, field) for answer, field in answers)
 
-    def _end(self, completion: TokenIds) -> TokenIds:
-        """To its last special token (templates add a line break behind it), else closed by the tokenizer's own."""
-        ends = [place for place, token in enumerate(completion) if token in self._special]
-        if ends and not self._tokenizer.decode(completion[ends[-1] + 1 :]).strip():
-            return completion[: ends[-1] + 1]
-        if self._tokenizer.eos_token_id is None:
-            return completion
-        return (*completion, self._tokenizer.eos_token_id)
-
-    def _check(self, example: PreferenceExample, names: tuple[str, str]) -> None:
-        for field, completion in zip(names, (example.chosen, example.rejected), strict=True):
-            if all(token in self._special for token in completion):
+    def _check(self, prompt: TokenIds, completions: tuple[TokenIds, TokenIds], names: tuple[str, str]) -> None:
+        for field, completion in zip(names, completions, strict=True):
+            if self.texts.is_empty(completion):
                 raise InvalidRow(
                     f"`{field}` is empty after the chat template. A preference needs two completions: fill it, or drop "
                     "the row"
                 )
-            length = len(example.prompt) + len(completion)
+            length = len(prompt) + len(completion)
             if length > self._max_length:
                 raise InvalidRow(
                     f"prompt and `{field}` are {length} tokens, more than {self._max_length} "
                     "(spec.training.maxLength); shorten the row or raise maxLength"
                 )
-        both = len(example.prompt) + example.completion_tokens
+        both = len(prompt) + sum(map(len, completions))
         if both > self._at_once:
             raise InvalidRow(
                 f"prompt, `{names[0]}` and `{names[1]}` are {both} tokens, and a pair is computed at once: more than "
                 f"{self._at_once} (spec.training.microBatchTokens); shorten the row or raise microBatchTokens"
             )
-        if example.chosen == example.rejected:
+        if completions[0] == completions[1]:
             raise InvalidRow(
                 f"`{names[0]}` and `{names[1]}` are the same tokens; a preference needs two different completions"
             )
 
 
-def _common_start(*sequences: TokenIds) -> int:
+def common_start(*sequences: TokenIds) -> int:
     """How many first tokens all share: a token that merges prompt and completion belongs to the completion."""
     whole = sequences[0]
     if all(sequence[: len(whole)] == whole for sequence in sequences):

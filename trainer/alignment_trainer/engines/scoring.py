@@ -6,8 +6,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PackedBatch, Packing, PromptGroup, pack
+from alignment_trainer.data.packing import PackedBatch, Packing, pack
 from alignment_trainer.process import distributed
 
 Forward = Callable[[PackedBatch], Tensor]
@@ -20,7 +21,6 @@ def score_sequences(
     groups: Sequence[PromptGroup],
     micro_tokens: int,
     leave_if_asked: Callable[[], None] = lambda: None,
-    completions: int = 2,
 ) -> Tensor:
     """Of every completion the sum of its predictors' numbers, on every rank; collective.
 
@@ -28,9 +28,9 @@ def score_sequences(
     `pack_whole`.
 
     leave_if_asked: called before each micro-batch, on all ranks together; what it raises ends the work.
-    completions: of every group.
-    Returns fp32 on the CPU, shape (groups, completions).
+    Returns fp32 on the CPU, shape (groups, completions); every group has as many.
     """
+    completions = len(groups[0].completions)
     pieces = packing.split(groups, micro_tokens)
     spans = _spans([len(piece.completions) for piece in pieces])
     scored = torch.zeros(len(groups) * completions, dtype=torch.float32)
@@ -46,7 +46,10 @@ def score_sequences(
 
 @torch.no_grad()
 def token_values(forward: Forward, groups: Sequence[PromptGroup], micro_tokens: int) -> Tensor:
-    """What `forward` says of every completion token, (tokens,), fp32 on the CPU, on every rank; collective."""
+    """What `forward` says of every completion token, (tokens,), fp32 on the CPU, on every rank; collective.
+
+    groups: without spans.
+    """
     pieces = pack.split(groups, micro_tokens)
     spans = completion_spans(pieces)
     found = torch.zeros(spans[-1].stop, dtype=torch.float32)

@@ -19,7 +19,7 @@ from torch import Tensor
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.checkpoint import Part, Write, write_parts
 from alignment_trainer.checkpoint.run_state import nothing_more
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.storage import Storage
 from alignment_trainer.experience import critic_wire as wire
 from alignment_trainer.experience.minibatches import UpdateKey

@@ -18,8 +18,8 @@ from torch import Tensor
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.checkpoint import read_checkpoint
 from alignment_trainer.checkpoint.claims import checkpoints_of
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.group_arrays import group_arrays
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.data.storage import Storage
 from alignment_trainer.experience.minibatches import UpdateKey
 from alignment_trainer.experience.value_trainer import ValueBatch

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.microbatches import cut_by_tokens
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.process.errors import WireError
 from alignment_trainer.serving.pool import PoolOptions, ServerGroup, ServerPool
 from alignment_trainer.serving.wire import AnswerFormat, Float32, GroupsRequest, encode_request, split_by_group

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.experience import subgroups
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PromptGroup, pack
+from alignment_trainer.data.packing import pack
 
 
 @dataclass(frozen=True)

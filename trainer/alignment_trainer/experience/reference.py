@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from itertools import accumulate
 
 import numpy as np
 
 from alignment_api.contract.status import Progress
 from alignment_api.derived.micro_batch import tokens_of
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.prepared import PreparedData
 from alignment_trainer.data.reference import Float32, ReferenceRows, ShardWriter, needed_rows, reference_cache
 from alignment_trainer.experience.frozen_client import FrozenClient, GroupsToScore
@@ -38,7 +40,7 @@ def fill_reference(instance: Instance, prepared: PreparedData) -> bool:
 
 def _ask(instance: Instance, rows: ReferenceRows, writer: ShardWriter, progress: _FillProgress) -> bool:
     def keep(places: range, logprobs: list[Float32]) -> None:
-        sums = [sum_completions(rows.group(place), values) for place, values in zip(places, logprobs, strict=True)]
+        sums = [_sums(rows.group(place), values) for place, values in zip(places, logprobs, strict=True)]
         writer.add(rows.keys[places.start : places.stop], np.stack(sums))
         progress.count_rows(len(places))
 
@@ -65,6 +67,13 @@ def _client(instance: Instance, rows: ReferenceRows, progress: _FillProgress) ->
         request_tokens=tokens_of(instance.spec.training),
         options=PoolOptions(leave_within=max(1.0, instance.context.notice_seconds - _WRITING_SECONDS)),
     )
+
+
+def _sums(group: PromptGroup, logprobs: Float32) -> Float32:
+    """(completions,) of its trained tokens. logprobs: of all its completion tokens, as a server has them."""
+    starts = accumulate(map(len, group.completions[:-1]), initial=0)
+    trained = [start + place for start, places in zip(starts, group.trained, strict=True) for place in places]
+    return sum_completions(group, logprobs[trained])
 
 
 class _FillProgress:

@@ -14,8 +14,9 @@ from alignment_trainer.algorithms.advantages import explained_variance
 from alignment_trainer.algorithms.losses import value_loss
 from alignment_trainer.checkpoint.run_state import draft_trainee
 from alignment_trainer.data.drafts import Draft, TextDraft
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.microbatches import plan_microbatches
-from alignment_trainer.data.packing import PromptGroup, pack
+from alignment_trainer.data.packing import pack
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.scoring import completion_spans, token_values
 from alignment_trainer.experience.minibatches import UpdateKey

@@ -14,7 +14,7 @@ from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
-from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.examples import Example
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
@@ -70,7 +70,7 @@ def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
 def score_rows(
     spec: AlignmentJobSpec,
     engine: Engine,
-    examples: Sequence[PreferenceExample],
+    examples: Sequence[Example],
     leave_if_asked: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """What the algorithm calls scores, (rows, completions); collective."""

@@ -13,11 +13,12 @@ from alignment_trainer.algorithms import OfflineAlgorithm, ScoredRows
 from alignment_trainer.algorithms.base import LossAndMetrics
 from alignment_trainer.checkpoint.checkpoint import Checkpoint
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, random_state, set_random_state
-from alignment_trainer.data.examples import PreferenceExample
+from alignment_trainer.data.examples import Example, PromptGroup
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PackedBatch, on_device
 from alignment_trainer.data.sampler import Sampler
 from alignment_trainer.engines.base import Engine
+from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop import guard
 from alignment_trainer.process import distributed
 
@@ -73,14 +74,13 @@ def pause(checkpoints: Checkpoints, observer: Observer) -> Iterator[None]:
 class MicroBatch:
     """Rows that this rank computes at once.
 
-    rows: their numbers in the data, from 1. reference, lengths: (rows, completions), as in ScoredRows. weight: of each
-    row's loss, such that all ranks' rows sum to the mean.
+    rows: their numbers in the data, from 1. given: what the loss sees, with scores of nothing. weight: of each row's
+    loss, such that all ranks' rows sum to the mean.
     """
 
     rows: tuple[int, ...]
     packed: PackedBatch
-    reference: Tensor
-    lengths: Tensor
+    given: ScoredRows
     weight: Tensor
 
 
@@ -101,7 +101,7 @@ class TrainingRows:
     reference: log-probs of the completions, fp32 (rows, completions); zeros where there is none.
     """
 
-    examples: Sequence[PreferenceExample]
+    examples: Sequence[Example]
     sampler: Sampler
     reference: Tensor
 
@@ -162,6 +162,15 @@ class StepTally:
         return dict(zip(self.sums, totals.tolist(), strict=True))
 
 
+def _given(
+    examples: Sequence[Example], learned: Sequence[PromptGroup], reference: Tensor, before: Tensor
+) -> ScoredRows:
+    """What a loss sees of rows beside their scores."""
+    lengths = torch.tensor([group.trained_lengths for group in learned])
+    labels = torch.tensor([example.label for example in examples])
+    return ScoredRows(torch.zeros_like(reference), reference, lengths, labels, before)
+
+
 @dataclass
 class Run:
     """One attempt's training. The same on every rank but for the share of rows."""
@@ -186,26 +195,38 @@ class Run:
 
     def _batch(self, step: int) -> StepBatch:
         indices = self.rows.sampler.batch(step)
-        examples = [self.rows.examples[index] for index in indices]
-        groups = [self.learner.algorithm.group(example) for example in examples]
-        lengths = list(map(self.learner.algorithm.task.pack.length, groups))
+        algorithm, examples = self.learner.algorithm, [self.rows.examples[index] for index in indices]
+        groups, reference = [example.group for example in examples], self.rows.reference[list(indices)]
+        learned = list(map(algorithm.group, examples))
+        lengths = list(map(algorithm.task.pack.length, learned))
         shares = plan_microbatches(lengths, distributed.world_size(), self.options.micro_tokens)
 
         def micros() -> Iterator[MicroBatch]:
+            whole = _given(examples, learned, reference[:, algorithm.learned], self._before(groups, reference))
+            weights = algorithm.weights(whole.lengths)
             for plan in shares[distributed.rank()]:
                 self._leave_if_asked()
-                own = [groups[place] for place in plan.places]
+                places = list(plan.places)
                 yield MicroBatch(
-                    rows=tuple(examples[place].row for place in plan.places),
-                    packed=self.learner.algorithm.task.pack(own),
-                    reference=on_device(
-                        self.rows.reference[[indices[place] for place in plan.places]], self.engine.device
-                    ),
-                    lengths=on_device(torch.tensor([group.completion_lengths for group in own]), self.engine.device),
-                    weight=torch.full((len(plan.places),), plan.counts / len(indices), device=self.engine.device),
+                    rows=tuple(examples[place].row for place in places),
+                    packed=algorithm.task.pack([learned[place] for place in places]),
+                    given=whole.rows(places).to(self.engine.device),
+                    weight=on_device(weights[places] * plan.counts, self.engine.device),
                 )
 
         return StepBatch(step, tuple(example.row for example in examples), micros(), sum(lengths))
+
+    def _before(self, groups: Sequence[PromptGroup], reference: Tensor) -> Tensor:
+        """What the algorithm's prepass over a whole step says; collective. Raises Interrupted."""
+        algorithm = self.learner.algorithm
+        if algorithm.prepass is None:
+            return torch.zeros(())
+        looked_at = [group.of(algorithm.prepass) for group in groups]
+        scores = score_sequences(
+            self.engine.forward, algorithm.task.pack, looked_at, self.options.micro_tokens, self._leave_if_asked
+        )
+        lengths = torch.tensor([group.trained_lengths for group in looked_at])
+        return algorithm.before(ScoredRows(scores, reference[:, algorithm.prepass], lengths))
 
     def _leave_if_asked(self) -> None:
         """Ranks leave together, between the same two micro-batches, as if the step had never begun.
@@ -222,8 +243,7 @@ class Run:
         """This micro-batch's part of the mean loss over the global batch; its metrics are remembered for the report."""
         packed = micro.packed.to(self.engine.device)
         sums = packed.sum_per_sequence(self.engine.forward(packed))
-        scored = ScoredRows(sums.view(len(micro.weight), -1), micro.reference, micro.lengths)
-        found = self.learner.algorithm.loss(scored)
+        found = self.learner.algorithm.loss(replace(micro.given, scores=sums.view(len(micro.weight), -1)))
         self._tally.add(micro, found)
         return found.loss @ micro.weight
 

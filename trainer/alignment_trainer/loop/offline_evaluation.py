@@ -29,7 +29,7 @@ _FIGURES: TypeAdapter[Evaluated] = TypeAdapter(Evaluated)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out rows of a job. reference: (rows, 2), zeros where the algorithm needs none."""
+    """The held-out rows of a job. reference: (rows, completions learned from), zeros where none is needed."""
 
     algorithm: OfflineAlgorithm
     examples: Examples
@@ -39,14 +39,15 @@ class HeldOut:
     def of(cls, spec: AlignmentJobSpec, prepared: PreparedData) -> HeldOut:
         algorithm = make_algorithm(spec.algorithm)
         reference = read_reference(prepared, spec.training, "evaluation", algorithm.needs_reference)
-        return cls(algorithm, prepared.evaluation, reference)
+        return cls(algorithm, prepared.evaluation, reference[:, algorithm.learned])
 
     def figures(self, scores: Float32) -> Evaluated:
-        """Of a model by its scores, (rows, 2)."""
-        groups = map(self.algorithm.group, self.examples)
-        prompts, lengths = zip(*((group.prompt, group.completion_lengths) for group in groups), strict=True)
+        """Of a model by its scores, (rows, completions learned from)."""
+        lengths = torch.tensor([self.algorithm.group(example).trained_lengths for example in self.examples])
+        labels = torch.tensor([example.label for example in self.examples])
+        prompts = [example.asked for example in self.examples]
         own, frozen = (torch.from_numpy(values).double() for values in (scores, self.reference))
-        return self.algorithm.evaluated(ScoredRows(own, frozen, torch.tensor(lengths)), prompts)
+        return self.algorithm.evaluated(ScoredRows(own, frozen, lengths, labels), prompts)
 
     def before(self, storage: Storage) -> Evaluated:
         """Of the model as it came: the reference, or what the policy left in storage before its first step."""

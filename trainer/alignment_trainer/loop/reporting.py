@@ -27,6 +27,8 @@ HELD_OUT = {
     "accuracy": "heldout_accuracy",
     "margin": "heldout_margin",
     "likelierChosen": "heldout_likelier_chosen",
+    "nll": "heldout_nll",
+    "perplexity": "heldout_perplexity",
     "reward": "heldout_reward",
 }
 """Held-out figure -> its gauge."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.micro_batch import tokens_of, with_micro_batch
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.microbatches import cut_by_tokens
-from alignment_trainer.data.packing import PackedBatch, PromptGroup
+from alignment_trainer.data.packing import PackedBatch
 from alignment_trainer.model.compiled import compile_for, compile_layers
 from alignment_trainer.model.copies import ON_CPU, Copies
 from alignment_trainer.model.load import LoadedModel, frozen
@@ -81,13 +82,13 @@ def _loaded(model: LoadedModel, precision: str, devices: Sequence[torch.device])
 
 
 def sum_completions(group: PromptGroup, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The numbers of one group's completion tokens to (completions,) sums, added one by one in fp32 as in training.
+    """The numbers of one group's trained tokens to (completions,) sums, added one by one in fp32 as in training.
 
     Scores of whole completions are their own sums.
     """
     if len(numbers) == len(group.completions):
         return numbers
-    lengths = torch.tensor([len(completion) for completion in group.completions])
+    lengths = torch.tensor(group.trained_lengths)
     sums = torch.zeros(len(lengths)).index_add(0, torch.repeat_interleave(lengths), torch.from_numpy(numbers))
     result: NDArray[np.float32] = sums.numpy()
     return result

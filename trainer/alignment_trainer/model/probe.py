@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment_trainer.data.packing import PackedBatch, PromptGroup, pack, pack_whole
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import PackedBatch, pack, pack_whole
 from alignment_trainer.model.families import ADVICE
 from alignment_trainer.model.heads import LogprobHead, PackedModel
 from alignment_trainer.model.mistakes import UnsupportedModelError

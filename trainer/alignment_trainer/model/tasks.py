@@ -6,7 +6,8 @@ from pathlib import Path
 
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.derived.micro_batch import recomputed_of
-from alignment_trainer.data.packing import Packing, PromptGroup, pack, pack_whole
+from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.packing import Packing, pack, pack_whole
 from alignment_trainer.model.load import LoadedModel, outline_model, outline_value_model
 
 
@@ -20,7 +21,7 @@ class ModelTask:
 
 
 def _each_token(group: PromptGroup) -> int:
-    return group.completion_tokens
+    return sum(group.trained_lengths)
 
 
 def _each_completion(group: PromptGroup) -> int:
@@ -40,7 +41,7 @@ def _critic(folder: Path, spec: AlignmentJobSpec) -> LoadedModel:
 
 
 LANGUAGE = ModelTask(_language, pack, _each_token)
-"""Log-probs (nats) of completion tokens, at the temperature of sampling."""
+"""Log-probs (nats) of the completion tokens that are trained on, at the temperature of sampling."""
 REWARD = ModelTask(_reward, pack_whole, _each_completion)
 """A score of each completion, by the state of its last token. A new head is random by the job's seed."""
 CRITIC = ModelTask(_critic, pack, _each_token)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignment_api.contract.rewards import Rewards
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.experience import Rollout
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.process.errors import WireError
 from alignment_trainer.rewards import Answer, FunctionScorer
 from alignment_trainer.rewards.answer import completion_text

@@ -56,7 +56,10 @@ def evaluate_offline(instance: Instance, exported: Path) -> EvaluationReport | N
 
 
 def _score(instance: Instance, scorer: LocalScorer, held_out: HeldOut) -> Float32 | None:
-    """(pairs, 2); None where this process was asked to go, which is looked at when every device has had a turn."""
+    """(rows, completions learned from); None where this process was asked to go.
+
+    That is looked at when every device has had a turn.
+    """
     instance.board.update(state="scoring held-out rows")
     rows, algorithm, scores = held_out.examples, held_out.algorithm, list[Float32]()
     at_once = tokens_of(instance.spec.training) * max(1, instance.context.gpus)

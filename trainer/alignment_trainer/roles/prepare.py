@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.inputs import Data, Model
@@ -17,10 +16,11 @@ from alignment_trainer.algorithms import make_algorithm, make_online
 from alignment_trainer.checkpoint.claims import check_room, needed_bytes, read_claims
 from alignment_trainer.checkpoint.inheritance import FIELD, check_inheritance
 from alignment_trainer.checkpoint.ownership import take_folders
+from alignment_trainer.data.examples import EXAMPLE_PARTS
 from alignment_trainer.data.finding import find_data
 from alignment_trainer.data.layouts.fields import renamed
 from alignment_trainer.data.pins import manifest_of
-from alignment_trainer.data.preparation import Request, RowFormat, preferences, prepare_rows, prompts
+from alignment_trainer.data.preparation import FORMATS, Request, prepare_rows
 from alignment_trainer.data.prepared import (
     Manifest,
     check_prepared,
@@ -154,6 +154,7 @@ def _prepare_data(
             "rows": _row_options(stage),
             "rewards": {name: report.fingerprint for name, report in reward_models.items()},
         }
+        | ({} if spec.algorithm.online else {"parts": EXAMPLE_PARTS})
     )
     if former is not None and former.request == request:
         log.info("the data is prepared already", extra={"fingerprint": former.data.fingerprint})
@@ -162,7 +163,7 @@ def _prepare_data(
         return
     board.update(state="tokenizing data")
     tokenizer = load_tokenizer(spec.model.source, pinned.resolved.path, stage.model_field)
-    form: RowFormat[Any, Any] = prompts(spec, tokenizer) if spec.algorithm.online else preferences(spec, tokenizer)
+    form = FORMATS[spec.algorithm.options.rows](spec, tokenizer)
     with spool_in(prepared_in(storage).workplace(), form.parts, spec.training.seed) as spool:
         with stage.metrics.phase("tokenize"):
             rows = prepare_rows(_rows_asked(stage), form, sources, spool, stage.metrics)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from alignment_api.contract.context import Outcome
-from alignment_trainer.data.packing import PromptGroup
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.process.errors import WireError
 from alignment_trainer.process.instance import Instance
 from alignment_trainer.process.metrics import Metrics

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from alignment_trainer.data.examples import PromptGroup
 from alignment_trainer.data.group_arrays import (
     GROUP_LENGTHS,
     GROUP_TENSORS,
@@ -19,7 +20,6 @@ from alignment_trainer.data.group_arrays import (
     group_arrays,
     groups_of,
 )
-from alignment_trainer.data.packing import PromptGroup
 from alignment_trainer.process.errors import WireError, describe
 
 MAX_HEADER_BYTES = 16 * 1024

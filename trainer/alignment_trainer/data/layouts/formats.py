@@ -1,4 +1,4 @@
-"""What the first rows of a source are: preferences, prompts, or what no algorithm here learns from."""
+"""What the first rows of a source are, and whether the job's algorithm learns from such."""
 
 from __future__ import annotations
 
@@ -15,12 +15,26 @@ _PREFERENCES = (
     frozenset({"preferred_output", "non_preferred_output"}),
     frozenset({"completions"}),
 )
+_DEMONSTRATIONS = (
+    frozenset({"messages"}),
+    frozenset({"completion"}),
+    frozenset({"conversations"}),
+    frozenset({"instruction", "output"}),
+    frozenset({"text"}),
+)
+_NO_DEMONSTRATIONS = {
+    frozenset({"chosen", "rejected"}): ("preferences", "take an algorithm that learns from pairs: `dpo: {}`"),
+    frozenset({"completion", "label"}): (
+        "binary feedback (`completion` and `label`)",
+        "take `kto`, or keep the desirable rows alone, without the column `label`",
+    ),
+}
 _PROMPTS = frozenset({"prompt", "chosen", "conversations", "instruction"})
-_WORSE = "write a worse completion into each row as `rejected`, and the good one as `chosen`"
+_WORSE = "take `sft`, or write a worse completion into each row as `rejected`, and the good one as `chosen`"
 _OTHERS = {
     frozenset({"completion", "label"}): (
         "binary feedback (`completion` and `label`)",
-        "put a good and a bad completion of one prompt into a row, as `chosen` and `rejected`",
+        "take `kto`, or put a good and a bad completion of one prompt into a row, as `chosen` and `rejected`",
     ),
     frozenset({"completion"}): ("demonstrations (`completion` without `rejected`)", _WORSE),
     frozenset({"messages"}): ("demonstrations (`messages`)", _WORSE),
@@ -50,6 +64,38 @@ def check_preferences(
                 f"{source}: these rows are {name}; this algorithm needs preferences: `prompt`, `chosen` and "
                 f"`rejected`; {remedy}",
             )
+
+
+def check_demonstrations(
+    rows: Iterable[RawRow], source: str, columns: Columns = AS_THEY_ARE, field: str = "spec.data"
+) -> None:
+    """The same for demonstrations."""
+    keys = _keys(rows, source, columns, field)
+    for marks, (name, remedy) in _NO_DEMONSTRATIONS.items():
+        if keys and all(marks <= found for found in keys):
+            raise UserError(
+                "UnsupportedFormat", f"{source}: these rows are {name}; this algorithm needs demonstrations; {remedy}"
+            )
+    if keys and not any(marks <= found for found in keys for marks in _DEMONSTRATIONS):
+        raise UserError(
+            "UnsupportedFormat",
+            f"{source}: these rows are no demonstrations, found {listed(sorted(keys[0]))}; write `messages` (a list of "
+            f"them), `prompt` and `completion`, or `text`; or {field}.columns.messages where it is called otherwise",
+        )
+
+
+def check_feedback(
+    rows: Iterable[RawRow], source: str, columns: Columns = AS_THEY_ARE, field: str = "spec.data"
+) -> None:
+    """The same for feedback."""
+    keys = _keys(rows, source, columns, field)
+    if keys and not any({"completion", "label"} <= found for found in keys):
+        raise UserError(
+            "UnsupportedFormat",
+            f"{source}: these rows are no feedback, found {listed(sorted(keys[0]))}; write `prompt`, `completion` and "
+            f"`label` (true where the completion is desirable), or {field}.columns.label where it is called otherwise; "
+            "pairs of `chosen` and `rejected` are for `dpo`",
+        )
 
 
 def check_prompts(

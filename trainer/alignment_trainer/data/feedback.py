@@ -1,0 +1,78 @@
+"""Feedback to token ids, each row beside a completion that answers another prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from alignment_trainer.data.examples import Example, PromptGroup, TokenIds
+from alignment_trainer.data.rows import FeedbackRow, InvalidRow
+from alignment_trainer.data.tokenize import RowTokenizer, attempt, common_start
+
+NEAR = 64
+"""Rows among which another prompt is looked for."""
+
+
+class FeedbackTokenizer(RowTokenizer[FeedbackRow, Example]):
+    """Encodes feedback: its own completion, then one that answers another prompt.
+
+    That is the completion of the nearest row before it that has another prompt, of the first rows that of the nearest
+    behind them, so the same rows in the same order get the same. It is cut to the room there is; its own is not.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
+        """max_length: of prompt and completion. at_once: of prompt and both (training.microBatchTokens)."""
+        super().__init__(tokenizer)
+        self._max_length, self._at_once = max_length, at_once
+        self._before: list[Example] = []
+
+    def encode_each(self, rows: Sequence[FeedbackRow | InvalidRow]) -> list[Example | InvalidRow]:
+        """As above; what came before is remembered."""
+        found = super().encode_each(rows)
+        valid = [one for one in found if not isinstance(one, InvalidRow)]
+        before, place = [*self._before, *valid], len(self._before)
+        self._before = before[-NEAR:]
+        whole = list[Example | InvalidRow]()
+        for one in found:
+            if not isinstance(one, InvalidRow):
+                near = (*before[max(0, place - NEAR) : place][::-1], *before[place + 1 : place + 1 + NEAR])
+                one, place = attempt(self._with_other, one, near), place + 1
+            whole.append(one)
+        return whole
+
+    def _render(self, row: FeedbackRow) -> Sequence[str]:
+        prompt = self.texts.asked(row)
+        return prompt, self.texts.answered(row, prompt, row.completion, row.name)
+
+    def _example(self, row: FeedbackRow, ids: Sequence[TokenIds]) -> Example:
+        prompt, whole = ids
+        boundary = common_start(prompt, whole)
+        if boundary < 1:
+            raise InvalidRow("`prompt` has no tokens; write the text that the completion answers")
+        completion = self.texts.ended(whole[boundary:])
+        if self.texts.is_empty(completion):
+            raise InvalidRow(f"`{row.name}` is empty after the chat template; fill it, or drop the row")
+        length = boundary + len(completion)
+        if length > self._max_length:
+            raise InvalidRow(
+                f"prompt and `{row.name}` are {length} tokens, more than {self._max_length} (spec.training.maxLength); "
+                "shorten the row or raise maxLength"
+            )
+        if length >= self._at_once:
+            raise InvalidRow(
+                f"prompt and `{row.name}` are {length} tokens, and a token more of another completion is computed with "
+                f"them: more than {self._at_once} (spec.training.microBatchTokens); shorten the row or raise it"
+            )
+        return Example(row.number, PromptGroup(whole[:boundary], (completion,)), int(row.desirable))
+
+    def _with_other(self, example: Example, near: Sequence[Example]) -> Example:
+        """near: the nearest rows, those that come first preferred."""
+        prompt, (own,) = example.prompt, example.group.completions
+        other = next((row.group.completions[0] for row in near if row.prompt != prompt), None)
+        if other is None:
+            raise InvalidRow(
+                f"none of the {NEAR} rows before and behind it has another prompt, and feedback is compared with "
+                "answers to such; mix the rows"
+            )
+        room = min(self._max_length, self._at_once - len(own)) - len(prompt)
+        return Example(example.row, PromptGroup(prompt, (own, other[:room])), example.label)
