@@ -66,7 +66,8 @@ class Data(Contract):
     """The rows to learn from."""
 
     source: ReadableSource
-    """A .jsonl or .parquet file, a folder of them, or an hf:// data set. Files may lie in a bucket: s3://bucket/prefix."""
+    """A file of rows (JSON, CSV, Parquet, Arrow: docs/data.md), a folder of them, or an hf:// data set. Files may lie
+    in a bucket: s3://bucket/prefix."""
     split: str = "train"
     """Split of an hf:// data set."""
     revision: str = "main"

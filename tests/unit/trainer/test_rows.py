@@ -108,9 +108,9 @@ def test_a_file_without_line_breaks_is_refused_before_it_fills_the_memory(tmp_pa
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("prompt,chosen\n")
-    for path in (tmp_path, tmp_path / "rows.csv"):
-        with pytest.raises(UserError, match=r"not a \.jsonl or \.parquet file"):
+    (tmp_path / "rows.txt").write_text("prompt,chosen\n")
+    for path in (tmp_path, tmp_path / "rows.txt"):
+        with pytest.raises(UserError, match=r"not a \.jsonl, .* or \.parquet file"):
             list(read_rows(path))
 
 

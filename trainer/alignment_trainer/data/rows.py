@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment_trainer.data.sources import DATA_SUFFIXES
-from alignment_trainer.process.errors import UserError, describe
+from alignment_trainer.data.readers.arrow import read_arrow, read_parquet
+from alignment_trainer.data.readers.json_text import read_json
+from alignment_trainer.data.readers.table import read_csv, read_tsv
+from alignment_trainer.data.sources import KINDS, kind_of_file, rows_among
+from alignment_trainer.process.errors import UserError
 
-_LINE_BYTES = 1 << 26
-"""Of one row: 64 MiB, far beyond any maxLength; a file without line breaks is not read into memory."""
-_PARQUET_ROWS = 256
-_BUFFER_BYTES = 1 << 20
-"""Of a column that is read from Parquet; without it a whole row group is."""
 SHOWN_PROBLEMS = 20
 """Of invalid rows, the first; the others are counted."""
 
@@ -132,59 +128,37 @@ class PromptRow:
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
-    """The rows of a .jsonl or .parquet file or of a folder of them, numbered from 1 over all files.
+    """The rows of a file of a known kind or of a folder of them, numbered from 1 over all files.
 
     Raises UserError for a folder without such files and for any other file.
     """
     number = 0
     for file in data_files(path):
-        for place, value, broken in _READERS[file.suffix](file):
+        for place, value, broken in _READERS[kind_of_file(file.name)](file):
             number += 1
             yield RawRow(number, f"{file.name}:{place}", value, broken)
 
 
 def data_files(path: Path) -> list[Path]:
-    files = [path]
+    """The file, or those of a folder that hold rows."""
+    files = [path] if kind_of_file(path.name) else []
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in DATA_SUFFIXES and file.is_file())
-    if not files or files[0].suffix not in DATA_SUFFIXES:
-        raise UserError("UnknownFile", f"{path}: not a {' or '.join(DATA_SUFFIXES)} file, nor a folder with any")
+        below = {str(file): file for file in path.rglob("*") if file.is_file()}
+        files = [below[name] for name in rows_among(below)]
+    if not files:
+        raise UserError("UnknownFile", f"{path}: not a {KINDS} file, nor a folder with any")
     return files
 
 
-def _read_jsonl(file: Path) -> Iterator[tuple[int, object, str | None]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(iter(partial(lines.readline, _LINE_BYTES), b""), start=1):
-            if len(line) == _LINE_BYTES:
-                raise UserError("UnknownFile", f"{file.name}:{number}: a line of 64 MiB or more; write one row a line")
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line), None
-            except ValueError as error:
-                yield number, None, f"{_place_in_line(error)}; write one JSON object a line"
-
-
-def _place_in_line(error: ValueError) -> str:
-    """Never what stands there: it may be any file that somebody has put in the place of the rows."""
-    return f"not JSON at column {error.colno}" if isinstance(error, json.JSONDecodeError) else describe(error)
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
-
-    number = 0
-    try:
-        with ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
-            for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield number, value, None
-    except ValueError as error:  # pyarrow's own are such
-        raise UserError("UnknownFile", f"{file}: not Parquet: {describe(error)}; copy it again") from error
-
-
-_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+_READERS = {
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".arrow": read_arrow,
+    ".parquet": read_parquet,
+}
 
 
 def kind_of(value: object) -> str:

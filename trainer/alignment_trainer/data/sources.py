@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,7 +15,10 @@ from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.errors import UserError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-DATA_SUFFIXES = (".jsonl", ".parquet")
+_TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+_PACKED = ("", ".gz", ".zst")
+KINDS = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .arrow or .parquet"
+"""In words, the suffixes of files that hold rows."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,20 @@ class Resolved:
 
     path: Path
     revision: str | None = None
+
+
+def kind_of_file(name: str) -> str:
+    """Its suffix without that of a compression; empty where no rows are read from such a file."""
+    kinds = {f"{kind}{packed}": kind for kind in _TEXT for packed in _PACKED} | {".arrow": ".arrow"}
+    kinds |= {".parquet": ".parquet"}
+    return next((kind for suffix, kind in kinds.items() if name.endswith(suffix)), "")
+
+
+def rows_among(names: Iterable[str]) -> list[str]:
+    """The files of a folder that hold rows, in order. Beside others a .json describes them, as `datasets` writes it."""
+    kinds = {name: kind for name in sorted(names) if (kind := kind_of_file(name))}
+    others = [name for name, kind in kinds.items() if kind != ".json"]
+    return others or list(kinds)
 
 
 def resolve_model(
@@ -94,7 +111,7 @@ def _download_data(repository: str, split: str, revision: str, field: str) -> Re
     files = [sibling.rfilename for sibling in info.siblings or []]
     wanted = split_files(files, split)
     if not wanted:
-        listed = ", ".join(name for name in files if name.endswith(DATA_SUFFIXES)) or "none that can be read"
+        listed = ", ".join(name for name in files if kind_of_file(name)) or "none that can be read"
         raise UserError("DataNotFound", f"{field}: `hf://{repository}` has no files of split `{split}`; found {listed}")
     folder = snapshot_download(repository, repo_type="dataset", revision=info.sha, allow_patterns=wanted)
     return Resolved(Path(folder), info.sha)
@@ -121,14 +138,15 @@ def _fetch_data(source: str, field: str) -> Resolved:
     store = ObjectStore.of(source, field)
     store.reach()
     below = list(store.found(""))
-    objects = [found for found in below if found.name.endswith(DATA_SUFFIXES)]
+    wanted = set(rows_among(found.name for found in below))
+    objects = [found for found in below if found.name in wanted]
     if objects:
         return Resolved(cached(store, objects), revision_of(objects))
     folder, name = next(store.parents(), (store, ""))
     objects = [found for found in folder.found(name) if found.name == name]
-    if not objects or not name.endswith(DATA_SUFFIXES):
-        wanted = f"neither a {' or '.join(DATA_SUFFIXES)} file nor a folder with any"
-        raise UserError("DataNotFound", f"{field}: `{source}` is {wanted}; {_listed(below)}")
+    if not objects or not kind_of_file(name):
+        what = f"neither a {KINDS} file nor a folder with any"
+        raise UserError("DataNotFound", f"{field}: `{source}` is {what}; {_listed(below)}")
     return Resolved(cached(folder, objects) / name, revision_of(objects))
 
 
@@ -140,4 +158,4 @@ def _listed(found: Sequence[Found]) -> str:
 def split_files(files: list[str], split: str) -> list[str]:
     """The data files of a split by the hub's naming: `data/train_prefs-00000-of-00001.parquet`, `train.jsonl`."""
     named = re.compile(rf"(^|/){re.escape(split)}([-.][^/]*|/[^/]*)$")
-    return sorted(name for name in files if name.endswith(DATA_SUFFIXES) and named.search(name))
+    return rows_among(name for name in files if named.search(name))

@@ -1,0 +1,81 @@
+"""Rows are the same in every kind of file; what cannot be read is refused by file and line."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow  # type: ignore[import-untyped]
+import pytest
+
+from alignment_trainer.data.rows import read_rows
+from alignment_trainer.process.errors import UserError
+
+VALUES = [{"prompt": f"{n}? \u65e5\n{n}", "chosen": 'a, "b"', "rejected": "c" * n} for n in range(1, 3000)]
+LINES = "".join(json.dumps(value) + "\n" for value in VALUES)
+
+
+def write(path: Path) -> Path:
+    name = path.name
+    if name.endswith(".arrow"):
+        table = pyarrow.Table.from_pylist(VALUES)
+        new = pyarrow.ipc.new_stream if name.startswith("stream") else pyarrow.ipc.new_file
+        with new(str(path), table.schema) as sink:
+            sink.write_table(table)
+        return path
+    text = LINES
+    if ".json" in name and ".jsonl" not in name:
+        text = json.dumps(VALUES, indent=2 if "over" in name else None, ensure_ascii=False)
+    if ".csv" in name:
+        quoted = [",".join('"' + each.replace('"', '""') + '"' for each in value.values()) for value in VALUES]
+        text = "\ufeff" + "\r\n".join(["prompt,chosen,rejected", *quoted])
+    body = text.encode()
+    if name.endswith(".gz"):
+        body = gzip.compress(body)
+    if name.endswith(".zst"):
+        body = pyarrow.compress(body, "zstd", asbytes=True)
+    path.write_bytes(body)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.ndjson", "a.json", "over.json", "a.csv", "a.arrow", "stream.arrow", "a.jsonl.gz", "a.json.zst", "a.csv.gz"],
+)
+def test_rows_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str) -> None:
+    assert [row.value for row in read_rows(write(tmp_path / name))] == VALUES
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "complaint"),
+    [
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
+        ("a.jsonl", b"<!DOCTYPE html>", "HTML or XML"),
+        ("a.jsonl", b"PAR1....", "Parquet by its content"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16; write UTF-8"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode())[:-2000], "a.jsonl.gz: ends early or is damaged"),
+        ("a.json", b'[{"a": 1},\n{"a": ]', "a.json:2: not JSON"),
+        ("a.json", b'[{"a": 1}', "a.json:1: not JSON"),
+        ("a.json", b'[{"a": 1}] 2', "something stands behind the array"),
+        ("a.csv", b"a,a\n1,2\n", "a.csv:1: a column has no name, or two have one"),
+        ("a.csv", b'a,b\n1,"2\n', "a quote is not closed"),
+        ("a.arrow", b"oops", "not Arrow"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_what_to_do(tmp_path: Path, name: str, body: bytes, complaint: str) -> None:
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(UserError, match=complaint):
+        list(read_rows(tmp_path / name))
+
+
+def test_a_row_that_no_json_is_or_has_a_key_twice_is_broken_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": NaN}\n{"a": 1, "a": 2}\n{"a": 3}\n')
+    (tmp_path / "b.csv").write_text("a,b\n1\n2,3\n")
+    found = [(row.place, row.broken) for row in read_rows(tmp_path)]
+    assert [place for place, _ in found] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.csv:2", "b.csv:3"]
+    assert [broken is None for _, broken in found] == [False, False, True, False, True]
+
+
+def test_what_describes_a_folder_is_no_row_of_it(tmp_path: Path) -> None:
+    write(tmp_path / "data.arrow")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert len(list(read_rows(tmp_path))) == len(VALUES)

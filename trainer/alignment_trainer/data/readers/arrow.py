@@ -1,0 +1,46 @@
+"""Parquet, and Arrow as `datasets` saves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignment_trainer.process.errors import UserError, describe
+
+_ROWS = 256
+_BUFFER_BYTES = 1 << 20
+"""Of a column that is read from Parquet; without it a whole row group is."""
+
+
+def read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        with ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+            for batch in parquet.iter_batches(batch_size=_ROWS):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield number, value, None
+    except ValueError as error:  # pyarrow's own are such
+        raise UserError("UnknownFile", f"{file}: not Parquet: {describe(error)}; copy it again") from error
+
+
+def read_arrow(file: Path) -> Iterator[tuple[int, object, str | None]]:
+    """Of the file form, or of the stream form."""
+    import pyarrow  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        with pyarrow.memory_map(str(file)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            opened = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
+            batches = map(opened.get_batch, range(opened.num_record_batches)) if is_file else iter(opened)
+            for batch in batches:
+                for start in range(0, batch.num_rows, _ROWS):
+                    for value in batch.slice(start, _ROWS).to_pylist():
+                        number += 1
+                        yield number, value, None
+    except (ValueError, OSError) as error:  # a file that ends early is an OSError of pyarrow's
+        raise UserError("UnknownFile", f"{file.name}: not Arrow: {describe(error)}; copy it again") from error
