@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def data_files(path: Path) -> list[Path]:
     return files
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, object, str | None]]]] = {
     ".jsonl": read_json,
     ".ndjson": read_json,
     ".json": read_json,

@@ -46,7 +46,7 @@ def unpacked(file: Path) -> Iterator[BufferedReader]:
 
 def _opened(file: Path) -> BufferedReader:
     if file.suffix == ".gz":
-        return BufferedReader(cast("BufferedReader", gzip.open(file)))  # type: ignore[arg-type]
+        return BufferedReader(cast("BufferedReader", gzip.open(file)))
     if file.suffix == ".zst":
         import pyarrow  # type: ignore[import-untyped]
 
