@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow  # type: ignore[import-untyped]
@@ -25,9 +26,10 @@ def write(path: Path) -> Path:
     text = LINES
     if ".json" in name and ".jsonl" not in name:
         text = json.dumps(VALUES, indent=2 if "over" in name else None, ensure_ascii=False)
-    if ".csv" in name:
-        quoted = [",".join('"' + each.replace('"', '""') + '"' for each in value.values()) for value in VALUES]
-        text = "\ufeff" + "\r\n".join(["prompt,chosen,rejected", *quoted])
+    if ".csv" in name or ".tsv" in name:
+        between = "," if ".csv" in name else "\t"
+        quoted = [between.join('"' + each.replace('"', '""') + '"' for each in value.values()) for value in VALUES]
+        text = "\ufeff" + "\r\n".join([between.join(VALUES[0]), *quoted])
     body = text.encode()
     if name.endswith(".gz"):
         body = gzip.compress(body)
@@ -39,7 +41,10 @@ def write(path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["a.ndjson", "a.json", "over.json", "a.csv", "a.arrow", "stream.arrow", "a.jsonl.gz", "a.json.zst", "a.csv.gz"],
+    [
+        *("a.ndjson", "a.json", "over.json", "a.csv", "a.tsv", "a.arrow", "stream.arrow"),
+        *("a.jsonl.gz", "a.json.zst", "a.csv.gz"),
+    ],
 )
 def test_rows_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str) -> None:
     assert [row.value for row in read_rows(write(tmp_path / name))] == VALUES
@@ -56,6 +61,10 @@ def test_rows_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str) -> N
         ("a.json", b'[{"a": 1},\n{"a": ]', "a.json:2: not JSON"),
         ("a.json", b'[{"a": 1}', "a.json:1: not JSON"),
         ("a.json", b'[{"a": 1}] 2', "something stands behind the array"),
+        ("a.json", b'[{"a": 1},]', "a.json:1: not JSON"),
+        ("a.json", b'[{"a": 1}\n{"a": 2}]', "a.json:2: not JSON"),
+        ("a.json", b'[{"a": "\xff"}]', "a.json:1: not UTF-8"),
+        ("a.csv", b"a,b\n1,\xff\n", "a.csv:1: not UTF-8"),
         ("a.csv", b"a,a\n1,2\n", "a.csv:1: a column has no name, or two have one"),
         ("a.csv", b'a,b\n1,"2\n', "a quote is not closed"),
         ("a.arrow", b"oops", "not Arrow"),
@@ -73,6 +82,44 @@ def test_a_row_that_no_json_is_or_has_a_key_twice_is_broken_and_no_other(tmp_pat
     found = [(row.place, row.broken) for row in read_rows(tmp_path)]
     assert [place for place, _ in found] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.csv:2", "b.csv:3"]
     assert [broken is None for _, broken in found] == [False, False, True, False, True]
+
+
+def test_a_row_of_a_table_is_found_where_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('a,b\n"1\n2",3\n\n4,5\n')
+    assert [(row.place, row.value) for row in read_rows(tmp_path / "a.csv")] == [
+        ("a.csv:2", {"a": "1\n2", "b": "3"}),
+        ("a.csv:5", {"a": "4", "b": "5"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [("a.json", b""), ("a.json", b" [ ] "), ("a.csv", b""), ("a.tsv", b"a\tb\n")]
+)
+def test_a_file_may_hold_no_rows(tmp_path: Path, name: str, body: bytes) -> None:
+    (tmp_path / name).write_bytes(body)
+    assert list(read_rows(tmp_path / name)) == []
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.write(b'[{"a": "' if name == "a.json" else b"a\n")
+        file.truncate(1 << 28)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.json:1: not JSON|a\.csv:2: a line of 64 MiB"):
+        list(read_rows(tmp_path / name))
+    assert tracemalloc.get_traced_memory()[1] < 6 * (1 << 26)
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.jsonl.gz", "a.json.zst"])
+def test_a_file_is_read_in_pieces(tmp_path: Path, name: str) -> None:
+    """Of 0.7 MB."""
+    write(tmp_path / name)
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(tmp_path / name)) == len(VALUES)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 
 def test_what_describes_a_folder_is_no_row_of_it(tmp_path: Path) -> None:

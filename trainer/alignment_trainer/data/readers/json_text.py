@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterator
 from functools import partial
 from io import BufferedReader
@@ -15,7 +14,7 @@ from alignment_trainer.data.readers.streams import LINE_BYTES, unpacked
 from alignment_trainer.process.errors import UserError, describe
 
 _CHUNK_BYTES = 1 << 16
-_BLANK = re.compile(r"[ \t\r\n]*")
+_BLANKS = " \t\r\n"
 
 
 def read_json(file: Path) -> Iterator[tuple[int, object, str | None]]:
@@ -39,56 +38,69 @@ def _lines(name: str, stream: BufferedReader) -> Iterator[tuple[int, object, str
 
 def _array(name: str, stream: BufferedReader) -> Iterator[tuple[int, object, str | None]]:
     """Behind a row that cannot be parsed no other is found: it ends the file."""
-    decoder, text, line, ended = codecs.getincrementaldecoder("utf-8-sig")(), "", 1, False
-    wanted, awaited = _CHUNK_BYTES, "["
-    while True:
-        try:
-            chunk = stream.read(wanted)
-            ended, text = not chunk, text + decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise UserError("UnknownFile", f"{name}:{line}: not UTF-8; write UTF-8") from error
-        place = 0
+    text = _Text(name, stream)
+    text.take("[")
+    if text.next_character() != "]":
+        yield text.line, text.value(), None
+        while text.next_character() == ",":
+            text.take(",")
+            text.next_character()
+            yield text.line, text.value(), None
+    text.take("]")
+    if text.next_character():
+        raise UserError("UnknownFile", f"{name}:{text.line}: something stands behind the array; write one array a file")
+
+
+class _Text:
+    """What was read of a file and not taken yet. line: its first character's."""
+
+    def __init__(self, name: str, stream: BufferedReader) -> None:
+        self._name, self._stream = name, stream
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text, self.line, self._ended = "", 1, False
+
+    def next_character(self) -> str:
+        """The first one that is not blank, left there; nothing at the end."""
         while True:
-            start = _skip(text, place)
-            if awaited in ("[", ",") and start < len(text):
-                if awaited == "," and text[start] == "]":
-                    _check_end(name, text[start + 1 :], stream, line)
-                    return
-                if text[start] != awaited:
-                    raise _broken(name, line + text.count("\n", 0, start))
-                start, awaited = _skip(text, start + 1), "first" if awaited == "[" else "row"
-                line, text, place = line + text.count("\n", 0, start), text[start:], 0
-                continue
-            if awaited == "first" and text[start : start + 1] == "]":
-                _check_end(name, text[start + 1 :], stream, line)
-                return
+            self._drop(len(self._text) - len(self._text.lstrip(_BLANKS)))
+            if self._text or self._ended:
+                return self._text[:1]
+            self._read_on()
+
+    def take(self, character: str) -> None:
+        """Raises UserError where another comes next."""
+        if self.next_character() != character:
+            raise self._broken()
+        self._drop(1)
+
+    def value(self) -> object:
+        """Takes the one that begins here; more is read until it is whole. Raises UserError."""
+        while True:
             try:
-                value, end = _DECODER.raw_decode(text, start)
+                value, end = _DECODER.raw_decode(self._text)
+                if end < len(self._text) or self._ended:
+                    self._drop(end)
+                    return value
             except ValueError as error:
-                if ended or len(text) >= LINE_BYTES or awaited in ("[", ","):
-                    if not ended and len(text) < LINE_BYTES:
-                        break
-                    raise _broken(name, line + text.count("\n", 0, start)) from error
-                break
-            if end == len(text) and not ended:
-                break
-            yield line + text.count("\n", 0, start), value, None
-            line, text, place, awaited = line + text.count("\n", 0, end), text[end:], 0, ","
-        wanted = max(_CHUNK_BYTES, len(text))
+                if self._ended or len(self._text) >= LINE_BYTES:
+                    raise self._broken() from error
+            self._read_on()
 
+    def _drop(self, characters: int) -> None:
+        self.line += self._text.count("\n", 0, characters)
+        self._text = self._text[characters:]
 
-def _skip(text: str, start: int) -> int:
-    found = _BLANK.match(text, start)
-    return found.end() if found else start
+    def _read_on(self) -> None:
+        chunk = self._stream.read(max(_CHUNK_BYTES, len(self._text)))
+        try:
+            self._text += self._decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise UserError("UnknownFile", f"{self._name}:{self.line}: not UTF-8; write UTF-8") from error
+        self._ended = not chunk
 
-
-def _check_end(name: str, rest: str, stream: BufferedReader, line: int) -> None:
-    if rest.strip() or stream.read(_CHUNK_BYTES).strip():
-        raise UserError("UnknownFile", f"{name}:{line}: something stands behind the array; write one array a file")
-
-
-def _broken(name: str, line: int) -> UserError:
-    return UserError("UnknownFile", f"{name}:{line}: not JSON, in an array of rows; mend it, or write one row a line")
+    def _broken(self) -> UserError:
+        place = f"{self._name}:{self.line}"
+        return UserError("UnknownFile", f"{place}: not JSON, in an array of rows; mend it, or write one row a line")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
