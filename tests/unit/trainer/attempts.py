@@ -23,7 +23,6 @@ from alignment_api.yaml.manifest import read_manifest
 from alignment_trainer.algorithms import make_algorithm
 from alignment_trainer.checkpoint.attempt import claim_attempt, find_start, let_go, make_checkpoints
 from alignment_trainer.checkpoint.checkpoint import Checkpoint
-from alignment_trainer.data.packing import pair_group
 from alignment_trainer.engines import Engine
 from alignment_trainer.loop.build import Origin, load_trainee, make_run, make_sampler
 from alignment_trainer.loop.offline import Interrupted, Run, RunHooks, StepReport, TrainingRows
@@ -126,7 +125,7 @@ def begin(context: Context, leave_after: int | None = None) -> tuple[Run, Checkp
 def _rows(sampler: Any) -> TrainingRows:
     """Random pairs; the reference finds each of 400 tokens as likely."""
     rows = pairs(ROWS)
-    lengths = torch.tensor([pair_group(row).completion_lengths for row in rows])
+    lengths = torch.tensor([row.group.trained_lengths for row in rows])
     return TrainingRows(rows, sampler, -math.log(400) * lengths.float())
 
 
