@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from decimal import Decimal, getcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -19,12 +21,13 @@ from tiny_runs import Setting, offline, pairs, tiny_engine
 from alignment_api.contract.status import EvaluationReport
 from alignment_trainer.algorithms import ScoredRows
 from alignment_trainer.checkpoint.run_state import Checkpoints
-from alignment_trainer.data.examples import Example
-from alignment_trainer.data.feedback import FeedbackTokenizer
+from alignment_trainer.data.examples import EXAMPLE_PARTS, Example
+from alignment_trainer.data.feedback import FeedbackTokenizer, check_labels
 from alignment_trainer.data.layouts.feedback import parse_feedback
 from alignment_trainer.data.layouts.formats import check_feedback
 from alignment_trainer.data.rows import InvalidRow, RawRow
 from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.spool import Selection, spool_in
 from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
@@ -87,6 +90,24 @@ def test_rows_of_one_prompt_alone_are_refused() -> None:
 def test_what_is_no_feedback_is_refused(value: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRow, match=words):
         parse_feedback(RawRow(1, "x:1", value))
+
+
+@pytest.mark.parametrize(("label", "meant"), [("true", True), (" False ", False), (True, True)])
+def test_a_label_may_be_a_word_as_in_a_table(label: object, meant: bool) -> None:
+    (row,) = parse_feedback(RawRow(1, "x:1", {"prompt": "x", "completion": "y", "label": label}))
+    assert row.desirable is meant
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"), [((True, True), "all 2 training rows are desirable"), ((True, False), "")]
+)
+def test_rows_of_one_label_alone_are_refused(tmp_path: Path, labels: tuple[bool, bool], words: str) -> None:
+    found = encoder().encode_each(rows(("a", "1", labels[0]), ("b", "2", labels[1])))
+    with spool_in(tmp_path, EXAMPLE_PARTS, 0) as spool:
+        spool.add(found)
+        whole = Selection(spool, np.arange(2))
+        with pytest.raises(UserError, match=words) if words else nullcontext():
+            check_labels(whole, "rows.jsonl")
 
 
 def test_pairs_are_sent_to_an_algorithm_for_pairs() -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from alignment_trainer.data.examples import Example, PromptGroup, TokenIds
 from alignment_trainer.data.rows import FeedbackRow, InvalidRow
+from alignment_trainer.data.spool import TOKEN, Selection
 from alignment_trainer.data.tokenize import RowTokenizer, attempt, common_start
+from alignment_trainer.process.errors import UserError
 
 NEAR = 64
 """Rows among which another prompt is looked for."""
@@ -76,3 +80,15 @@ class FeedbackTokenizer(RowTokenizer[FeedbackRow, Example]):
             )
         room = min(self._max_length, self._at_once - len(own)) - len(prompt)
         return Example(example.row, PromptGroup(prompt, (own, other[:room])), example.label)
+
+
+def check_labels(rows: Selection, source: str) -> None:
+    """Raises UserError where all have one label: there is no difference to learn."""
+    labels = np.frombuffer(b"".join(rows.columns()["label_tokens"].read()), TOKEN)
+    if labels.min() == labels.max():
+        which = "desirable" if labels[0] else "undesirable"
+        raise UserError(
+            "OneLabel",
+            f"{source}: all {len(labels)} training rows are {which}, and kto learns what tells them from others: add "
+            "such, or take `sft` for desirable ones alone",
+        )

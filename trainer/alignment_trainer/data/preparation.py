@@ -18,7 +18,7 @@ from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
 from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
-from alignment_trainer.data.feedback import FeedbackTokenizer
+from alignment_trainer.data.feedback import FeedbackTokenizer, check_labels
 from alignment_trainer.data.finding import DataSources
 from alignment_trainer.data.layouts.kinds import KINDS, Kind
 from alignment_trainer.data.layouts.readings import Readings
@@ -60,13 +60,14 @@ class RowFormat(Generic[Row, Found]):
     """How rows are read. name: as status says it, a key of KINDS. parts: the token sequences of an example.
 
     encode: each one's example, or what is wrong with it. fields: the rows as the user wrote them, as JSON, where they
-    are kept.
+    are kept. check_all: looks at the training rows as a whole; raises UserError with the name of their source.
     """
 
     name: str
     parts: tuple[str, ...]
     encode: Callable[[Sequence[Row | InvalidRow]], list[Found | InvalidRow]]
     fields: Callable[[Sequence[Found]], list[str]] = lambda examples: []
+    check_all: Callable[[Selection, str], None] = lambda rows, source: None
 
     @property
     def kind(self) -> Kind:
@@ -111,7 +112,7 @@ def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[Demonstr
 def feedback(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[FeedbackRow, Example]:
     """Prompt, completion, label: what KTO learns from."""
     encoder = FeedbackTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("feedback", EXAMPLE_PARTS, encoder.encode_each)
+    return RowFormat("feedback", EXAMPLE_PARTS, encoder.encode_each, check_all=check_labels)
 
 
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
@@ -158,6 +159,7 @@ def prepare_rows(
         raise complain(spool.problems.first, invalid, len(spool) + invalid, data.source, request.field)
     train, evaluation = splits["train"], splits["evaluation"]
     _check_counts(request, spool.prompts()[:given], len(train), len(evaluation))
+    form.check_all(train, data.source)
     report = DataReport(
         format=form.name,
         rows=len(train),

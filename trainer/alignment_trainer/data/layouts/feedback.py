@@ -8,6 +8,7 @@ from alignment_trainer.data.layouts.given import asking, given_prompt, missing_p
 from alignment_trainer.data.layouts.messages import messages
 from alignment_trainer.data.rows import FeedbackRow, InvalidRow, RawRow, Reading, kind_of
 
+_WORDS = {"true": True, "false": False}
 _EXAMPLE = '{"prompt": ..., "completion": ..., "label": true}'
 
 
@@ -38,6 +39,8 @@ def _answer(value: object, field: str) -> str:
 
 def _label(fields: Fields) -> bool:
     label, field = fields.read("label"), fields.column("label")
+    if isinstance(label, str):  # as all that a table of text holds
+        label = _WORDS.get(label.strip().lower(), label)
     if not isinstance(label, bool):
         raise InvalidRow(f"`{field}` is {kind_of(label)}; write true where the completion is desirable, else false")
     return label
