@@ -27,10 +27,15 @@ class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
         """The whole; then of each learned turn the text before it and the text with it."""
         texts, said = self.texts, row.reply[-1].content
         if row.is_text:
-            return (said,)
+            if (name := texts.special.named(said)) is not None:
+                raise InvalidRow(
+                    f"the text holds `{name}`, the name of a special token: a conversation is written as `messages`, "
+                    "which the model's template puts into tokens; drop other rows with such names"
+                )
+            return (texts.special.hidden(said),)
         if not texts.has_template:
-            prompt = texts.plain_prompt(row)
-            return prompt + said, prompt, prompt + said
+            prompt, answer = texts.plain_prompt(row), texts.special.hidden(said)
+            return prompt + answer, prompt, prompt + answer
         turns = [*row.prompt, *row.reply]
         whole, rendered = texts.render(turns), list[str]()
         for place in range(len(row.prompt), len(turns)):
@@ -38,7 +43,7 @@ class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
                 before = texts.render(turns[:place], add_generation_prompt=True)
                 through = whole if place == len(turns) - 1 else texts.render(turns[: place + 1])
                 if not through.startswith(before):
-                    raise InvalidRow(_breaks(place, "does not continue its own prompt", through))
+                    raise InvalidRow(_breaks(place, "does not continue its own prompt", texts.special.shown(through)))
                 rendered += [before, through]
         return whole, *rendered
 

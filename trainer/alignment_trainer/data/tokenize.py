@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ from jinja2 import TemplateSyntaxError
 
 from alignment_trainer.data.examples import Example, PromptExample, PromptGroup, TokenIds
 from alignment_trainer.data.rows import DemonstrationRow, FeedbackRow, InvalidRow, Message, PreferenceRow, PromptRow
+from alignment_trainer.data.special_tokens import SpecialTokens
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
@@ -29,31 +31,37 @@ class Texts:
         self._tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
         self._special = frozenset(tokenizer.all_special_ids)
+        self.special = SpecialTokens(tokenizer)
 
     def render(self, turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The turns by the chat template, a program of the model's authors: in transformers' sandbox, which has neither
-        files nor attributes of Python's own, and within TEMPLATE_SECONDS.
+        files nor attributes of Python's own, and within TEMPLATE_SECONDS. Names of special tokens in them are hidden.
 
         Raises InvalidRow where it refuses the turns, UserError where it cannot be used. Main thread.
         """
-        listed = [turn.as_dict() for turn in turns]
+        apply = partial(
+            self._tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
         try:
             with time_limit(TEMPLATE_SECONDS):
-                text: str = self._tokenizer.apply_chat_template(
-                    listed, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
+                return self.special.rendered(apply, [turn.as_dict() for turn in turns])
+        except InvalidRow:
+            raise
         except (TookTooLong, TemplateSyntaxError) as error:
             raise _unusable(error) from None  # what does not parse is not quoted in the log either
         except Exception as error:  # it raises what it likes
             roles = ", ".join(turn.role for turn in turns)
             raise InvalidRow(f"the chat template refuses turns of roles {roles}: {describe(error)}") from error
-        return text
 
-    def ids(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Of each text. One that a template made holds its special tokens itself; another stands behind the tokenizer's
-        first token, where it has one."""
+    def ids(self, texts: Sequence[str]) -> list[TokenIds | InvalidRow]:
+        """Of each text, or what is wrong with it. One that a template made holds its special tokens itself; another
+        stands behind the tokenizer's first token, where it has one."""
         start = () if self.has_template or self._tokenizer.bos_token_id is None else (self._tokenizer.bos_token_id,)
-        return [(*start, *found) for found in self._plain_ids(texts)]
+        found = [
+            attempt(self.special.ids, text) if self.special.is_marked(text) else tuple(ids)
+            for text, ids in zip(texts, self._plain_ids(texts), strict=True)
+        ]
+        return [one if isinstance(one, InvalidRow) else (*start, *one) for one in found]
 
     def _plain_ids(self, texts: Sequence[str]) -> Iterable[Sequence[int]]:
         if not self._tokenizer.is_fast:
@@ -94,17 +102,18 @@ class Texts:
     def answered(self, row: PreferenceRow | FeedbackRow, prompt: str, answer: str, field: str) -> str:
         """That text with an answer behind it. prompt: what `asked` says. field: that holds the answer."""
         if not self.has_template:
-            return prompt + answer
+            return prompt + self.special.hidden(answer)
         text = self.render([*row.prompt, Message("assistant", answer)])
         if not text.startswith(prompt):
-            raise InvalidRow(f"`{field}`: the chat template does not continue its own prompt; rendered `{text[-60:]}`")
+            end = self.special.shown(text)[-60:]
+            raise InvalidRow(f"`{field}`: the chat template does not continue its own prompt; rendered `{end}`")
         return text
 
     def plain_prompt(self, row: PreferenceRow | DemonstrationRow | FeedbackRow | PromptRow) -> str:
         """The one text that a model without a template continues. Raises InvalidRow for a conversation."""
         if row.is_chat or len(row.prompt) != 1:
             raise InvalidRow("a conversation, but the model's tokenizer has no chat template; write plain strings")
-        return row.prompt[0].content
+        return self.special.hidden(row.prompt[0].content)
 
 
 def _unusable(error: TookTooLong | TemplateSyntaxError) -> UserError:
@@ -160,9 +169,13 @@ class RowTokenizer(ABC, Generic[Row, Found]):
         texts = [text for found in rendered if not isinstance(found, InvalidRow) for text in found]
         ids = iter(self.texts.ids(texts))
         return [
-            found if isinstance(found, InvalidRow) else attempt(self._example, row, [next(ids) for _ in found])
+            found if isinstance(found, InvalidRow) else self._made(row, [next(ids) for _ in found])
             for row, found in zip(rows, rendered, strict=True)
         ]
+
+    def _made(self, row: Row | InvalidRow, ids: Sequence[TokenIds | InvalidRow]) -> Found | InvalidRow:
+        wrong = next((one for one in ids if isinstance(one, InvalidRow)), None)
+        return attempt(self._example, row, ids) if wrong is None else wrong
 
     @abstractmethod
     def _render(self, row: Row) -> Sequence[str]:
