@@ -80,5 +80,10 @@ class Data(Contract):
     """What columns are called in the data: `columns: {prompt: question}`."""
     on_invalid: Literal["refuse", "drop"] = "refuse"
     """`refuse`: an invalid row stops the job, by its number. `drop`: such rows are listed in storage and counted."""
+    on_too_long: Literal["refuse", "truncatePrompt", "drop"] = "refuse"
+    """Rows of more tokens than training.maxLength, or than microBatchTokens where those are computed at once. `refuse`:
+    they are invalid (see onInvalid). `truncatePrompt`: of the prompt the oldest turns are left out, but no system
+    message, then the beginning of the user's last one; an answer is never cut, and a row that it alone makes too long
+    is invalid. `drop`: such rows are listed in storage and counted."""
     evaluation: Evaluation = Evaluation()
     """The held-out rows."""

@@ -53,7 +53,7 @@ class Training(Contract):
     ppo and grpo completions; it divides those of a rollout."""
     micro_batch_tokens: TokensAtOnce = "auto"
     """Tokens one rank or server computes at once: rows are packed without padding, and larger groups are split. A pair
-    or a completion with its prompt is not; one that is longer is invalid (see data.onInvalid). Memory against speed,
+    or a completion with its prompt is not; one that is longer is too long (see data.onTooLong). Memory against speed,
     never the gradient. `auto`: as many as memory holds, at most 8192 or one longest row; status.microBatch says how
     many and why."""
     learning_rate: Positive = 5e-7
@@ -65,7 +65,7 @@ class Training(Contract):
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this L2 norm."""
     max_length: Annotated[int, Field(ge=16, le=100_000_000)] = 2048
-    """Tokens of prompt and completion together; a longer row is invalid (see data.onInvalid), never cut silently."""
+    """Tokens of prompt and completion together; a longer row is refused, cut or dropped by data.onTooLong."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`bf16`: fp32 master weights under bf16 autocast. `fp32`: everything in fp32. `auto`: bf16 where the devices that
     train have it in hardware, else fp32, which is 5 to 10 times faster there; status.precision says which and why."""

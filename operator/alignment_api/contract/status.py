@@ -223,6 +223,10 @@ class DataReport(Contract):
     """Held-out rows."""
     invalid_rows: int = 0
     """Rows dropped (data.onInvalid: drop)."""
+    too_long_rows: int = 0
+    """Rows dropped (data.onTooLong: drop)."""
+    truncated_rows: int = 0
+    """Rows whose prompt was cut (data.onTooLong: truncatePrompt)."""
     fingerprint: str
     """SHA-256 of the tokenized rows."""
     revision: str | None = None

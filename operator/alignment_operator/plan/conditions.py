@@ -54,8 +54,13 @@ def data_ready(status: AlignmentJobStatus, problem: str | None) -> Statement:
     if status.data is None:
         return Statement("DataReady", "False", "NotChecked", "prepare has not yet reported on the data")
     found = f"{status.data.rows} rows to train on, {status.data.evaluation_rows} held out ({status.data.format})"
-    dropped = f", {status.data.invalid_rows} invalid rows dropped" if status.data.invalid_rows else ""
-    return Statement("DataReady", "True", "DataChecked", found + dropped)
+    others = {
+        "invalid rows dropped": status.data.invalid_rows,
+        "rows dropped that are too long": status.data.too_long_rows,
+        "prompts cut": status.data.truncated_rows,
+    }
+    counted = "".join(f", {count} {what}" for what, count in others.items() if count)
+    return Statement("DataReady", "True", "DataChecked", found + counted)
 
 
 def objects_created(refused: tuple[Refusal, ...] | None) -> tuple[Statement, ...]:

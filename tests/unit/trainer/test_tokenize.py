@@ -9,7 +9,7 @@ from tests.tiny import tiny_tokenizer
 from alignment_trainer.data.examples import Example
 from alignment_trainer.data.layouts.preferences import parse_preferences
 from alignment_trainer.data.layouts.prompts import parse_prompt
-from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow
+from alignment_trainer.data.rows import InvalidRow, PreferenceRow, PromptRow, RawRow, RowTooLong
 from alignment_trainer.data.tokenize import PairTokenizer, PromptTokenizer, Room, Texts
 
 LLAMA3_LIKE = (
@@ -138,7 +138,7 @@ def test_many_rows_at_once_are_encoded_as_one_by_one(template: str) -> None:
                 pairs.encode(row)
         else:
             assert example == pairs.encode(row)
-    assert {type(each) for each in found[1:]} == {InvalidRow, Example}, "some are too long, others are not"
+    assert {type(each) for each in found[1:]} == {RowTooLong, Example}, "some are too long, others are not"
 
 
 @pytest.mark.parametrize("first", [None, "<|im_start|>"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignment_trainer.data.examples import Example, PromptGroup, TokenIds
-from alignment_trainer.data.rows import DemonstrationRow, InvalidRow
+from alignment_trainer.data.rows import DemonstrationRow, InvalidRow, RowTooLong
 from alignment_trainer.data.tokenize import RowTokenizer, common_start
 
 
@@ -18,9 +18,9 @@ class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
     (thoughts left out, say) is refused, since what is said then is not what would be learned.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, at_once: int, cuts_prompts: bool = False) -> None:
         """max_length: of a row (training.maxLength). at_once: likewise (training.microBatchTokens)."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, cuts_prompts)
         self._max_length, self._at_once = max_length, at_once
 
     def _render(self, row: DemonstrationRow) -> Sequence[str]:
@@ -86,7 +86,7 @@ class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
         length = len(group.prompt) + group.completion_tokens
         for limit, field in ((self._max_length, "maxLength"), (self._at_once, "microBatchTokens")):
             if length > limit:
-                raise InvalidRow(
+                raise RowTooLong(
                     f"the row is {length} tokens, more than {limit} (spec.training.{field}); shorten it, or raise "
                     f"{field}"
                 )

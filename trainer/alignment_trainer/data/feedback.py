@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from alignment_trainer.data.examples import Example, PromptGroup, TokenIds
-from alignment_trainer.data.rows import FeedbackRow, InvalidRow
+from alignment_trainer.data.rows import FeedbackRow, InvalidRow, RowTooLong
 from alignment_trainer.data.spool import TOKEN, Selection
 from alignment_trainer.data.tokenize import RowTokenizer, attempt, common_start
 from alignment_trainer.process.errors import UserError
@@ -24,9 +24,9 @@ class FeedbackTokenizer(RowTokenizer[FeedbackRow, Example]):
     behind them, so the same rows in the same order get the same. It is cut to the room there is; its own is not.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, at_once: int, cuts_prompts: bool = False) -> None:
         """max_length: of prompt and completion. at_once: of prompt and both (training.microBatchTokens)."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, cuts_prompts)
         self._max_length, self._at_once = max_length, at_once
         self._before: list[Example] = []
 
@@ -58,12 +58,12 @@ class FeedbackTokenizer(RowTokenizer[FeedbackRow, Example]):
             raise InvalidRow(f"`{row.name}` is empty after the chat template; fill it, or drop the row")
         length = boundary + len(completion)
         if length > self._max_length:
-            raise InvalidRow(
+            raise RowTooLong(
                 f"prompt and `{row.name}` are {length} tokens, more than {self._max_length} (spec.training.maxLength); "
                 "shorten the row or raise maxLength"
             )
         if length >= self._at_once:
-            raise InvalidRow(
+            raise RowTooLong(
                 f"prompt and `{row.name}` are {length} tokens, and a token more of another completion is computed with "
                 f"them: more than {self._at_once} (spec.training.microBatchTokens); shorten the row or raise it"
             )

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +31,7 @@ from alignment_trainer.data.rows import (
     Problem,
     PromptRow,
     RawRow,
+    RowTooLong,
     complain,
     read_rows,
 )
@@ -40,6 +41,7 @@ from alignment_trainer.data.tokenize import (
     PairTokenizer,
     PromptTokenizer,
     Room,
+    RowTokenizer,
     attempt,
 )
 from alignment_trainer.process.errors import UserError
@@ -59,13 +61,13 @@ Found = TypeVar("Found", bound=Example | PromptExample)
 class RowFormat(Generic[Row, Found]):
     """How rows are read. name: as status says it, a key of KINDS. parts: the token sequences of an example.
 
-    encode: each one's example, or what is wrong with it. fields: the rows as the user wrote them, as JSON, where they
-    are kept. check_all: looks at the training rows as a whole; raises UserError with the name of their source.
+    encoder: makes each one's example, or says what is wrong with it. fields: the rows as the user wrote them, as JSON,
+    where they are kept. check_all: looks at the training rows as a whole; raises UserError with their source's name.
     """
 
     name: str
     parts: tuple[str, ...]
-    encode: Callable[[Sequence[Row | InvalidRow]], list[Found | InvalidRow]]
+    encoder: RowTokenizer[Any, Found]
     fields: Callable[[Sequence[Found]], list[str]] = lambda examples: []
     check_all: Callable[[Selection, str], None] = lambda rows, source: None
 
@@ -99,20 +101,20 @@ class PreparedRows:
 
 def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, Example]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
-    encoder = PairTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("preferences", EXAMPLE_PARTS, encoder.encode_each)
+    encoder = PairTokenizer(tokenizer, *_limits(spec))
+    return RowFormat("preferences", EXAMPLE_PARTS, encoder)
 
 
 def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[DemonstrationRow, Example]:
     """Conversations, answers and texts: what supervised fine-tuning learns from."""
-    encoder = DemonstrationTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder.encode_each)
+    encoder = DemonstrationTokenizer(tokenizer, *_limits(spec))
+    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder)
 
 
 def feedback(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[FeedbackRow, Example]:
     """Prompt, completion, label: what KTO learns from."""
-    encoder = FeedbackTokenizer(tokenizer, spec.training.max_length, tokens_of(spec.training))
-    return RowFormat("feedback", EXAMPLE_PARTS, encoder.encode_each, check_all=check_labels)
+    encoder = FeedbackTokenizer(tokenizer, *_limits(spec))
+    return RowFormat("feedback", EXAMPLE_PARTS, encoder, check_all=check_labels)
 
 
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
@@ -121,10 +123,14 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, Prom
     if online is None:
         raise ValueError(f"algorithm {spec.algorithm.name} samples nothing and has no prompts")
     field = f"spec.algorithm.{spec.algorithm.name}.maxNewTokens"
-    encoder = PromptTokenizer(
-        tokenizer, Room(spec.training.max_length, tokens_of(spec.training), online.max_new_tokens, field)
-    )
-    return RowFormat("prompts", PROMPT_PARTS, encoder.encode_each, _as_json)
+    max_length, at_once, cuts_prompts = _limits(spec)
+    encoder = PromptTokenizer(tokenizer, Room(max_length, at_once, online.max_new_tokens, field), cuts_prompts)
+    return RowFormat("prompts", PROMPT_PARTS, encoder, _as_json)
+
+
+def _limits(spec: AlignmentJobSpec) -> tuple[int, int, bool]:
+    """Tokens of a row and of what is computed at once, and whether a prompt is cut that makes it longer."""
+    return spec.training.max_length, tokens_of(spec.training), spec.data.on_too_long == "truncatePrompt"
 
 
 FORMATS: dict[str, Callable[[AlignmentJobSpec, Any], RowFormat[Any, Any]]] = {
@@ -165,12 +171,14 @@ def prepare_rows(
         rows=len(train),
         evaluation_rows=len(evaluation),
         invalid_rows=invalid,
+        too_long_rows=len(spool.too_long),
+        truncated_rows=form.encoder.cut,
         fingerprint=fingerprint_of(splits),
         revision=sources.train.revision,
         readings=[each for found in readings for each in found.reports()],
     )
     log.info("data prepared", extra=report.model_dump(by_alias=False))
-    return PreparedRows(splits, report, spool.problems.lines())
+    return PreparedRows(splits, report, chain(spool.problems.lines(), spool.too_long.lines()))
 
 
 def _split(request: Request, spool: Spool, given: int) -> dict[str, Selection]:
@@ -194,20 +202,33 @@ def _tokenize(
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
     form.kind.check(read_rows(path), source, request.data.columns, request.field)
-    found, readings = len(spool) + len(spool.problems), Readings(source)
+    found, readings = _seen(spool), Readings(source)
     parsed = _parsed(request.data.columns, read_rows(path), form, readings)
     while some := list(islice(parsed, ROWS_AT_ONCE)):
-        encoded = form.encode([row for _, row in some])
+        encoded = form.encoder.encode_each([row for _, row in some])
         examples = [one for one in encoded if not isinstance(one, InvalidRow)]
         spool.add(examples, form.fields(examples))
-        pairs = zip(some, encoded, strict=True)
-        spool.problems.add(
-            [Problem(raw.number, raw.place, str(one)) for (raw, _), one in pairs if isinstance(one, InvalidRow)]
-        )
+        invalid, too_long = _wrong(((raw, one) for (raw, _), one in zip(some, encoded, strict=True)), request.data)
+        spool.problems.add(invalid)
+        spool.too_long.add(too_long)
         metrics.set("rows", some[-1][0].number)
-    if found == len(spool) + len(spool.problems):
+    if found == _seen(spool):
         raise UserError("NoRows", f"{source}: holds no rows; write at least two {form.name} with different prompts")
     return readings
+
+
+def _seen(spool: Spool) -> int:
+    return len(spool) + len(spool.problems) + len(spool.too_long)
+
+
+def _wrong(found: Iterable[tuple[RawRow, object]], data: Data) -> tuple[list[Problem], list[Problem]]:
+    """What is invalid, and what is dropped for its length alone."""
+    invalid, too_long = list[Problem](), list[Problem]()
+    for raw, one in found:
+        if isinstance(one, InvalidRow):
+            drops = isinstance(one, RowTooLong) and data.on_too_long == "drop"
+            (too_long if drops else invalid).append(Problem(raw.number, raw.place, str(one)))
+    return invalid, too_long
 
 
 def _parsed(

@@ -21,6 +21,10 @@ class InvalidRow(ValueError):
     """What is wrong with one row, and what to write instead."""
 
 
+class RowTooLong(InvalidRow):
+    """It has more tokens than the job allows (data.onTooLong)."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """An invalid row. row: its number in the source, from 1. place: file:line."""

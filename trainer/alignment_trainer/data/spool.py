@@ -86,6 +86,7 @@ class Spool:
         self.tokens = {part: Pieces(folder / part) for part in parts}
         self.fields = Pieces(folder / "fields")
         self.problems = Problems(Pieces(folder / "invalid"))
+        self.too_long = Problems(Pieces(folder / "too-long"))
         self._seed, self._numbers, self._keys = seed, [np.empty(0, np.int32)], [np.empty(0, PROMPT_KEY)]
 
     def __len__(self) -> int:
@@ -112,7 +113,7 @@ class Spool:
         return np.concatenate(self._keys)
 
     def close(self) -> None:
-        for pieces in (*self.tokens.values(), self.fields, self.problems.pieces):
+        for pieces in (*self.tokens.values(), self.fields, self.problems.pieces, self.too_long.pieces):
             pieces.close()
 
 

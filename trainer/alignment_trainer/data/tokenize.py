@@ -12,8 +12,17 @@ from typing import Any, Generic, TypeVar
 from jinja2 import TemplateSyntaxError
 
 from alignment_trainer.data.examples import Example, PromptExample, PromptGroup, TokenIds
-from alignment_trainer.data.rows import DemonstrationRow, FeedbackRow, InvalidRow, Message, PreferenceRow, PromptRow
+from alignment_trainer.data.rows import (
+    DemonstrationRow,
+    FeedbackRow,
+    InvalidRow,
+    Message,
+    PreferenceRow,
+    PromptRow,
+    RowTooLong,
+)
 from alignment_trainer.data.special_tokens import SpecialTokens
+from alignment_trainer.data.too_long import with_end_of_prompt
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
@@ -137,13 +146,13 @@ class Room:
     def check(self, prompt: int) -> None:
         """Raises InvalidRow where a prompt of so many tokens leaves too little."""
         if prompt + self.max_new_tokens > self.max_length:
-            raise InvalidRow(
+            raise RowTooLong(
                 f"`prompt` is {prompt} tokens; with {self.max_new_tokens} of a completion ({self.field}) that is more "
                 f"than {self.max_length} (spec.training.maxLength); shorten the row, lower maxNewTokens or raise "
                 "maxLength"
             )
         if prompt + self.max_new_tokens > self.at_once:
-            raise InvalidRow(
+            raise RowTooLong(
                 f"`prompt` is {prompt} tokens; with {self.max_new_tokens} of a completion ({self.field}) that is more "
                 f"than {self.at_once} (spec.training.microBatchTokens); shorten the row, lower maxNewTokens or raise "
                 "microBatchTokens"
@@ -153,8 +162,12 @@ class Room:
 class RowTokenizer(ABC, Generic[Row, Found]):
     """Encodes rows with one tokenizer, many at a time: it works on all cores only then."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, cuts_prompts: bool = False) -> None:
+        """cuts_prompts: of rows that are too long (data.onTooLong)."""
         self.texts = Texts(tokenizer)
+        self.cut = 0
+        """Rows whose prompt was."""
+        self._cuts_prompts = cuts_prompts
 
     def encode(self, row: Row) -> Found:
         """One row. Raises InvalidRow."""
@@ -165,6 +178,18 @@ class RowTokenizer(ABC, Generic[Row, Found]):
 
     def encode_each(self, rows: Sequence[Row | InvalidRow]) -> list[Found | InvalidRow]:
         """Of each row the example, or what is wrong with it; what is known to be wrong stays as it is."""
+        return [self._fitted(row, found) for row, found in zip(rows, self._read(rows), strict=True)]
+
+    def _fitted(self, row: Row | InvalidRow, found: Found | InvalidRow) -> Found | InvalidRow:
+        if isinstance(row, InvalidRow) or not (self._cuts_prompts and isinstance(found, RowTooLong)):
+            return found
+        shorter = with_end_of_prompt(row, lambda other: self._read([other])[0])
+        if shorter is None:
+            return found
+        self.cut += 1
+        return shorter
+
+    def _read(self, rows: Sequence[Row | InvalidRow]) -> list[Found | InvalidRow]:
         rendered = [row if isinstance(row, InvalidRow) else attempt(self._render, row) for row in rows]
         texts = [text for found in rendered if not isinstance(found, InvalidRow) for text in found]
         ids = iter(self.texts.ids(texts))
@@ -197,8 +222,8 @@ def attempt(make: Callable[..., T], *arguments: object) -> T | InvalidRow:
 class PromptTokenizer(RowTokenizer[PromptRow, PromptExample]):
     """Encodes prompts up to the assistant's turn."""
 
-    def __init__(self, tokenizer: Any, room: Room) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Any, room: Room, cuts_prompts: bool = False) -> None:
+        super().__init__(tokenizer, cuts_prompts)
         self._room = room
 
     def _render(self, row: PromptRow) -> Sequence[str]:
@@ -220,9 +245,9 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
     text. Either way a completion ends with a token that ends a turn, so that the model learns to stop.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, at_once: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, at_once: int, cuts_prompts: bool = False) -> None:
         """max_length: of prompt and completion. at_once: of a pair (training.microBatchTokens)."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, cuts_prompts)
         self._max_length, self._at_once = max_length, at_once
 
     def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> Example:
@@ -248,13 +273,13 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
                 )
             length = len(prompt) + len(completion)
             if length > self._max_length:
-                raise InvalidRow(
+                raise RowTooLong(
                     f"prompt and `{field}` are {length} tokens, more than {self._max_length} "
                     "(spec.training.maxLength); shorten the row or raise maxLength"
                 )
         both = len(prompt) + sum(map(len, completions))
         if both > self._at_once:
-            raise InvalidRow(
+            raise RowTooLong(
                 f"prompt, `{names[0]}` and `{names[1]}` are {both} tokens, and a pair is computed at once: more than "
                 f"{self._at_once} (spec.training.microBatchTokens); shorten the row or raise microBatchTokens"
             )

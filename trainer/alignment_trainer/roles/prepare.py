@@ -205,7 +205,7 @@ def _origins(spec: AlignmentJobSpec) -> dict[str, str]:
 def _row_options(stage: Instance) -> dict[str, object]:
     """What of the spec decides the rows, sources apart."""
     spec, online = stage.spec, stage.spec.algorithm.online
-    data = spec.data.model_dump(mode="json", include={"format", "on_invalid", "evaluation"})
+    data = spec.data.model_dump(mode="json", include={"format", "on_invalid", "on_too_long", "evaluation"})
     data["evaluation"].pop("every_steps", None)
     data |= {"columns": named} if (named := renamed(spec.data.columns)) else {}
     return {
