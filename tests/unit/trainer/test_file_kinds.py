@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import random
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow  # type: ignore[import-untyped]
 import pytest
+from pyarrow import parquet  # type: ignore[import-untyped]
 
 from alignment_trainer.data.rows import read_rows
 from alignment_trainer.process.errors import UserError
@@ -17,6 +20,9 @@ LINES = "".join(json.dumps(value) + "\n" for value in VALUES)
 
 def write(path: Path) -> Path:
     name = path.name
+    if name.endswith(".parquet"):
+        parquet.write_table(pyarrow.Table.from_pylist(VALUES), path)
+        return path
     if name.endswith(".arrow"):
         table = pyarrow.Table.from_pylist(VALUES)
         new = pyarrow.ipc.new_stream if name.startswith("stream") else pyarrow.ipc.new_file
@@ -39,13 +45,11 @@ def write(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("a.ndjson", "a.json", "over.json", "a.csv", "a.tsv", "a.arrow", "stream.arrow"),
-        *("a.jsonl.gz", "a.json.zst", "a.csv.gz"),
-    ],
-)
+KINDS = ("a.ndjson", "a.json", "over.json", "a.csv", "a.tsv", "a.arrow", "stream.arrow", "a.parquet")
+PACKED = ("a.jsonl.gz", "a.json.zst", "a.csv.gz")
+
+
+@pytest.mark.parametrize("name", [*KINDS, *PACKED])
 def test_rows_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str) -> None:
     assert [row.value for row in read_rows(write(tmp_path / name))] == VALUES
 
@@ -74,6 +78,36 @@ def test_a_file_that_cannot_be_read_says_what_to_do(tmp_path: Path, name: str, b
     (tmp_path / name).write_bytes(body)
     with pytest.raises(UserError, match=complaint):
         list(read_rows(tmp_path / name))
+
+
+def damaged(body: bytes, seed: int) -> bytes:
+    """Cut off, with bits flipped, or with other bytes in place of some."""
+    chance, left = random.Random(seed), bytearray(body)
+    place = chance.randrange(len(left))
+    if seed % 3 == 0:
+        return body[:place]
+    if seed % 3 == 1:
+        for _ in range(chance.choice((1, 5))):
+            left[chance.randrange(len(left))] ^= 1 << chance.randrange(8)
+    else:
+        left[place : place + chance.randrange(1, 200)] = chance.randbytes(chance.randrange(100))
+    return bytes(left)
+
+
+@pytest.mark.parametrize("name", [*KINDS, *PACKED])
+def test_a_damaged_file_is_read_or_refused_by_its_name(tmp_path: Path, monkeypatch: Any, name: str) -> None:
+    """And never ends the process otherwise, which would count as a failure of the machine and be tried again."""
+    monkeypatch.setitem(globals(), "VALUES", VALUES[:100])
+    monkeypatch.setitem(globals(), "LINES", "".join(f"{json.dumps(value)}\n" for value in VALUES[:100]))
+    body, refused, complaints = write(tmp_path / name).read_bytes(), 0, list[str]()
+    for seed in range(60):
+        (tmp_path / name).write_bytes(damaged(body, seed))
+        try:
+            refused += any(row.broken for row in read_rows(tmp_path / name))
+        except UserError as error:
+            complaints.append(str(error))
+    assert all(name in complaint for complaint in complaints)
+    assert refused + len(complaints) > 30
 
 
 def test_a_row_that_no_json_is_or_has_a_key_twice_is_broken_and_no_other(tmp_path: Path) -> None:

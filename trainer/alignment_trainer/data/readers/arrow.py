@@ -22,8 +22,8 @@ def read_parquet(file: Path) -> Iterator[tuple[int, object, str | None]]:
                 for value in batch.to_pylist():
                     number += 1
                     yield number, value, None
-    except ValueError as error:  # pyarrow's own are such
-        raise UserError("UnknownFile", f"{file}: not Parquet: {describe(error)}; copy it again") from error
+    except (ValueError, OSError) as error:
+        raise _damaged(file, "Parquet", error) from error
 
 
 def read_arrow(file: Path) -> Iterator[tuple[int, object, str | None]]:
@@ -38,9 +38,17 @@ def read_arrow(file: Path) -> Iterator[tuple[int, object, str | None]]:
             opened = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
             batches = map(opened.get_batch, range(opened.num_record_batches)) if is_file else iter(opened)
             for batch in batches:
+                batch.validate(full=True)  # what a damaged file says of its lengths would end the process
                 for start in range(0, batch.num_rows, _ROWS):
                     for value in batch.slice(start, _ROWS).to_pylist():
                         number += 1
                         yield number, value, None
-    except (ValueError, OSError) as error:  # a file that ends early is an OSError of pyarrow's
-        raise UserError("UnknownFile", f"{file.name}: not Arrow: {describe(error)}; copy it again") from error
+    except (ValueError, OSError) as error:
+        raise _damaged(file, "Arrow", error) from error
+
+
+def _damaged(file: Path, kind: str, error: ValueError | OSError) -> Exception:
+    """What to raise: pyarrow's errors of a damaged file are of either type; those of a disk have a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return UserError("UnknownFile", f"{file.name}: not {kind}, or damaged: {describe(error)}; copy it again")

@@ -39,8 +39,8 @@ def unpacked(file: Path) -> Iterator[BufferedReader]:
                     raise UserError("UnknownFile", f"{file.name}: {what}")
             yield stream
     except (EOFError, zlib.error, OSError) as error:
-        if file.suffix not in PACKED or isinstance(error, FileNotFoundError | PermissionError):
-            raise
+        if file.suffix not in PACKED or (isinstance(error, OSError) and error.errno is not None):
+            raise  # of a disk: errors of an archive have no number
         raise UserError("UnknownFile", f"{file.name}: ends early or is damaged; copy it again") from error
 
 
