@@ -48,6 +48,20 @@ PREFERENCES = (
     of_job("Rows done", "short", "alignment_rows", "alignment_rows_planned"),
 )
 """Of jobs that learn from pairs; a reward model has no log-probs, and not all have a reference."""
+ROWS = (
+    of_job("Loss", "short", "alignment_loss"),
+    of_job("Held-out NLL (nats per token)", "short", "alignment_heldout_nll_nats"),
+    of_job("Held-out perplexity", "short", "alignment_heldout_perplexity"),
+    of_job(
+        "Rewards that have the sign of their label",
+        "percentunit",
+        "alignment_preference_accuracy_ratio",
+        "alignment_heldout_accuracy_ratio",
+    ),
+    of_job("Held-out margin of the desirable", "short", "alignment_heldout_reward_margin"),
+    of_job("Reference point (nats)", "short", "alignment_reference_point_nats"),
+)
+"""Of jobs that learn from demonstrations (the first three) and from feedback (the first and the last three)."""
 ONLINE = (
     of_job("Reward", "short", "alignment_reward_mean", "alignment_heldout_reward_mean"),
     of_job("Reward by component", "short", "alignment_reward_component", by="component"),
@@ -119,6 +133,7 @@ OPERATOR = (
 )
 DASHBOARDS = {
     "dpo": ("Alignment: learning from pairs", (*PREFERENCES, *EVERY_JOB, *OPERATOR)),
+    "sft-kto": ("Alignment: demonstrations and feedback", (*ROWS, *EVERY_JOB)),
     "online": ("Alignment: PPO and GRPO", (*ONLINE, *EVERY_JOB)),
 }
 """File in charts/alignment-operator/dashboards -> title and panels. The first one shows the operator too."""

@@ -16,7 +16,7 @@ from alignment_trainer.process.metrics import Metrics
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "alignment-operator"
-DASHBOARDS = ["dpo.json", "online.json"]
+DASHBOARDS = ["dpo.json", "online.json", "sft-kto.json"]
 
 
 @pytest.fixture(scope="module")
