@@ -151,6 +151,12 @@ def live(context: str, moments: dict[int, Moment]) -> tuple[list[int], str]:
     return calls.sizes, checksum(lived(told).engine)
 
 
+def in_turn(lives: list[tuple[str, int | None]]) -> None:
+    """Several attempts in the same processes: a context, and a step after which it is asked to go."""
+    for context, leave_after in lives:
+        lived(Context.model_validate_json(context), leave_after)
+
+
 def checksum(engine: Engine) -> str:
     """Of all weights, on rank 0; collective."""
     digest = hashlib.sha256()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import Combination, begin, figures_of
+from attempts import Combination, Figures, begin, figures_of
 from ranks import run_ranks
 
 from alignment_api.contract.context import Context
@@ -122,3 +122,33 @@ def test_an_attempt_never_starts_afresh_where_every_checkpoint_is_damaged(tmp_pa
         DAMAGES[damage](folder / "state-00000-of-00001.safetensors")
     with pytest.raises(DamagedCheckpointError, match="every checkpoint is damaged"):
         begin(of_storage(context, Path(str(context.storage)), life=2))
+
+
+SHARDED = [combination for combination in COMBINATIONS if combination.ranks == 2]
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[Combination, tuple[Figures, list[Figures]]]:
+    """A run on two ranks, and the same on two, one and two again: each attempt's figures, a third of the steps each."""
+    folder = tmp_path_factory.mktemp("moved")
+    wholes = {combination: context_of(folder / str(combination), combination) for combination in SHARDED}
+    lives = {
+        combination: [of_storage(whole, folder / str(combination) / "moved", life) for life in (1, 2, 3)]
+        for combination, whole in wholes.items()
+    }
+    undisturbed = [(whole.model_dump_json(), None) for whole in wholes.values()]
+    for life, (ranks, leave_after) in enumerate([(2, 2), (1, 4), (2, None)]):
+        of_life = [(each[life].model_dump_json(), leave_after) for each in lives.values()]
+        run_ranks(ranks, "attempts:in_turn", lives=(undisturbed if life == 0 else []) + of_life)
+    return {
+        combination: (figures_of(whole), [figures_of(context) for context in lives[combination]])
+        for combination, whole in wholes.items()
+    }
+
+
+@pytest.mark.parametrize("combination", SHARDED, ids=str)
+def test_from_two_ranks_to_one_and_back_the_losses_stay_those_of_two(moved, combination: Combination) -> None:
+    whole, lives = moved[combination]
+    assert [list(figures) for figures in lives] == [[1, 2], [3, 4], [5, 6]]
+    found = [figures["loss"] for life in lives for figures in life.values()]
+    assert found == pytest.approx([figures["loss"] for figures in whole.values()], rel=1e-5)
