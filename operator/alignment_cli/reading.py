@@ -108,9 +108,9 @@ def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
         if problem is not None:
             complaints.append(str(manifest.problem(path, problem)))
         elif (data := _data_at(manifest.job, path)) is not None and data.on_invalid == "refuse":
-            kind = manifest.job.spec.algorithm.options.rows if path[1] == "data" else "preferences"
+            form = manifest.job.spec.algorithm.options.rows if path[1] == "data" else "preferences"
             field = field_path(path).rsplit(".source")[0].removesuffix(".evaluation")
-            complaints += _invalid_rows(place, kind, data.columns, field)
+            complaints += _invalid_rows(place, form, data.columns, field)
     return complaints
 
 
@@ -131,13 +131,13 @@ def _missing(path: FieldPath, place: Path) -> str | None:
     return None
 
 
-def _invalid_rows(place: Path, kind: str, columns: Columns, field: str) -> Iterator[str]:
-    """kind: of rows that the algorithm learns from. field: of the data."""
-    from alignment_trainer.data.layouts.kinds import KINDS
+def _invalid_rows(place: Path, form: str, columns: Columns, field: str) -> Iterator[str]:
+    """form: of the rows that the algorithm learns from. field: of the data."""
+    from alignment_trainer.data.layouts.parsers import PARSERS
     from alignment_trainer.data.rows import InvalidRow, read_rows
     from alignment_trainer.process.errors import UserError
 
-    rows, found = KINDS[kind], 0
+    rows, found = PARSERS[form], 0
     try:
         rows.check(read_rows(place), place.name, columns, field)
         for row in read_rows(place):

@@ -1,7 +1,6 @@
 """What alignctl prints without running anything."""
 
 import json
-import struct
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -15,24 +14,18 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from alignment_api.contract.context import InstanceStatus
-from alignment_api.contract.platform import Gpu, Pool
-from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import (
     AlignmentJobStatus,
     EvaluationReport,
     Interval,
     MicroBatchReport,
-    ModelShape,
     PrecisionReport,
     Progress,
     StageStatus,
 )
-from alignment_api.derived.decoder import Decoder
 from alignment_api.yaml.manifest import read_begun_manifest, read_manifest
-from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display, duration
 from alignment_cli.main import app
-from alignment_cli.memory import count_parameters, memory_advice
 from alignment_cli.summary import length_baseline, print_summary
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.plan.types import PodView
@@ -264,86 +257,6 @@ def test_validate_looks_into_the_folder_that_stands_for_a_claim(manifest: Path, 
     dropped = tmp_path / "dropped.yaml"
     dropped.write_text(JOB.replace("pairs.jsonl}", "pairs.jsonl, onInvalid: drop}"))
     assert alignctl("validate", str(dropped), "--volume", f"data={tmp_path}").exit_code == 0
-
-
-def spec(**reference: Any) -> AlignmentJobSpec:
-    return AlignmentJobSpec.model_validate(
-        {
-            "model": {"source": "hf://a/b"},
-            "data": {"source": "hf://a/b"},
-            "algorithm": {"dpo": {}},
-            "training": {"precision": "fp32"},
-            "roles": {"reference": reference},
-        }
-    )
-
-
-def bare(parameters: int) -> Decoder:
-    """So many weights, and no activations to speak of."""
-    nothing = dict.fromkeys(("hidden", "queries", "keys", "inner", "vocabulary", "embeddings"), 0)
-    return Decoder(parameters, ModelShape(layers=10_000, tied=False, **nothing))
-
-
-def test_memory_that_suffices_is_not_spoken_of() -> None:
-    assert memory_advice(spec(), bare(100_000_000), available=5 * 2**30) is None
-
-
-def test_reference_servers_that_do_not_fit_are_proposed_away() -> None:
-    """A billion parameters in fp32 are 4.5 GiB with head-room, of its own a fork has 0.4 GiB, all share 0.6 GiB."""
-    advice = memory_advice(spec(replicas=2), bare(10**9), available=8 * 2**30)
-    assert advice == (
-        "stage prepare needs 10.3 GiB with 1,000,000,000 parameters (reference 2 x 4.9 GiB, shared 0.6 GiB), this "
-        "machine has 8.0 GiB free; write spec.roles.reference: {placement: withPolicy}, which needs no server"
-    )
-
-
-def test_a_policy_that_does_not_fit_is_told_so() -> None:
-    """28 bytes a parameter, 12 of them a checkpoint's copy, are 31.3 GiB for a billion with head-room."""
-    advice = memory_advice(spec(placement="withPolicy"), bare(10**9), available=8 * 2**30)
-    assert advice is not None
-    assert "stage train needs 32.3 GiB" in advice
-    assert "take a smaller model" in advice
-
-
-def test_the_roles_that_run_together_are_added_up() -> None:
-    """A billion parameters, none in products, with head-room: trained in bf16 33.5 GiB, frozen 4.5, served 2.2."""
-
-    def advice(**roles: Any) -> str | None:
-        rewards = [{"function": {"numericAnswer": {}}}]
-        online = spec().model_dump() | {"algorithm": {"ppo": {"rewards": rewards}}, "roles": roles}
-        online["training"]["precision"] = "bf16"
-        return memory_advice(AlignmentJobSpec.model_validate(online), bare(10**9), available=32 * 2**30)
-
-    assert advice(rollout={"replicas": 2}) == (
-        "stage train needs 83.8 GiB with 1,000,000,000 parameters (actor 33.9 GiB, critic 33.9 GiB, reference 4.9 GiB, "
-        "rollout 2 x 5.2 GiB, shared 0.6 GiB), this machine has 32.0 GiB free; "
-        "write spec.roles.critic: {placement: withActor}, which saves a process"
-    )
-    less = advice(critic={"placement": "withActor"}, rollout={"replicas": 2})
-    assert less is not None
-    assert less.endswith("write replicas: 1 for rollout")
-
-
-def test_more_roles_than_gpus_are_told_before_they_would_wait_for_ever() -> None:
-    rewards = [{"function": {"numericAnswer": {}}}]
-    online = AlignmentJobSpec.model_validate(spec().model_dump() | {"algorithm": {"grpo": {"rewards": rewards}}})
-    pool = Pool(gpu=Gpu(product="H100-SXM5", memory_gib=80))
-    assert gpu_shortage(online, pool, gpus=1, model=bare(10**9)) == (
-        "stage train needs 3 GPUs at once (actor 1, reference 1, rollout 1), this machine has 1; ask for fewer, or run "
-        "on CPUs alone: CUDA_VISIBLE_DEVICES= alignctl run ..."
-    )
-    assert gpu_shortage(online, pool, gpus=3, model=bare(10**9)) is None
-    assert gpu_shortage(spec(), pool, gpus=1, model=bare(10**9)) is None
-
-
-def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:
-    save_file(
-        {"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float16)}, tmp_path / "one.safetensors", {"k": "v"}
-    )
-    save_file({"c": np.zeros((2, 2), np.float32)}, tmp_path / "two.safetensors")
-    assert count_parameters(tmp_path) == 15 + 7 + 4
-    assert count_parameters(tmp_path / "empty") is None
-    assert struct.calcsize("<Q") == 8
 
 
 def lengths(folder: Path, split: str, chosen: list[int], rejected: list[int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from alignment_trainer.data.examples import Example, PromptGroup, TokenIds
 from alignment_trainer.data.rows import DemonstrationRow, InvalidRow, RowTooLong
@@ -17,11 +16,6 @@ class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
     found by rendering the conversation up to there: a template that writes earlier turns otherwise once others follow
     (thoughts left out, say) is refused, since what is said then is not what would be learned.
     """
-
-    def __init__(self, tokenizer: Any, max_length: int, at_once: int, cuts_prompts: bool = False) -> None:
-        """max_length: of a row (training.maxLength). at_once: likewise (training.microBatchTokens)."""
-        super().__init__(tokenizer, cuts_prompts)
-        self._max_length, self._at_once = max_length, at_once
 
     def _render(self, row: DemonstrationRow) -> Sequence[str]:
         """The whole; then of each learned turn the text before it and the text with it."""

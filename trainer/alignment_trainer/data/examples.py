@@ -46,18 +46,14 @@ class PromptGroup:
         return sum(map(len, self.completions))
 
     @property
-    def trained(self) -> tuple[tuple[int, ...], ...]:
-        """Of each completion the places of the tokens that are trained on."""
-        if not self.spans:
-            return tuple(tuple(range(len(completion))) for completion in self.completions)
-        return tuple(tuple(place for span in spans for place in range(*span)) for spans in self.spans)
+    def trained(self) -> tuple[Spans, ...]:
+        """Of each completion the tokens that are trained on: one span of all where none are written."""
+        return self.spans or tuple(((0, len(completion)),) for completion in self.completions)
 
     @property
     def trained_lengths(self) -> tuple[int, ...]:
         """How many those are, of each completion."""
-        if not self.spans:
-            return tuple(map(len, self.completions))
-        return tuple(sum(end - start for start, end in spans) for spans in self.spans)
+        return tuple(sum(end - start for start, end in spans) for spans in self.trained)
 
     def of(self, completions: slice) -> "PromptGroup":
         """The prompt with some of them."""

@@ -26,8 +26,7 @@ class FeedbackTokenizer(RowTokenizer[FeedbackRow, Example]):
 
     def __init__(self, tokenizer: Any, max_length: int, at_once: int, cuts_prompts: bool = False) -> None:
         """max_length: of prompt and completion. at_once: of prompt and both (training.microBatchTokens)."""
-        super().__init__(tokenizer, cuts_prompts)
-        self._max_length, self._at_once = max_length, at_once
+        super().__init__(tokenizer, max_length, at_once, cuts_prompts)
         self._before: list[Example] = []
 
     def encode_each(self, rows: Sequence[FeedbackRow | InvalidRow]) -> list[Example | InvalidRow]:

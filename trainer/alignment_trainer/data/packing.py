@@ -71,10 +71,12 @@ def _pack(groups: Sequence[PromptGroup]) -> PackedBatch:
         tokens.extend(group.prompt)
         positions.extend(range(depth))
         last_of_prompt = len(tokens) - 1
-        for completion, trained in zip(group.completions, group.trained, strict=True):
+        for completion, spans in zip(group.completions, group.trained, strict=True):
             start, inner = len(tokens), len(completion) - 1
-            predictors.extend(start + place - 1 if place else last_of_prompt for place in trained)
-            targets.extend(completion[place] for place in trained)
+            for first, end in spans:
+                predictors.extend(() if first else (last_of_prompt,))
+                predictors.extend(range(start + max(first, 1) - 1, start + end - 1))
+                targets.extend(completion[first:end])
             tokens.extend(completion[:-1])
             positions.extend(range(depth, depth + inner))
     lengths = [length for group in groups for length in group.trained_lengths]

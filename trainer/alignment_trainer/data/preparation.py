@@ -20,7 +20,7 @@ from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
 from alignment_trainer.data.feedback import FeedbackTokenizer, check_labels
 from alignment_trainer.data.finding import DataSources
-from alignment_trainer.data.layouts.kinds import KINDS, Kind
+from alignment_trainer.data.layouts.parsers import PARSERS, RowParser
 from alignment_trainer.data.layouts.readings import Readings
 from alignment_trainer.data.prepared import PROMPT_PARTS, fingerprint_of
 from alignment_trainer.data.rows import (
@@ -59,7 +59,7 @@ Found = TypeVar("Found", bound=Example | PromptExample)
 
 @dataclass(frozen=True)
 class RowFormat(Generic[Row, Found]):
-    """How rows are read. name: as status says it, a key of KINDS. parts: the token sequences of an example.
+    """How rows are read. name: as status says it, a key of PARSERS. parts: the token sequences of an example.
 
     encoder: makes each one's example, or says what is wrong with it. fields: the rows as the user wrote them, as JSON,
     where they are kept. check_all: looks at the training rows as a whole; raises UserError with their source's name.
@@ -72,9 +72,9 @@ class RowFormat(Generic[Row, Found]):
     check_all: Callable[[Selection, str], None] = lambda rows, source: None
 
     @property
-    def kind(self) -> Kind:
+    def parser(self) -> RowParser:
         """How a row is told from others, and read."""
-        return KINDS[self.name]
+        return PARSERS[self.name]
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _tokenize(
     request: Request, source: str, path: Path, form: RowFormat[Row, Found], spool: Spool, metrics: Metrics
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
-    form.kind.check(read_rows(path), source, request.data.columns, request.field)
+    form.parser.check(read_rows(path), source, request.data.columns, request.field)
     found, readings = _seen(spool), Readings(source)
     parsed = _parsed(request.data.columns, read_rows(path), form, readings)
     while some := list(islice(parsed, ROWS_AT_ONCE)):
@@ -236,7 +236,7 @@ def _parsed(
 ) -> Iterator[tuple[RawRow, Row | InvalidRow]]:
     """What each row states, several of a row that states several, or what is wrong with it."""
     for raw in rows:
-        found = attempt(form.kind.parse, raw, columns)
+        found = attempt(form.parser.parse, raw, columns)
         if isinstance(found, InvalidRow):
             yield raw, found
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alignment_trainer.data.readers.arrow import read_arrow, read_parquet
 from alignment_trainer.data.readers.json_text import read_json
@@ -129,6 +129,10 @@ class PromptRow:
     fields: Mapping[str, Any]
     is_chat: bool
     reading: Reading
+
+
+Row = TypeVar("Row", PreferenceRow, DemonstrationRow, FeedbackRow, PromptRow)
+"""A row of any format, told from raw ones by its prompt."""
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:

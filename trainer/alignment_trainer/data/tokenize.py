@@ -19,6 +19,7 @@ from alignment_trainer.data.rows import (
     Message,
     PreferenceRow,
     PromptRow,
+    Row,
     RowTooLong,
 )
 from alignment_trainer.data.special_tokens import SpecialTokens
@@ -26,7 +27,6 @@ from alignment_trainer.data.too_long import with_end_of_prompt
 from alignment_trainer.process.errors import UserError, describe
 from alignment_trainer.process.time_limit import TookTooLong, time_limit
 
-Row = TypeVar("Row", PreferenceRow, DemonstrationRow, FeedbackRow, PromptRow)
 Found = TypeVar("Found")
 T = TypeVar("T")
 TEMPLATE_SECONDS = 10.0
@@ -39,7 +39,7 @@ class Texts:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special_ids = frozenset(tokenizer.all_special_ids)
         self.special = SpecialTokens(tokenizer)
 
     def render(self, turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -82,7 +82,7 @@ class Texts:
 
     def turn(self, completion: TokenIds) -> TokenIds | None:
         """To its last special token (templates add a line break behind it); None where none ends it."""
-        ends = [place for place, token in enumerate(completion) if token in self._special]
+        ends = [place for place, token in enumerate(completion) if token in self._special_ids]
         if ends and not self._tokenizer.decode(completion[ends[-1] + 1 :]).strip():
             return completion[: ends[-1] + 1]
         return None
@@ -102,7 +102,7 @@ class Texts:
 
     def is_empty(self, completion: TokenIds) -> bool:
         """Whether it has special tokens alone."""
-        return all(token in self._special for token in completion)
+        return all(token in self._special_ids for token in completion)
 
     def asked(self, row: PreferenceRow | FeedbackRow | PromptRow) -> str:
         """The text up to the assistant's turn."""
@@ -162,9 +162,11 @@ class Room:
 class RowTokenizer(ABC, Generic[Row, Found]):
     """Encodes rows with one tokenizer, many at a time: it works on all cores only then."""
 
-    def __init__(self, tokenizer: Any, cuts_prompts: bool = False) -> None:
-        """cuts_prompts: of rows that are too long (data.onTooLong)."""
+    def __init__(self, tokenizer: Any, max_length: int, at_once: int, cuts_prompts: bool = False) -> None:
+        """max_length: tokens of a prompt with a completion (training.maxLength). at_once: of all that a row computes at
+        once (training.microBatchTokens). cuts_prompts: of rows that are too long (data.onTooLong)."""
         self.texts = Texts(tokenizer)
+        self._max_length, self._at_once = max_length, at_once
         self.cut = 0
         """Rows whose prompt was."""
         self._cuts_prompts = cuts_prompts
@@ -223,7 +225,7 @@ class PromptTokenizer(RowTokenizer[PromptRow, PromptExample]):
     """Encodes prompts up to the assistant's turn."""
 
     def __init__(self, tokenizer: Any, room: Room, cuts_prompts: bool = False) -> None:
-        super().__init__(tokenizer, cuts_prompts)
+        super().__init__(tokenizer, room.max_length, room.at_once, cuts_prompts)
         self._room = room
 
     def _render(self, row: PromptRow) -> Sequence[str]:
@@ -244,11 +246,6 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
     is what the template adds for the answer, to the end of its turn. Without one, prompt and completion are plain
     text. Either way a completion ends with a token that ends a turn, so that the model learns to stop.
     """
-
-    def __init__(self, tokenizer: Any, max_length: int, at_once: int, cuts_prompts: bool = False) -> None:
-        """max_length: of prompt and completion. at_once: of a pair (training.microBatchTokens)."""
-        super().__init__(tokenizer, cuts_prompts)
-        self._max_length, self._at_once = max_length, at_once
 
     def _example(self, row: PreferenceRow, ids: Sequence[TokenIds]) -> Example:
         prompt, chosen, rejected = ids

@@ -7,21 +7,13 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import TypeVar
 
-from alignment_trainer.data.rows import (
-    DemonstrationRow,
-    FeedbackRow,
-    InvalidRow,
-    Message,
-    PreferenceRow,
-    PromptRow,
-)
+from alignment_trainer.data.rows import InvalidRow, Message, Row
 
 Turns = tuple[Message, ...]
-Row = TypeVar("Row", PreferenceRow, DemonstrationRow, FeedbackRow, PromptRow)
 Found = TypeVar("Found")
 
 
-def with_end_of_prompt(row: Row, encode: Callable[[Row], Found | InvalidRow]) -> Found | InvalidRow | None:
+def with_end_of_prompt(row: Row, encode: Callable[[Row], Found | InvalidRow]) -> Found | None:
     """The example of the row with as much of its prompt as fits; None where none does: its answers are never cut.
 
     Whole turns go first, the oldest, but no system message; then the beginning of the last turn of the user's.
@@ -56,7 +48,7 @@ def _cut(prompt: Turns, characters: int) -> Turns:
     return (*prompt[:place], Message(said.role, said.content[-characters:]), *prompt[place + 1 :])
 
 
-def _most(ending: Callable[[int], Found | InvalidRow], prompt: Turns) -> Found | InvalidRow | None:
+def _most(ending: Callable[[int], Found | InvalidRow], prompt: Turns) -> Found | None:
     """What is found of the most of the user's characters that anything is found of, by halving; None of 1 alone."""
     found, fits, too_many = ending(1), 1, len(prompt[_asked(prompt)].content)
     if isinstance(found, InvalidRow):

@@ -72,8 +72,8 @@ def _client(instance: Instance, rows: ReferenceRows, progress: _FillProgress) ->
 def _sums(group: PromptGroup, logprobs: Float32) -> Float32:
     """(completions,) of its trained tokens. logprobs: of all its completion tokens, as a server has them."""
     starts = accumulate(map(len, group.completions[:-1]), initial=0)
-    trained = [start + place for start, places in zip(starts, group.trained, strict=True) for place in places]
-    return sum_completions(group, logprobs[trained])
+    spans = [(start + first, start + end) for start, of in zip(starts, group.trained, strict=True) for first, end in of]
+    return sum_completions(group, np.concatenate([logprobs[first:end] for first, end in spans]))
 
 
 class _FillProgress:

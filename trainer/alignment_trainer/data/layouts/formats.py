@@ -11,10 +11,12 @@ from alignment_trainer.data.rows import RawRow
 from alignment_trainer.process.errors import UserError
 
 _PREFERENCES = (
-    frozenset({"chosen", "rejected"}),
+    frozenset({"chosen"}),
+    frozenset({"rejected"}),
     frozenset({"preferred_output", "non_preferred_output"}),
     frozenset({"completions"}),
 )
+"""Any of them tells; what such a row lacks it says itself."""
 _DEMONSTRATIONS = (
     frozenset({"messages"}),
     frozenset({"completion"}),
@@ -55,15 +57,8 @@ def check_preferences(
     field: where the manifest says which data: `spec.data`.
     """
     keys = _keys(rows, source, columns, field)
-    if any(marks <= found for found in keys for marks in _PREFERENCES):
-        return
-    for marks, (name, remedy) in _OTHERS.items():
-        if keys and all(marks <= found and not found & {"chosen", "rejected"} for found in keys):
-            raise UserError(
-                "UnsupportedFormat",
-                f"{source}: these rows are {name}; this algorithm needs preferences: `prompt`, `chosen` and "
-                f"`rejected`; {remedy}",
-            )
+    if not any(marks <= found for found in keys for marks in _PREFERENCES):
+        _refuse_others(keys, _OTHERS, source, "preferences: `prompt`, `chosen` and `rejected`")
 
 
 def check_demonstrations(
@@ -71,11 +66,7 @@ def check_demonstrations(
 ) -> None:
     """The same for demonstrations."""
     keys = _keys(rows, source, columns, field)
-    for marks, (name, remedy) in _NO_DEMONSTRATIONS.items():
-        if keys and all(marks <= found for found in keys):
-            raise UserError(
-                "UnsupportedFormat", f"{source}: these rows are {name}; this algorithm needs demonstrations; {remedy}"
-            )
+    _refuse_others(keys, _NO_DEMONSTRATIONS, source, "demonstrations")
     if keys and not any(marks <= found for found in keys for marks in _DEMONSTRATIONS):
         raise UserError(
             "UnsupportedFormat",
@@ -110,6 +101,17 @@ def check_prompts(
             "completions of prompts: write `prompt` (a string or a list of messages), or "
             f"{field}.columns.prompt where it is called otherwise, and whatever reward functions read",
         )
+
+
+def _refuse_others(
+    keys: Sequence[frozenset[str]], others: Mapping[frozenset[str], tuple[str, str]], source: str, needed: str
+) -> None:
+    """Raises UserError where all of the rows are something else that is known. others: by columns, name and remedy."""
+    for marks, (name, remedy) in others.items():
+        if keys and all(marks <= found for found in keys):
+            raise UserError(
+                "UnsupportedFormat", f"{source}: these rows are {name}; this algorithm needs {needed}; {remedy}"
+            )
 
 
 def _keys(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> Sequence[frozenset[str]]:

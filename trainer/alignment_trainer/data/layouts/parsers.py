@@ -1,4 +1,4 @@
-"""The kinds of rows that algorithms learn from: how each is told from others, and how one is read."""
+"""How the rows that an algorithm learns from are told from others, and how one is read, by format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alignment_trainer.data.rows import PromptRow, RawRow
 
 
 @dataclass(frozen=True)
-class Kind:
+class RowParser:
     """check: looks at the first rows of a source; raises UserError. parse: what a row states, raises InvalidRow."""
 
     check: Callable[[Iterable[RawRow], str, Columns, str], None]
@@ -32,10 +32,10 @@ def _one_prompt(row: RawRow, columns: Columns) -> Sequence[PromptRow]:
     return (parse_prompt(row, columns),)
 
 
-KINDS = {
-    "preferences": Kind(check_preferences, parse_preferences),
-    "demonstrations": Kind(check_demonstrations, parse_demonstrations),
-    "feedback": Kind(check_feedback, parse_feedback),
-    "prompts": Kind(check_prompts, _one_prompt),
+PARSERS = {
+    "preferences": RowParser(check_preferences, parse_preferences),
+    "demonstrations": RowParser(check_demonstrations, parse_demonstrations),
+    "feedback": RowParser(check_feedback, parse_feedback),
+    "prompts": RowParser(check_prompts, _one_prompt),
 }
 """By what the algorithm's options say of its rows."""
