@@ -85,7 +85,7 @@ crd: setup ## Generate the CRD, and what the chart takes from the code
 
 benchmark: setup ## Tokens per second and memory against TRL (about 20 minutes)
 	@$(PYTHON) examples/fetch_model.py
-	@$(PYTHON) benchmarks/dpo_vs_trl.py
+	@$(PYTHON) benchmarks/vs_trl.py
 
 ##@ Keep
 .PHONY: requirements clean
