@@ -8,6 +8,7 @@ from pydantic import Field
 
 from alignment_api.contract.base import Contract
 from alignment_api.contract.fields import contract_in
+from alignment_api.contract.inputs import RowFormat
 from alignment_api.contract.numbers import Count, NotNegative, Positive, Samples
 from alignment_api.contract.rewards import Reward, Rewards
 from alignment_api.contract.roles import (
@@ -19,7 +20,6 @@ from alignment_api.contract.roles import (
     Stage,
 )
 
-RowFormat = Literal["preferences", "demonstrations", "feedback", "prompts"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
 

@@ -16,6 +16,7 @@ from alignment_api.contract.role_spec import AcceleratedRole
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.rules.adapters import adapter_rules
 from alignment_api.rules.roles import role_rules
+from alignment_api.rules.rows import row_rules
 from alignment_api.rules.rule import Rule
 
 Fields = dict[str, Any]
@@ -256,5 +257,6 @@ RULES: tuple[Rule, ...] = (
     *_rules_of("grpo", Grpo),
     *_bucket_rules(),
     *adapter_rules(),
+    *row_rules(),
     *role_rules(),
 )
