@@ -53,9 +53,7 @@ def test_a_column_is_read_by_another_name_exactly_where_the_rules_allow_it(form:
 def test_a_column_that_is_named_and_read_in_no_row_is_refused() -> None:
     rows = [RawRow(1, "x:1", PAIR | {"quality": [1, 2]})]
     data = Data.model_validate({"source": "pvc://data/x", "columns": {"scores": "quality"}})
-    with pytest.raises(
-        UserError, match=r"^spec\.data\.columns\.scores: of x no `quality` is read: its rows are texts;"
-    ):
+    with pytest.raises(UserError, match=r"^spec\.data\.columns\.scores: of x no `quality` is read: its rows are te"):
         PARSERS["preferences"].look(rows, "x", data, "spec.data")
     scored = [*rows, RawRow(2, "x:2", SCORED | {"quality": [1, 2]})]
     PARSERS["preferences"].look(scored, "x", data, "spec.data")

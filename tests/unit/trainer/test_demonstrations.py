@@ -130,15 +130,13 @@ def test_rows_of_another_kind_are_told(value: Any, words: str) -> None:
     ],
 )
 def test_a_format_that_is_written_is_read_whatever_else_the_rows_are(value: Any) -> None:
-    rows, data = [RawRow(1, "x:1", value)], {"source": "pvc://data/x"}
+    rows, looked_at = [RawRow(1, "x:1", value)], Data.model_validate({"source": "pvc://data/x"})
+    written = looked_at.model_copy(update={"format": "demonstrations"})
     with pytest.raises(UserError, match=r"or write spec\.data\.format: demonstrations to learn all of them"):
-        PARSERS["demonstrations"].look(rows, "x", Data.model_validate(data), "spec.data")
-    PARSERS["demonstrations"].look(rows, "x", Data.model_validate(data | {"format": "demonstrations"}), "spec.data")
+        PARSERS["demonstrations"].look(rows, "x", looked_at, "spec.data")
+    PARSERS["demonstrations"].look(rows, "x", written, "spec.data")
     with pytest.raises(UserError, match="no demonstrations, found `question`"):
-        other = [RawRow(1, "x:1", {"question": "x"})]
-        PARSERS["demonstrations"].look(
-            other, "x", Data.model_validate(data | {"format": "demonstrations"}), "spec.data"
-        )
+        PARSERS["demonstrations"].look([RawRow(1, "x:1", {"question": "x"})], "x", written, "spec.data")
 
 
 def test_a_row_is_the_same_from_its_arrays() -> None:
