@@ -209,7 +209,7 @@ class DataReading(Contract):
     rows: int
     """Rows of the source that were read so."""
     unread: list[str] = []
-    """Columns of theirs that were not read."""
+    """Columns of theirs that were not read, and keys of messages in those that were: `messages[].name`."""
 
 
 class DataReport(Contract):
