@@ -21,6 +21,10 @@ class Model(Contract):
     s3:// model it pins what it found: a job goes on with those objects alone."""
 
 
+HELD_OUT = 0.02
+"""Share of the prompts that is held out where the manifest names neither a share nor a source."""
+
+
 class Evaluation(Contract):
     """The rows held out of training. A prompt is never on both sides."""
 

@@ -85,8 +85,7 @@ def _is_count_or_none(value: object) -> bool:
 
 
 def _is_real(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value > 0  # type: ignore[arg-type]
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _or_null(check: Callable[[object], bool]) -> Callable[[object], bool]:
