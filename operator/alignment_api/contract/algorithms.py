@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -24,6 +24,21 @@ KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
 
 
+class LearningRates(NamedTuple):
+    """Peaks of AdamW, where the manifest names none."""
+
+    whole: float
+    """Of whole models, from 7B up."""
+    adapters: float
+    """With training.lora: ten times as much (Dettmers et al. 2023; Schulman et al. 2025)."""
+
+
+ALIGNING = LearningRates(5e-7, 5e-6)
+"""Of those that begin at a model that answers already and compare with it (Tunstall et al. 2023; Meng et al. 2024)."""
+SAMPLING = LearningRates(1e-6, 1e-5)
+"""Of those that learn from their own samples (Shao et al. 2024, section 4.2)."""
+
+
 class Options(Contract):
     """What every algorithm has."""
 
@@ -31,6 +46,8 @@ class Options(Contract):
     """Of its jobs, in order, with every role that one of them may have."""
     rows: ClassVar[RowFormat]
     """What it learns from."""
+    usual_learning_rate: ClassVar[LearningRates] = ALIGNING
+    """What training.learningRate is where it is not given."""
 
     @property
     def needs_reference(self) -> bool:
@@ -50,6 +67,7 @@ class Sft(Options):
 
     stages = FROM_ROWS
     rows = "demonstrations"
+    usual_learning_rate = LearningRates(2e-5, 2e-4)
 
 
 class Kto(Options):
@@ -109,6 +127,7 @@ class Orpo(FromPairs):
 
     odds_weight: Positive = 0.1
     """Weight of the odds-ratio term beside the chosen completion's negative log-likelihood: lambda of the paper."""
+    usual_learning_rate = LearningRates(5e-6, 5e-5)
 
 
 class Simpo(FromPairs):
@@ -127,6 +146,7 @@ class RewardModel(FromPairs):
     """The chosen score is pushed above the rejected one by this much."""
     center_coef: NotNegative = 0.0
     """Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023); 0.01 is usual."""
+    usual_learning_rate = LearningRates(1e-5, 1e-4)
 
 
 class Online(Options):
@@ -161,6 +181,7 @@ class Online(Options):
     """What a completion is worth; summed by weight."""
 
     rows = "prompts"
+    usual_learning_rate = SAMPLING
     samples_field: ClassVar[str]
     """The field that says how many completions a prompt gets."""
 

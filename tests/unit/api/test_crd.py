@@ -46,8 +46,10 @@ def test_nothing_but_structural_schema_is_used() -> None:
 
 def test_defaults_stand_on_their_fields_and_in_their_descriptions() -> None:
     found = dict(levels(schema()))
-    assert found["spec", "training", "learningRate"]["default"] == 5e-7
-    assert found["spec", "training", "learningRate"]["description"].endswith("Default: 5e-07.")
+    rate = found["spec", "algorithm", "ppo", "critic", "learningRate"]
+    assert rate["default"] == 5e-6
+    assert rate["description"].endswith("Default: 5e-06.")
+    assert "default" not in found["spec", "training", "learningRate"], "its default is its algorithm's"
     assert found["spec", "training"]["default"] == {}, "an object's default is what its fields' defaults give"
     assert found["spec", "roles"]["default"] == {}
     assert "default" not in found["spec", "storage"]
