@@ -164,8 +164,8 @@ class Online(Options):
     """The ratio of new to old policy counts no further than 1 -+ this (Schulman et al. 2017, eq. 7)."""
     importance_cap: Positive = 2.0
     """Bound of the weights that correct for vLLM's log-probs differing from the trainer's (Yao et al. 2025)."""
-    max_update_kl: Positive | None = 0.05
-    """Ends the updates from a rollout, nats per token towards the policy that sampled."""
+    max_update_kl: NotNegative = 0.05
+    """Ends the updates from a rollout, nats per token towards the policy that sampled. 0 never ends them."""
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
     """Completions may come from weights so many steps old; 0 is strictly on-policy."""
     truncated: Truncated = "score"
@@ -233,8 +233,8 @@ class Ppo(Online):
     """Passes over one rollout, in optimizer steps of training.batchSize completions."""
     init_kl_coef: NotNegative = 0.2
     """Weight of the KL penalty at first; raise it by half where KL climbs above 0.1 without a gain in reward."""
-    target_kl: Positive | None = 0.1
-    """What the adaptive controller aims at, nats per token towards the reference; absent leaves the weight as it is."""
+    target_kl: NotNegative = 0.1
+    """What the adaptive controller aims at, nats per token towards the reference. 0 leaves the weight as it is."""
     kl_horizon: Count = 10_000
     """Completions over which the controller corrects an error of 1 (Ziegler et al. 2019, section 2.2)."""
     kl_estimator: KlEstimator = "k1"

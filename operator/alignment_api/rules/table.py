@@ -18,6 +18,7 @@ from alignment_api.rules.adapters import adapter_rules
 from alignment_api.rules.roles import role_rules
 from alignment_api.rules.rows import row_rules
 from alignment_api.rules.rule import Rule
+from alignment_api.rules.unread import unread_rules
 
 Fields = dict[str, Any]
 _PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -258,5 +259,6 @@ RULES: tuple[Rule, ...] = (
     *_bucket_rules(),
     *adapter_rules(),
     *row_rules(),
+    *unread_rules(),
     *role_rules(),
 )
