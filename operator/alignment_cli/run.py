@@ -31,6 +31,7 @@ from alignment_cli.estimate import NotKnown, duration_range
 from alignment_cli.memory import memory_advice, read_decoder
 from alignment_cli.reading import Manifest, check_files, check_volumes
 from alignment_cli.summary import print_summary
+from alignment_cli.unused import unused_here
 from alignment_operator.local.context import Places
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.local.machine import available_memory, local_platform, machine_gpus, machine_has_bf16
@@ -88,6 +89,7 @@ def _run_in(folder: RunFolder, manifest: Manifest, options: RunOptions, console:
     _check_devices(job, places)
     _advise(console, job, places)
     _say_duration(console, job, places)
+    _say_unused(console, job)
     status = _drive(job, places, console)
     if status.phase == "Complete":
         _summarize(console, job, status, places)
@@ -222,6 +224,12 @@ def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
         computed = _computed_here(job.spec).training.precision
         said = f"about {minutes} on this machine's {os.cpu_count()} cores, in {computed}"
     console.print(said, highlight=False)
+
+
+def _say_unused(console: Console, job: AlignmentJob) -> None:
+    if unused := unused_here(job.spec):
+        shell = "; credentials are this shell's variables" if "spec.credentials" in unused else ""
+        console.print(f"not used on this machine: {', '.join(unused)}{shell}", highlight=False, soft_wrap=True)
 
 
 def _expected(job: AlignmentJob, places: Places) -> tuple[float, float]:
