@@ -13,6 +13,7 @@ from alignment_api.contract.inputs import HELD_OUT
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.sources import parse_source
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.decoder import Decoder
 from alignment_api.derived.reward_stage import LEAST_HELD_OUT, spec_of_stage
 from alignment_api.derived.stages import stages_of
 
@@ -73,12 +74,36 @@ class NotKnown(Exception):
     """Why nothing can be said of a job's work, in words."""
 
 
-def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple[float, float]:
-    """Seconds, from and to, by a rate that is measured here and now. Raises NotKnown.
+@dataclass(frozen=True)
+class Machine:
+    """That the job runs on. bf16: whether its CPU has it in hardware. gpus: whether there are any."""
 
-    bf16: whether the job computes in it, in hardware.
-    """
-    return work_of(spec).seconds_range(parameters, measured_rate(), bf16)
+    cores: int
+    bf16: bool
+    gpus: bool
+
+
+def duration_text(spec: AlignmentJobSpec, model: Decoder | None, machine: Machine) -> str:
+    """How long a job will take, or why that is not known. spec: with the precision that it has here."""
+    try:
+        seconds = duration_range(spec, model, machine)
+    except NotKnown as unknown:
+        return f"how long it takes is not known before its first steps: {unknown}"
+    low, high = (max(1, round(each / 60)) for each in seconds)
+    minutes = f"{low} to {high} minutes" if high > 1 else "a minute"
+    return f"about {minutes} on this machine's {machine.cores} cores, in {spec.training.precision}"
+
+
+def duration_range(spec: AlignmentJobSpec, model: Decoder | None, machine: Machine) -> tuple[float, float]:
+    """Seconds, from and to, by a rate that is measured here and now. Raises NotKnown."""
+    is_bf16 = spec.training.precision == "bf16"
+    if machine.gpus:
+        raise NotKnown("no rate is measured of GPUs")
+    if model is None:
+        raise NotKnown(f"no safetensors of {spec.model.source} are on this machine")
+    if is_bf16 and not machine.bf16:
+        raise NotKnown("it computes in bf16, which this CPU has not in hardware")
+    return work_of(spec).seconds_range(model.parameters, measured_rate(), is_bf16)
 
 
 def work_of(spec: AlignmentJobSpec) -> Work:

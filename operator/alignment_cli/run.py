@@ -27,7 +27,7 @@ from alignment_api.rules.mutability import immutable_changes
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display
 from alignment_cli.errors import Refused
-from alignment_cli.estimate import NotKnown, duration_range
+from alignment_cli.estimate import Machine, duration_text
 from alignment_cli.memory import memory_advice, read_decoder
 from alignment_cli.reading import Manifest, check_files, check_volumes
 from alignment_cli.summary import print_summary
@@ -215,34 +215,14 @@ def _computed_here(spec: AlignmentJobSpec) -> AlignmentJobSpec:
 
 def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
     """The first line: a guess, as a range, or why there is none."""
-    try:
-        low, high = (max(1, round(seconds / 60)) for seconds in _expected(job, places))
-    except NotKnown as unknown:
-        said = f"how long it takes is not known before its first steps: {unknown}"
-    else:
-        minutes = f"{low} to {high} minutes" if high > 1 else "a minute"
-        computed = _computed_here(job.spec).training.precision
-        said = f"about {minutes} on this machine's {os.cpu_count()} cores, in {computed}"
-    console.print(said, highlight=False)
+    machine = Machine(os.cpu_count() or 1, machine_has_bf16(), places.platform.pools.on_demand.gpu is not None)
+    console.print(duration_text(_computed_here(job.spec), _model(job), machine), highlight=False, soft_wrap=True)
 
 
 def _say_unused(console: Console, job: AlignmentJob) -> None:
     if unused := unused_here(job.spec):
         shell = "; credentials are this shell's variables" if "spec.credentials" in unused else ""
         console.print(f"not used on this machine: {', '.join(unused)}{shell}", highlight=False, soft_wrap=True)
-
-
-def _expected(job: AlignmentJob, places: Places) -> tuple[float, float]:
-    """Seconds, from and to. Raises NotKnown."""
-    if places.platform.pools.on_demand.gpu is not None:
-        raise NotKnown("no rate is measured of GPUs")
-    model = _model(job)
-    if model is None:
-        raise NotKnown(f"no safetensors of {job.spec.model.source} are on this machine")
-    is_bf16 = _computed_here(job.spec).training.precision == "bf16"
-    if is_bf16 and not machine_has_bf16():
-        raise NotKnown("it computes in bf16, which this CPU has not in hardware")
-    return duration_range(job.spec, model.parameters, is_bf16)
 
 
 def _summarize(console: Console, job: AlignmentJob, status: AlignmentJobStatus, places: Places) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
 
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_cli.estimate import NotKnown, Work, duration_range, measured_rate, work_of
+from alignment_api.derived.decoder import Decoder
+from alignment_cli.estimate import Machine, NotKnown, Work, duration_range, duration_text, measured_rate, work_of
 from alignment_trainer.data import counting
 
+CPU = Machine(cores=2, bf16=False, gpus=False)
 PAIR = {"prompt": "p" * 40, "chosen": "c" * 80, "rejected": "r" * 80}
 """Of 200 letters: 50 tokens."""
 
@@ -183,7 +186,7 @@ def test_data_that_is_elsewhere_is_not_guessed_at(tmp_path: Path) -> None:
     with pytest.raises(NotKnown, match="the rows of hf://a/b are not on this machine"):
         work_of(elsewhere)
     with pytest.raises(NotKnown, match="hf://a/b"):
-        duration_range(elsewhere, 10, bf16=False)
+        duration_range(elsewhere, Decoder.of(10), CPU)
 
 
 def test_bf16_in_hardware_is_faster_and_the_range_holds_its_middle() -> None:
@@ -196,6 +199,20 @@ def test_bf16_in_hardware_is_faster_and_the_range_holds_its_middle() -> None:
 
 
 def test_what_lies_here_is_guessed_at_by_a_rate_that_is_measured(tmp_path: Path) -> None:
-    found = duration_range(spec(tmp_path, {"dpo": {}}, rows=400, batchSize=8), 10**10, bf16=False)
+    found = duration_range(spec(tmp_path, {"dpo": {}}, rows=400, batchSize=8), Decoder.of(10**10), CPU)
     assert 0 < found[0] < found[1]
     assert measured_rate(0.01) > 0
+
+
+def test_the_first_line_is_a_range_or_says_why_there_is_none(tmp_path: Path) -> None:
+    here, model = spec(tmp_path, {"dpo": {}}, rows=400, batchSize=8, precision="fp32"), Decoder.of(10**10)
+    assert re.fullmatch(r"about \d+ to \d+ minutes on this machine's 2 cores, in fp32", duration_text(here, model, CPU))
+    unknown = "how long it takes is not known before its first steps: "
+    gpus, bf16 = Machine(2, bf16=True, gpus=True), spec(tmp_path, {"dpo": {}}, precision="bf16")
+    assert duration_text(here, model, gpus) == unknown + "no rate is measured of GPUs"
+    assert duration_text(here, None, CPU) == unknown + f"no safetensors of file://{tmp_path}/model are on this machine"
+    assert duration_text(bf16, model, CPU) == unknown + "it computes in bf16, which this CPU has not in hardware"
+    elsewhere = with_data(here, source="s3://bucket/rows.jsonl")
+    assert duration_text(elsewhere, model, CPU) == (
+        unknown + "the rows of s3://bucket/rows.jsonl are not on this machine"
+    )
