@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_api.contract.base import FieldPath, field_path
-from alignment_api.contract.inputs import Columns, Data
+from alignment_api.contract.inputs import Data
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
 from alignment_api.contract.sources import parse_source
@@ -110,7 +110,7 @@ def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
         elif (data := _data_at(manifest.job, path)) is not None and data.on_invalid == "refuse":
             form = manifest.job.spec.algorithm.options.rows if path[1] == "data" else "preferences"
             field = field_path(path).rsplit(".source")[0].removesuffix(".evaluation")
-            complaints += _invalid_rows(place, form, data.columns, field)
+            complaints += _invalid_rows(place, form, data, field)
     return complaints
 
 
@@ -131,7 +131,7 @@ def _missing(path: FieldPath, place: Path) -> str | None:
     return None
 
 
-def _invalid_rows(place: Path, form: str, columns: Columns, field: str) -> Iterator[str]:
+def _invalid_rows(place: Path, form: str, data: Data, field: str) -> Iterator[str]:
     """form: of the rows that the algorithm learns from. field: of the data."""
     from alignment_trainer.data.layouts.parsers import PARSERS
     from alignment_trainer.data.rows import InvalidRow, read_rows
@@ -139,10 +139,10 @@ def _invalid_rows(place: Path, form: str, columns: Columns, field: str) -> Itera
 
     rows, found = PARSERS[form], 0
     try:
-        rows.check(read_rows(place), place.name, columns, field)
+        rows.look(read_rows(place), place.name, data, field)
         for row in read_rows(place):
             try:
-                rows.parse(row, columns)
+                rows.parse(row, data.columns)
             except InvalidRow as error:
                 found += 1
                 if found <= _SHOWN_ROWS:

@@ -21,6 +21,10 @@ class Model(Contract):
     s3:// model it pins what it found: a job goes on with those objects alone."""
 
 
+HELD_OUT = 0.02
+"""Share of the prompts that is held out where the manifest names neither a share nor a source."""
+
+
 class Evaluation(Contract):
     """The rows held out of training. A prompt is never on both sides."""
 
@@ -32,6 +36,7 @@ class Evaluation(Contract):
     """Optimizer steps between evaluations while training. Default: with every checkpoint."""
 
 
+RowFormat = Literal["preferences", "demonstrations", "feedback", "prompts"]
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -61,6 +66,20 @@ class Columns(Contract):
     text: ColumnName | None = None
     """A text without turns, as a demonstration."""
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Our names of those that are called otherwise."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+COLUMNS_OF: dict[RowFormat, tuple[str, ...]] = {
+    "preferences": ("prompt", "system", "chosen", "rejected", "completions", "scores", "ranks"),
+    "demonstrations": ("prompt", "system", "completion", "messages", "text"),
+    "feedback": ("prompt", "system", "completion", "label"),
+    "prompts": ("prompt", "system", "chosen", "rejected"),
+}
+"""Format -> the columns of Columns that its rows are read by; of prompts the two conversations that share one, too."""
+
 
 class Data(Contract):
     """The rows to learn from."""
@@ -72,12 +91,14 @@ class Data(Contract):
     """Split of an hf:// data set."""
     revision: str = "main"
     """Branch, tag or commit of an hf:// data set; pinned by `prepare`."""
-    format: Literal["auto", "preferences", "demonstrations", "feedback", "prompts"] = "auto"
+    format: Literal["auto", RowFormat] = "auto"
     """`preferences`: prompt, chosen, rejected. `demonstrations`: messages, prompt and completion, or text. `feedback`:
-    prompt, completion, label. `prompts`: prompt, and whatever reward functions read. `auto` takes what the algorithm
-    needs and says in status what it found."""
+    prompt, completion, label. `prompts`: prompt, and whatever reward functions read. Another than the algorithm learns
+    from is refused. `auto` is the algorithm's, for rows that do not look like another's; written out it is read from
+    such rows, too: the demonstrations in rows that are also preferences or feedback."""
     columns: Columns = Columns()
-    """What columns are called in the data: `columns: {prompt: question}`."""
+    """What columns are called in the data: `columns: {prompt: question}`. A name that the format does not read is
+    refused."""
     on_invalid: Literal["refuse", "drop"] = "refuse"
     """`refuse`: an invalid row stops the job, by its number. `drop`: such rows are listed in storage and counted."""
     on_too_long: Literal["refuse", "truncatePrompt", "drop"] = "refuse"

@@ -18,6 +18,7 @@ from alignment_api.contract.status import (
     AlignmentJobStatus,
     EvaluationReport,
     Interval,
+    LearningRateReport,
     MicroBatchReport,
     PrecisionReport,
     Progress,
@@ -234,9 +235,13 @@ def test_status_shows_the_columns_and_the_conditions(tmp_path: Path) -> None:
     folder.lock()
     folder.unlock()
     folder.write_job(read_manifest(JOB))
-    precision = PrecisionReport(value="fp32", why="the CPU has no bf16")
     status = AlignmentJobStatus(
-        phase="Running", stage="train", algorithm="dpo", progress_text="3/9", precision=precision
+        phase="Running",
+        stage="train",
+        algorithm="dpo",
+        progress_text="3/9",
+        precision=PrecisionReport(value="fp32", why="the CPU has no bf16"),
+        learning_rate=LearningRateReport(value=5e-7, why="the default of dpo"),
     )
     folder.write_status(status)
     result = alignctl("status", str(folder.path))
@@ -244,6 +249,7 @@ def test_status_shows_the_columns_and_the_conditions(tmp_path: Path) -> None:
         ["NAME", "ALGORITHM", "STAGE", "PHASE", "PROGRESS", "ETA", "READY"],
         ["helpful", "dpo", "train", "Running", "3/9", "0/0"],
         ["computes", "in", "fp32:", "the", "CPU", "has", "no", "bf16"],
+        ["learns", "at", "a", "rate", "of", "5e-07", "at", "most:", "the", "default", "of", "dpo"],
     ]
 
 

@@ -14,12 +14,14 @@ from roles import TinyJob
 from tests.tiny import pairs, tiny_tokenizer
 from tiny_runs import offline, tiny_llama
 
+from alignment_api.contract.inputs import Data
 from alignment_api.contract.status import EvaluationReport
 from alignment_trainer.algorithms import ScoredRows
 from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import Example, PromptGroup, example_of
 from alignment_trainer.data.layouts.demonstrations import parse_demonstrations
 from alignment_trainer.data.layouts.formats import check_demonstrations
+from alignment_trainer.data.layouts.parsers import PARSERS
 from alignment_trainer.data.packing import pack
 from alignment_trainer.data.rows import InvalidRow, RawRow
 from alignment_trainer.model.heads import scorer
@@ -118,6 +120,23 @@ def test_what_cannot_be_learned_for_certain_is_refused(value: Any, template: str
 def test_rows_of_another_kind_are_told(value: Any, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         check_demonstrations([RawRow(1, "x:1", value)], "x")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": TALK, "chosen": TALK, "rejected": TALK},
+        {"prompt": "x", "completion": "a", "label": True},
+    ],
+)
+def test_a_format_that_is_written_is_read_whatever_else_the_rows_are(value: Any) -> None:
+    rows, looked_at = [RawRow(1, "x:1", value)], Data.model_validate({"source": "pvc://data/x"})
+    written = looked_at.model_copy(update={"format": "demonstrations"})
+    with pytest.raises(UserError, match=r"or write spec\.data\.format: demonstrations to learn all of them"):
+        PARSERS["demonstrations"].look(rows, "x", looked_at, "spec.data")
+    PARSERS["demonstrations"].look(rows, "x", written, "spec.data")
+    with pytest.raises(UserError, match="no demonstrations, found `question`"):
+        PARSERS["demonstrations"].look([RawRow(1, "x:1", {"question": "x"})], "x", written, "spec.data")
 
 
 def test_a_row_is_the_same_from_its_arrays() -> None:

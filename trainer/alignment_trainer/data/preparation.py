@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from alignment_api.contract.inputs import Columns, Data
+from alignment_api.contract.inputs import HELD_OUT, Columns, Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
@@ -51,8 +51,6 @@ log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 512
 """Read, rendered and tokenized together: enough for every core, a few MB."""
-DEFAULT_FRACTION = 0.02
-"""Of the prompts, held out where the spec names neither a share nor a source."""
 Row = TypeVar("Row", bound=PreferenceRow | DemonstrationRow | FeedbackRow | PromptRow)
 Found = TypeVar("Found", bound=Example | PromptExample)
 
@@ -192,7 +190,7 @@ def _split(request: Request, spool: Spool, given: int) -> dict[str, Selection]:
         evaluation = np.arange(given, len(prompts))
     else:
         least = request.least_held_out if chosen is None else 1
-        is_out = held_out(prompts, DEFAULT_FRACTION if chosen is None else chosen, least)
+        is_out = held_out(prompts, HELD_OUT if chosen is None else chosen, least)
         evaluation = np.flatnonzero(is_out)
     return {"train": Selection(spool, np.flatnonzero(~is_out)), "evaluation": Selection(spool, evaluation)}
 
@@ -201,7 +199,7 @@ def _tokenize(
     request: Request, source: str, path: Path, form: RowFormat[Row, Found], spool: Spool, metrics: Metrics
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
-    form.parser.check(read_rows(path), source, request.data.columns, request.field)
+    form.parser.look(read_rows(path), source, request.data, request.field)
     found, readings = _seen(spool), Readings(source)
     parsed = _parsed(request.data.columns, read_rows(path), form, readings)
     while some := list(islice(parsed, ROWS_AT_ONCE)):

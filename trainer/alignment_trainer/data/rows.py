@@ -57,7 +57,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a row was read, in words, and its columns that were not."""
+    """How a row was read, in words, and what was not: columns, and keys within messages as `messages[].name`."""
 
     layout: str
     unread: frozenset[str] = frozenset()

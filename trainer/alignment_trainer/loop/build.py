@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.learning_rate import learning_rate_of
 from alignment_api.derived.micro_batch import tokens_of
 from alignment_api.derived.sharding import sharding_of
 from alignment_trainer.algorithms import make_algorithm
@@ -85,7 +86,7 @@ def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:
     return LoopOptions(
         micro_tokens=tokens_of(training),
         total_steps=total_steps,
-        learning_rate=WarmupCosine(training.learning_rate, total_steps, training.warmup_fraction),
+        learning_rate=WarmupCosine(learning_rate_of(spec).value, total_steps, training.warmup_fraction),
         checkpoint_every=every,
         evaluate_every=spec.data.evaluation.every_steps or every,
     )

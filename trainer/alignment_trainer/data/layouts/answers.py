@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, TypeGuard
 
 from alignment_trainer.data.layouts.fields import Fields
-from alignment_trainer.data.layouts.messages import is_message
+from alignment_trainer.data.layouts.messages import is_message, keys_beside
 from alignment_trainer.data.rows import InvalidRow
 
 MOST = 32
@@ -72,6 +72,7 @@ def _ranked(fields: Fields) -> list[Compared]:
         raise InvalidRow(f"`{name}` is no list of completions")
     _bound(listed, name)
     scores, of = _scores(fields, listed)
+    fields.leave(_unread(listed, name))
     order = sorted(range(len(listed)), key=lambda place: -scores[place])
     layout = f"; a pair of every two `{name}` with different {of}"
     pairs = [
@@ -109,6 +110,19 @@ def _numbers(found: object, wanted: int, name: str) -> list[float]:
 
 def _said(completion: object) -> object:
     """The answer of an entry that has more than it."""
+    name = _text_in(completion)
+    return completion[name] if name is not None and isinstance(completion, Mapping) else completion
+
+
+def _text_in(completion: object) -> str | None:
+    """Under which name an entry that is no message has its answer."""
     if not isinstance(completion, Mapping) or is_message(completion):
-        return completion
-    return next((completion[name] for name in _TEXTS if completion.get(name) is not None), completion)
+        return None
+    return next((name for name in _TEXTS if completion.get(name) is not None), None)
+
+
+def _unread(listed: Sequence[object], column: str) -> Iterator[str]:
+    """Keys of entries beside their answer, score and rank."""
+    for each in listed:
+        if (name := _text_in(each)) is not None:
+            yield from keys_beside(each, (name, "score", "rank"), f"{column}[]")

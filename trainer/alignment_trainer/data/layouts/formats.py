@@ -45,7 +45,8 @@ _OTHERS = {
     frozenset({"prompt"}): ("prompts alone", "write two completions into each row, as `chosen` and `rejected`"),
     frozenset({"text"}): ("demonstrations (`text`)", _WORSE),
 }
-_LOOKED_AT = 100
+LOOKED_AT = 100
+"""Rows of a source, the first, that show what they are."""
 
 
 def check_preferences(
@@ -66,8 +67,22 @@ def check_demonstrations(
 ) -> None:
     """The same for demonstrations."""
     keys = _keys(rows, source, columns, field)
-    _refuse_others(keys, _NO_DEMONSTRATIONS, source, "demonstrations")
-    if keys and not any(marks <= found for found in keys for marks in _DEMONSTRATIONS):
+    anyway = f", or write {field}.format: demonstrations to learn all of them" if _demonstrate(keys) else ""
+    _refuse_others(keys, _NO_DEMONSTRATIONS, source, "demonstrations", anyway)
+    _refuse_no_demonstrations(keys, source, field)
+
+
+def check_written_demonstrations(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> None:
+    """The same where the manifest says that they are demonstrations: they may be something else, too."""
+    _refuse_no_demonstrations(_keys(rows, source, columns, field), source, field)
+
+
+def _demonstrate(keys: Sequence[frozenset[str]]) -> bool:
+    return any(marks <= found for found in keys for marks in _DEMONSTRATIONS)
+
+
+def _refuse_no_demonstrations(keys: Sequence[frozenset[str]], source: str, field: str) -> None:
+    if keys and not _demonstrate(keys):
         raise UserError(
             "UnsupportedFormat",
             f"{source}: these rows are no demonstrations, found {listed(sorted(keys[0]))}; write `messages` (a list of "
@@ -104,19 +119,26 @@ def check_prompts(
 
 
 def _refuse_others(
-    keys: Sequence[frozenset[str]], others: Mapping[frozenset[str], tuple[str, str]], source: str, needed: str
+    keys: Sequence[frozenset[str]],
+    others: Mapping[frozenset[str], tuple[str, str]],
+    source: str,
+    needed: str,
+    anyway: str = "",
 ) -> None:
-    """Raises UserError where all of the rows are something else that is known. others: by columns, name and remedy."""
+    """Raises UserError where all of the rows are something else that is known.
+
+    others: by columns, name and remedy. anyway: what else may be done.
+    """
     for marks, (name, remedy) in others.items():
         if keys and all(marks <= found for found in keys):
             raise UserError(
-                "UnsupportedFormat", f"{source}: these rows are {name}; this algorithm needs {needed}; {remedy}"
+                "UnsupportedFormat", f"{source}: these rows are {name}; this algorithm needs {needed}; {remedy}{anyway}"
             )
 
 
 def _keys(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> Sequence[frozenset[str]]:
     """The columns of each of the first rows, and our names of those that are called otherwise."""
-    found = [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
+    found = [frozenset(row.value) for row in islice(rows, LOOKED_AT) if isinstance(row.value, Mapping)]
     check_columns(columns, found, source, field)
     ours = renamed(columns)
     return [keys | {name for name, column in ours.items() if column in keys} for keys in found]
