@@ -10,7 +10,7 @@ from alignment_api.contract.base import FieldPath, field_path
 from alignment_api.contract.inputs import Columns, Data
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
-from alignment_api.contract.sources import parse_source
+from alignment_api.contract.sources import is_pattern, parse_source
 from alignment_api.derived.source_fields import sources_read
 from alignment_api.rules.policy import policy_problems, shape_problems
 from alignment_api.yaml.manifest import InvalidManifest, Problem, problem_at, read_contract, read_manifest
@@ -123,11 +123,23 @@ def _data_at(job: AlignmentJob, path: FieldPath) -> Data | None:
 
 
 def _missing(path: FieldPath, place: Path) -> str | None:
+    if is_pattern(str(place)):
+        return _unmatched(place)
     if not place.exists():
         beside = sorted(entry.name for entry in place.parent.iterdir())[:10] if place.parent.is_dir() else []
         return f"{place} does not exist; " + (f"beside it are {', '.join(beside)}" if beside else "check the path")
     if path[-2:] == ("model", "source") and not (place / "config.json").is_file():
         return f"{place} has no config.json; write the path of a Hugging Face model folder"
+    return None
+
+
+def _unmatched(pattern: Path) -> str | None:
+    from alignment_trainer.data.patterns import NoSource, matching_files
+
+    try:
+        matching_files(pattern)
+    except NoSource as error:
+        return f"{pattern} {error}"
     return None
 
 
@@ -139,7 +151,7 @@ def _invalid_rows(place: Path, form: str, columns: Columns, field: str) -> Itera
 
     rows, found = PARSERS[form], 0
     try:
-        rows.check(read_rows(place), place.name, columns, field)
+        rows.check_source(place, place.name, columns, field)
         for row in read_rows(place):
             try:
                 rows.parse(row, columns)

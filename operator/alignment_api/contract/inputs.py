@@ -8,7 +8,7 @@ from pydantic import Field
 
 from alignment_api.contract.base import Contract
 from alignment_api.contract.numbers import Steps
-from alignment_api.contract.sources import ReadableSource
+from alignment_api.contract.sources import DataSource, ReadableSource
 
 
 class Model(Contract):
@@ -26,7 +26,7 @@ class Evaluation(Contract):
 
     fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
     """Share of the prompts held out, by a hash of the prompt. 0.02 where neither this nor `source` is given."""
-    source: ReadableSource | None = None
+    source: DataSource | None = None
     """A data set of its own instead; its prompts are removed from training."""
     every_steps: Steps | None = None
     """Optimizer steps between evaluations while training. Default: with every checkpoint."""
@@ -65,9 +65,9 @@ class Columns(Contract):
 class Data(Contract):
     """The rows to learn from."""
 
-    source: ReadableSource
-    """A file of rows (JSON, CSV, Parquet, Arrow: docs/data.md), a folder of them, or an hf:// data set. Files may lie
-    in a bucket: s3://bucket/prefix."""
+    source: DataSource
+    """A file of rows (JSON, CSV, Parquet, Arrow: docs/data.md), a folder of them, a pattern of their names
+    (pvc://data/train-*.parquet), or an hf:// data set. Files may lie in a bucket: s3://bucket/prefix."""
     split: str = "train"
     """Split of an hf:// data set."""
     revision: str = "main"

@@ -201,7 +201,7 @@ def _tokenize(
     request: Request, source: str, path: Path, form: RowFormat[Row, Found], spool: Spool, metrics: Metrics
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
-    form.parser.check(read_rows(path), source, request.data.columns, request.field)
+    form.parser.check_source(path, source, request.data.columns, request.field)
     found, readings = _seen(spool), Readings(source)
     parsed = _parsed(request.data.columns, read_rows(path), form, readings)
     while some := list(islice(parsed, ROWS_AT_ONCE)):

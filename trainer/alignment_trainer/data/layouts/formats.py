@@ -45,7 +45,8 @@ _OTHERS = {
     frozenset({"prompt"}): ("prompts alone", "write two completions into each row, as `chosen` and `rejected`"),
     frozenset({"text"}): ("demonstrations (`text`)", _WORSE),
 }
-_LOOKED_AT = 100
+LOOKED_AT = 100
+"""Rows of a source, the first."""
 
 
 def check_preferences(
@@ -116,7 +117,7 @@ def _refuse_others(
 
 def _keys(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> Sequence[frozenset[str]]:
     """The columns of each of the first rows, and our names of those that are called otherwise."""
-    found = [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
+    found = [frozenset(row.value) for row in islice(rows, LOOKED_AT) if isinstance(row.value, Mapping)]
     check_columns(columns, found, source, field)
     ours = renamed(columns)
     return [keys | {name for name, column in ours.items() if column in keys} for keys in found]
