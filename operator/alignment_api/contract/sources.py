@@ -81,9 +81,7 @@ def is_pattern(path: str) -> bool:
     return "*" in path or "?" in path
 
 
-def check_source(
-    text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf", "s3"), patterns: bool = False
-) -> None:
+def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf", "s3"), patterns: bool = False) -> None:
     """Raises ValueError that says what was found and which forms are understood. patterns: whether it may be one."""
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in allowed:
