@@ -99,8 +99,8 @@ def _check_pattern(text: str, rest: str, allowed: bool) -> None:
         raise ValueError(f"`{text}`: {_PATTERN}")
     if found := _NOT_IN_PATTERNS.search(rest):
         raise ValueError(
-            f"`{text}`: `{found[0]}` is no part of a pattern; write `*` (any characters of one name) or `?` (one), or a "
-            "folder for all files below it"
+            f"`{text}`: `{found[0]}` is no part of a pattern; write `*` (any characters of one name) or `?` (one), or "
+            "a folder for all files below it"
         )
 
 

@@ -109,8 +109,8 @@ def test_files_whose_rows_are_read_otherwise_are_refused_by_both_names(tmp_path:
 def test_a_column_that_one_of_the_files_lacks_is_told_with_that_file(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", value={"question": "Hi.", **PAIR})
     write(tmp_path, "b.jsonl")
+    columns = Columns(prompt="question")
     with pytest.raises(UserError, match=r"no row of pvc://data/\*\.jsonl: b\.jsonl has a `question`"):
-        columns = Columns(prompt="question")
         PARSERS["preferences"].check_source(tmp_path / "*.jsonl", "pvc://data/*.jsonl", columns, "spec.data")
 
 
@@ -169,7 +169,7 @@ def test_rows_alone_may_be_a_pattern(scheme: str) -> None:
     assert TypeAdapter(DataSource).validate_python(source) == source
     for other in (ReadableSource, WritableSource, MountedSource):
         if other is not MountedSource or not scheme.startswith("s3"):
-            with pytest.raises(ValidationError, match="has a pattern .* and only data may be one; write one path"):
+            with pytest.raises(ValidationError, match=r"has a pattern .* and only data may be one; write one path"):
                 TypeAdapter(other).validate_python(source)
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignment_trainer.data.readers.arrow import read_arrow, read_parquet
-from alignment_trainer.data.readers.json_text import read_json
-from alignment_trainer.data.readers.table import read_csv, read_tsv
 from alignment_api.contract.sources import is_pattern
 from alignment_trainer.data.kinds import KINDS, kind_of_file, rows_among
 from alignment_trainer.data.patterns import NoSource, matching_files, parted
+from alignment_trainer.data.readers.arrow import read_arrow, read_parquet
+from alignment_trainer.data.readers.json_text import read_json
+from alignment_trainer.data.readers.table import read_csv, read_tsv
 from alignment_trainer.process.errors import UserError
 
 _BEHIND = re.compile(r",? behind [^;]*")

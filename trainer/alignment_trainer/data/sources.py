@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from alignment_api.contract.inputs import Model
-from alignment_api.contract.sources import is_pattern, parse_source
+from alignment_api.contract.sources import parse_source
 from alignment_trainer.data.kinds import KINDS, kind_of_file, rows_among
 from alignment_trainer.data.patterns import NoSource, folders_of, matching_files, one_source, parted
 from alignment_trainer.object_store.download import Found, cached, revision_of
