@@ -22,6 +22,7 @@ from alignment_api.contract.roles import (
 RowFormat = Literal["preferences", "demonstrations", "feedback", "prompts"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
+RowNumber = Literal["weight", "margin"]
 
 
 class Options(Contract):
@@ -31,6 +32,8 @@ class Options(Contract):
     """Of its jobs, in order, with every role that one of them may have."""
     rows: ClassVar[RowFormat]
     """What it learns from."""
+    row_numbers: ClassVar[frozenset[RowNumber]] = frozenset({"weight"})
+    """Columns with a number of each row that it reads."""
 
     @property
     def needs_reference(self) -> bool:
@@ -124,7 +127,8 @@ class RewardModel(FromPairs):
     """Pairwise reward model: a scalar head on the model, from preferences (Bradley-Terry; Ouyang et al. 2022)."""
 
     margin: NotNegative = 0.0
-    """The chosen score is pushed above the rejected one by this much."""
+    """The chosen score is pushed above the rejected one by this much, where a row has no `margin` of its own."""
+    row_numbers = frozenset({"weight", "margin"})
     center_coef: NotNegative = 0.0
     """Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023); 0.01 is usual."""
 
@@ -161,6 +165,7 @@ class Online(Options):
     """What a completion is worth; summed by weight."""
 
     rows = "prompts"
+    row_numbers = frozenset()
     samples_field: ClassVar[str]
     """The field that says how many completions a prompt gets."""
 

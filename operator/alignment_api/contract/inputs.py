@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from alignment_api.contract.base import Contract
-from alignment_api.contract.numbers import Steps
+from alignment_api.contract.numbers import NotNegative, Steps
 from alignment_api.contract.sources import DataSource, ReadableSource
 
 
@@ -60,6 +60,10 @@ class Columns(Contract):
     """A whole conversation, as a demonstration."""
     text: ColumnName | None = None
     """A text without turns, as a demonstration."""
+    weight: ColumnName | None = None
+    """What the row's loss counts in its step, 0 or more; 1 where a row has none. 2 is the row given twice."""
+    margin: ColumnName | None = None
+    """By how much the chosen score is to be above the rejected one, 0 or more (`reward`)."""
 
 
 class Data(Contract):
@@ -78,6 +82,10 @@ class Data(Contract):
     needs and says in status what it found."""
     columns: Columns = Columns()
     """What columns are called in the data: `columns: {prompt: question}`."""
+    margin_per_score: NotNegative = 0.0
+    """For reward models: makes a pair's margin of the scores that rows have (`scores`, `score`, `score_chosen` and
+    `score_rejected`): this, in units of the reward, for each point between the two. 0 makes none. With ratings of 1 to
+    10 start at 0.1: a margin of 1 asks for odds of 2.7 to 1."""
     on_invalid: Literal["refuse", "drop"] = "refuse"
     """`refuse`: an invalid row stops the job, by its number. `drop`: such rows are listed in storage and counted."""
     on_too_long: Literal["refuse", "truncatePrompt", "drop"] = "refuse"

@@ -68,8 +68,10 @@ class Stored(Sequence[Row]):
     def __init__(self, path: Path, parts: tuple[str, ...]) -> None:
         arrays: Any = safe_open(path, framework="numpy")
         self._rows, self._parts = arrays.get_tensor("row"), parts
-        self._tokens = {part: arrays.get_slice(f"{part}_tokens") for part in parts}
-        lengths = {part: arrays.get_tensor(f"{part}_lengths") for part in parts}
+        held = [part for part in parts if f"{part}_lengths" in arrays.keys()]  # noqa: SIM118  # no mapping
+        self._tokens = {part: arrays.get_slice(f"{part}_tokens") for part in held}
+        lengths = dict.fromkeys(parts, np.zeros(len(self._rows), np.int32))
+        lengths |= {part: arrays.get_tensor(f"{part}_lengths") for part in held}
         self._ends = {part: np.cumsum(lengths[part], dtype=np.int64) for part in parts}
 
     def __len__(self) -> int:

@@ -73,6 +73,15 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class RowNumbers:
+    """weight: what the row's loss counts in its step. margin: of the better answer's reward above the other's; None
+    where the row has none. Both as single precision has them."""
+
+    weight: float = 1.0
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
 class PreferenceRow:
     """A prompt as turns, and the contents of the two assistant turns that answer it.
 
@@ -88,6 +97,7 @@ class PreferenceRow:
     is_chat: bool
     reading: Reading
     names: tuple[str, str] = ("chosen", "rejected")
+    numbers: RowNumbers = RowNumbers()
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ class DemonstrationRow:
     reply: tuple[Message, ...]
     is_chat: bool
     reading: Reading
+    weight: float = 1.0
 
     @property
     def is_text(self) -> bool:
@@ -126,6 +137,7 @@ class FeedbackRow:
     is_chat: bool
     reading: Reading
     name: str = "completion"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a training run is made of: the things that the loop calls, and where interruptions, reports and saving live."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -167,8 +168,19 @@ def _given(
 ) -> ScoredRows:
     """What a loss sees of rows beside their scores."""
     lengths = torch.tensor([group.trained_lengths for group in learned])
-    labels = torch.tensor([example.label for example in examples])
-    return ScoredRows(torch.zeros_like(reference), reference, lengths, labels, before)
+    return ScoredRows(
+        scores=torch.zeros_like(reference),
+        reference=reference,
+        lengths=lengths,
+        labels=torch.tensor([example.label for example in examples]),
+        before=before,
+        own_weights=_own_weights(examples),
+        margins=torch.tensor([math.nan if example.margin is None else example.margin for example in examples]),
+    )
+
+
+def _own_weights(examples: Sequence[Example]) -> Tensor:
+    return torch.tensor([example.weight for example in examples])
 
 
 @dataclass
@@ -196,14 +208,14 @@ class Run:
     def _batch(self, step: int) -> StepBatch:
         indices = self.rows.sampler.batch(step)
         algorithm, examples = self.learner.algorithm, [self.rows.examples[index] for index in indices]
-        groups, reference = [example.group for example in examples], self.rows.reference[list(indices)]
+        reference = self.rows.reference[list(indices)]
         learned = list(map(algorithm.group, examples))
         lengths = list(map(algorithm.task.pack.length, learned))
         shares = plan_microbatches(lengths, distributed.world_size(), self.options.micro_tokens)
 
         def micros() -> Iterator[MicroBatch]:
-            whole = _given(examples, learned, reference[:, algorithm.learned], self._before(groups, reference))
-            weights = algorithm.weights(whole.lengths)
+            whole = _given(examples, learned, reference[:, algorithm.learned], self._before(examples, reference))
+            weights = algorithm.weights(whole).float()
             for plan in shares[distributed.rank()]:
                 self._leave_if_asked()
                 places = list(plan.places)
@@ -216,17 +228,18 @@ class Run:
 
         return StepBatch(step, tuple(example.row for example in examples), micros(), sum(lengths))
 
-    def _before(self, groups: Sequence[PromptGroup], reference: Tensor) -> Tensor:
+    def _before(self, examples: Sequence[Example], reference: Tensor) -> Tensor:
         """What the algorithm's prepass over a whole step says; collective. Raises Interrupted."""
         algorithm = self.learner.algorithm
         if algorithm.prepass is None:
             return torch.zeros(())
-        looked_at = [group.of(algorithm.prepass) for group in groups]
+        looked_at = [example.group.of(algorithm.prepass) for example in examples]
         scores = score_sequences(
             self.engine.forward, algorithm.task.pack, looked_at, self.options.micro_tokens, self._leave_if_asked
         )
         lengths = torch.tensor([group.trained_lengths for group in looked_at])
-        return algorithm.before(ScoredRows(scores, reference[:, algorithm.prepass], lengths))
+        frozen = reference[:, algorithm.prepass]
+        return algorithm.before(ScoredRows(scores, frozen, lengths, own_weights=_own_weights(examples)))
 
     def _leave_if_asked(self) -> None:
         """Ranks leave together, between the same two micro-batches, as if the step had never begun.

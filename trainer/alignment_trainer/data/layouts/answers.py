@@ -20,12 +20,13 @@ _TEXTS = ("text", "content", "response", "answer", "completion")
 @dataclass(frozen=True)
 class Compared:
     """Two answers as they stand in a row. names: of the fields, chosen first. layout: how they were found; empty for
-    the usual two columns."""
+    the usual two columns. gap: between their scores, above 0; None where they have none."""
 
     chosen: object
     rejected: object
     names: tuple[str, str]
     layout: str = ""
+    gap: float | None = None
 
 
 def compared(fields: Fields) -> list[Compared]:
@@ -75,7 +76,13 @@ def _ranked(fields: Fields) -> list[Compared]:
     order = sorted(range(len(listed)), key=lambda place: -scores[place])
     layout = f"; a pair of every two `{name}` with different {of}"
     pairs = [
-        Compared(_said(listed[better]), _said(listed[worse]), (f"{name}[{better}]", f"{name}[{worse}]"), layout)
+        Compared(
+            _said(listed[better]),
+            _said(listed[worse]),
+            (f"{name}[{better}]", f"{name}[{worse}]"),
+            layout,
+            scores[better] - scores[worse] if of == "scores" else None,
+        )
         for better, worse in combinations(order, 2)
         if scores[better] > scores[worse]
     ]

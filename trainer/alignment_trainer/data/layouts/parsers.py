@@ -19,6 +19,7 @@ from alignment_trainer.data.layouts.formats import (
     check_preferences,
     check_prompts,
 )
+from alignment_trainer.data.layouts.numbers import NONE, Numbers
 from alignment_trainer.data.layouts.preferences import parse_preferences
 from alignment_trainer.data.layouts.prompts import parse_prompt
 from alignment_trainer.data.rows import InvalidRow, PromptRow, RawRow, data_files, read_rows
@@ -27,12 +28,13 @@ from alignment_trainer.process.errors import UserError
 
 @dataclass(frozen=True)
 class RowParser:
-    """check: looks at the first rows of a source; raises UserError. parse: what a row states, raises InvalidRow."""
+    """check: looks at the first rows of a source; raises UserError. parse: what a row states, with the numbers that the
+    algorithm reads; raises InvalidRow."""
 
     check: Callable[[Iterable[RawRow], str, Columns, str], None]
-    parse: Callable[[RawRow, Columns], Sequence[Any]]
+    parse: Callable[[RawRow, Columns, Numbers], Sequence[Any]]
 
-    def check_source(self, path: Path, source: str, columns: Columns, field: str) -> None:
+    def check_source(self, path: Path, source: str, columns: Columns, field: str, wanted: Numbers = NONE) -> None:
         """Looks at the first rows of a file or folder, or of each file of a pattern: those are read alike, or refused.
 
         Raises UserError. source: what the user calls it.
@@ -43,7 +45,7 @@ class RowParser:
         first: tuple[str, set[str]] | None = None
         for file in data_files(path):
             self.check(read_rows(file), f"{source}: {file.name}", columns, field)
-            forms = self._forms(file, columns)
+            forms = self._forms(file, columns, wanted)
             if first and forms and not forms & first[1]:
                 raise UserError(
                     "MixedLayouts",
@@ -52,18 +54,18 @@ class RowParser:
                 )
             first = first or ((file.name, forms) if forms else None)
 
-    def _forms(self, file: Path, columns: Columns) -> set[str]:
+    def _forms(self, file: Path, columns: Columns, wanted: Numbers) -> set[str]:
         """How the first rows of a file are read; what is wrong with one is told by who reads all."""
         found = set()
         for row in islice(read_rows(file), LOOKED_AT):
             try:
-                found.add(self.parse(row, columns)[0].reading.form)
+                found.add(self.parse(row, columns, wanted)[0].reading.form)
             except InvalidRow:
                 continue
         return found
 
 
-def _one_prompt(row: RawRow, columns: Columns) -> Sequence[PromptRow]:
+def _one_prompt(row: RawRow, columns: Columns, wanted: Numbers) -> Sequence[PromptRow]:
     return (parse_prompt(row, columns),)
 
 
