@@ -46,6 +46,6 @@ def column_rules() -> tuple[Rule, ...]:
 
 
 def _unread(spec: AlignmentJobSpec, number: str, given: object) -> str | None:
-    if given is None or number in spec.algorithm.options.row_numbers:
+    if given is None or not spec.algorithm.given or number in spec.algorithm.options.row_numbers:
         return None
     return f"{given} in a job of {spec.algorithm.name}"

@@ -63,7 +63,8 @@ class RowFormat(Generic[Row, Found]):
     """How rows are read. name: as status says it, a key of PARSERS. parts: the token sequences of an example.
 
     encoder: makes each one's example, or says what is wrong with it. numbers: that are read of each row. fields: the
-    rows as the user wrote them, as JSON, where they are kept. check_all: looks at the training rows as a whole; raises UserError with their source's name.
+    rows as the user wrote them, as JSON, where they are kept. check_all: looks at the training rows as a whole; raises
+    UserError with their source's name.
     """
 
     name: str
@@ -112,8 +113,7 @@ def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceR
 def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[DemonstrationRow, Example]:
     """Conversations, answers and texts: what supervised fine-tuning learns from."""
     encoder = DemonstrationTokenizer(tokenizer, *_limits(spec))
-    numbers = Numbers.of(spec.algorithm.options, spec.data)
-    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder, numbers, check_all=check_weights)
+    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder, _numbers(spec), check_all=check_weights)
 
 
 def feedback(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[FeedbackRow, Example]:
@@ -133,6 +133,10 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, Prom
     max_length, at_once, cuts_prompts = _limits(spec)
     encoder = PromptTokenizer(tokenizer, Room(max_length, at_once, online.max_new_tokens, field), cuts_prompts)
     return RowFormat("prompts", PROMPT_PARTS, encoder, fields=_as_json)
+
+
+def _numbers(spec: AlignmentJobSpec) -> Numbers:
+    return Numbers.of(spec.algorithm.options, spec.data)
 
 
 def _limits(spec: AlignmentJobSpec) -> tuple[int, int, bool]:

@@ -116,9 +116,10 @@ class Stored(Sequence[Row]):
     def _between(self, part: str, first: int, stop: int) -> Int32:
         """The tokens of some consecutive rows."""
         ends = self._ends[part]
-        if not ends[-1]:
-            return np.empty(0, TOKEN)  # no row has any
-        tokens: Int32 = self._tokens[part][int(ends[first - 1]) if first else 0 : int(ends[stop - 1])]
+        start, end = int(ends[first - 1]) if first else 0, int(ends[stop - 1])
+        if start == end:
+            return np.empty(0, TOKEN)  # safetensors takes no slice behind the last number
+        tokens: Int32 = self._tokens[part][start:end]
         return tokens.astype(TOKEN, copy=False)
 
 
@@ -237,7 +238,7 @@ def write_prepared(
     place.remove(MANIFEST)
     bodies = {"invalid.jsonl": invalid}
     for split, rows in splits.items():
-        bodies[f"{split}.safetensors"] = _as_safetensors(rows.columns())
+        bodies[f"{split}.safetensors"] = as_safetensors(rows.columns())
         if rows.keeps_fields:
             bodies[_fields_file(split)] = rows.fields()
     parts = {name: place.put(name, body)[1] for name, body in bodies.items()}
@@ -248,7 +249,7 @@ def _put_manifest(place: Storage, manifest: Manifest) -> None:
     place.put(MANIFEST, [manifest.model_dump_json(indent=1).encode()])
 
 
-def _as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
+def as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
     """A file in that format (huggingface/safetensors, README), which its own writer makes of whole arrays alone."""
     ends = list(accumulate(column.length * TOKEN.itemsize for column in columns.values()))
     header = {
