@@ -7,7 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
@@ -21,6 +21,7 @@ from alignment_api.contract.base import Contract
 from alignment_api.contract.status import DataReport, MicroBatchReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import EXAMPLE_PARTS, TOKEN_PARTS, Example, PromptExample, TokenIds, example_of
 from alignment_trainer.data.files import sha256
+from alignment_trainer.data.sampler import Groups
 from alignment_trainer.data.spool import TOKEN, Column, Int32, Selection
 from alignment_trainer.data.storage import Storage, proven
 
@@ -143,6 +144,11 @@ class Examples(Stored[Example]):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, EXAMPLE_PARTS)
+
+    @cached_property
+    def groups(self) -> Groups | None:
+        """Of rows that were one of the user's."""
+        return Groups.of(self._rows)
 
     @property
     def completions(self) -> int:
