@@ -49,9 +49,9 @@ class Columns(Contract):
     completions: ColumnName | None = None
     """Several completions, of which every two with different scores or ranks are a pair."""
     scores: ColumnName | None = None
-    """A number for each completion; higher is better."""
+    """A number for each completion, in a list beside them or in each; higher is better."""
     ranks: ColumnName | None = None
-    """A number for each completion; 1 is the best."""
+    """The same, where 1 is the best."""
     completion: ColumnName | None = None
     """The answer of a demonstration or of feedback: a string, or messages after the prompt."""
     label: ColumnName | None = None

@@ -22,6 +22,7 @@ class Fields:
     def __init__(self, value: Mapping[str, Any], columns: Columns = AS_THEY_ARE) -> None:
         self._value, self._renamed = value, renamed(columns)
         self._read: set[str] = set()
+        self._left: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return self._value.get(self.column(name)) is not None
@@ -35,14 +36,19 @@ class Fields:
         self._read.add(self.column(name))
         return self._value.get(self.column(name))
 
+    def leave(self, parts: Iterable[str]) -> None:
+        """Parts of columns with something in them that are not read: `completions.model`."""
+        self._left.update(parts)
+
     def column(self, name: str) -> str:
         """What the user calls it."""
         return self._renamed.get(name, name)
 
     @property
     def unread(self) -> frozenset[str]:
-        """Columns with something in them that nobody has read."""
-        return frozenset(name for name, value in self._value.items() if value is not None) - self._read
+        """Columns with something in them that nobody has read, and parts of others."""
+        columns = frozenset(name for name, value in self._value.items() if value is not None)
+        return columns - self._read | self._left
 
     @property
     def listed(self) -> str:
