@@ -203,3 +203,12 @@ def test_rows_without_numbers_are_stored_as_ever_and_numbers_change_what_they_ar
         f"{part}_{what}" for part in ("weight", "margin") for what in ("lengths", "tokens")
     }
     assert keys["both"] == keys["none"], "the reference says the same of both"
+
+
+def test_a_last_row_may_lack_what_others_have(tmp_path: Path) -> None:
+    """Spans of a demonstration with several turns, before one with a single turn."""
+    several = PromptGroup((1,), ((2, 3, 4),), (((0, 1), (2, 3)),))
+    made = [Example(1, several, weight=2.0), Example(2, PromptGroup((1,), ((2, 3),)))]
+    with spool_in(tmp_path / "spool", EXAMPLE_PARTS, 0) as spool:
+        spool.add(made)
+        assert stored(Selection(spool, np.arange(2)), tmp_path / "rows.safetensors") == made
