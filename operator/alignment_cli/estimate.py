@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from alignment_api.contract.algorithms import Grpo, Ppo
@@ -134,15 +134,23 @@ def _online(spec: AlignmentJobSpec, options: Ppo | Grpo) -> Work | None:
 
 
 def _rows(source: str) -> tuple[int, float] | None:
-    """Rows of a file of JSON lines, and tokens a row by the first of them; None where it is not such a file here."""
+    """Rows of files of JSON lines, and tokens a row by the first of them; None where they are not such files here."""
     parsed = parse_source(source)
-    path = Path(parsed.path)
-    if parsed.scheme != "file" or path.suffix != ".jsonl" or not path.is_file():
+    files = _files(Path(parsed.path), parsed.is_pattern) if parsed.scheme == "file" else []
+    if not files or any(file.suffix != ".jsonl" for file in files):
         return None
-    with path.open("rb") as file:
-        count = sum(1 for line in file if line.strip())
-    lengths = [_letters(json.loads(line)) / _LETTERS_PER_TOKEN for line in islice(_lines(path), _SAMPLED_ROWS)]
+    count = sum(1 for file in files for line in _lines(file))
+    first = islice(chain.from_iterable(map(_lines, files)), _SAMPLED_ROWS)
+    lengths = [_letters(json.loads(line)) / _LETTERS_PER_TOKEN for line in first]
     return count, sum(lengths) / max(1, len(lengths))
+
+
+def _files(path: Path, is_pattern: bool) -> list[Path]:
+    from alignment_trainer.data.patterns import matching_files
+
+    if is_pattern:
+        return matching_files(path)
+    return [path] if path.is_file() else []
 
 
 def _lines(path: Path) -> Iterator[str]:

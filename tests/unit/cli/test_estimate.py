@@ -81,6 +81,15 @@ def test_seconds_are_flops_over_the_rate_and_a_share_for_each_role() -> None:
     assert Work(roles=2).seconds(10, 80.0) == 2 * Work(roles=1).seconds(10, 80.0) > 0
 
 
+def test_rows_of_a_pattern_are_those_of_its_files(tmp_path: Path) -> None:
+    whole = spec(tmp_path, {"dpo": {}})
+    for part in ("0", "1"):
+        (tmp_path / f"part-{part}.jsonl").write_text((json.dumps(PAIR) + "\n") * 20)
+    data = {"data": {"source": f"file://{tmp_path}/part-?.jsonl"}}
+    parts = AlignmentJobSpec.model_validate(whole.model_dump(by_alias=True) | data)
+    assert work_of(parts) == work_of(whole)
+
+
 def test_data_that_is_elsewhere_is_not_guessed_at(tmp_path: Path) -> None:
     elsewhere = AlignmentJobSpec.model_validate(
         spec(tmp_path, {"dpo": {}}).model_dump(by_alias=True) | {"data": {"source": "hf://a/b"}}

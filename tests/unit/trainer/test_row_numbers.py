@@ -212,3 +212,15 @@ def test_a_last_row_may_lack_what_others_have(tmp_path: Path) -> None:
     with spool_in(tmp_path / "spool", EXAMPLE_PARTS, 0) as spool:
         spool.add(made)
         assert stored(Selection(spool, np.arange(2)), tmp_path / "rows.safetensors") == made
+
+
+def test_a_turn_that_has_a_weight_of_its_own_is_refused_and_one_that_counts_as_it_is_read(tmp_path: Path) -> None:
+    ask, first = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "a"}
+    chats = [[ask, first | {"weight": weight}, ask | {"content": f"{n}?"}, first] for n, weight in enumerate((1, 0, 1))]
+    chats[2][0] = ask | {"content": "Ho."}
+    path = write(tmp_path, "rows.jsonl", [{"messages": chat} for chat in chats])
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:2: `messages\[1\]` has a `weight` of its own, and turns are learned"
+    ):
+        prepared(path, "sft")
+    assert prepared(path, "sft", onInvalid="drop")[0] == [(1.0, None), (1.0, None)]
