@@ -80,8 +80,8 @@ def _turns(value: object, field: str) -> Turns:
     for place, turn in enumerate(value if isinstance(value, list) else ()):
         if turn.get("weight") not in (None, 1):
             raise InvalidRow(
-                f"`{field}[{place}]` has a `weight` of its own, and turns are learned alike: write the row's `weight`, or "
-                "what is to be learned as `completion` and what stands before it as `prompt`"
+                f"`{field}[{place}]` has a `weight` of its own, and turns are learned alike: write the row's `weight`, "
+                "or what is to be learned as `completion` and what stands before it as `prompt`"
             )
     return turns
 
