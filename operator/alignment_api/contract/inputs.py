@@ -70,8 +70,8 @@ class Data(Contract):
     """The rows to learn from."""
 
     source: DataSource
-    """A file of rows (JSON, CSV, Parquet, Arrow: docs/data.md), a folder of them, a pattern of their names
-    (pvc://data/train-*.parquet), or an hf:// data set. Files may lie in a bucket: s3://bucket/prefix."""
+    """A file of rows (JSON, CSV, Parquet, Arrow: docs/data.md), a folder of them, or an hf:// data set. Files may lie
+    in a bucket: s3://bucket/prefix. A pattern is all files of such names: pvc://data/train-*.parquet."""
     split: str = "train"
     """Split of an hf:// data set."""
     revision: str = "main"

@@ -85,7 +85,7 @@ def test_rows_of_a_pattern_are_those_of_its_files(tmp_path: Path) -> None:
     whole = spec(tmp_path, {"dpo": {}})
     for part in ("0", "1"):
         (tmp_path / f"part-{part}.jsonl").write_text((json.dumps(PAIR) + "\n") * 20)
-    data = {"data": {"source": f"file://{tmp_path}/part-?.jsonl"}}
+    data = {"data": {"source": f"file://{tmp_path}/part-?.jsonl", "evaluation": {"fraction": 0.25}}}
     parts = AlignmentJobSpec.model_validate(whole.model_dump(by_alias=True) | data)
     assert work_of(parts) == work_of(whole)
 
