@@ -172,8 +172,9 @@ def _rows(spec: AlignmentJobSpec, source: str) -> tuple[float, float]:
     from alignment_trainer.data.rows import read_rows
     from alignment_trainer.process.errors import UserError
 
-    path = Path(parse_source(source).path)
-    if parse_source(source).scheme != "file" or not path.exists():
+    parsed = parse_source(source)
+    path = Path(parsed.path)
+    if parsed.scheme != "file" or not (parsed.is_pattern or path.exists()):
         raise NotKnown(f"the rows of {source} are not on this machine")
     try:
         count = count_rows(path)

@@ -22,6 +22,7 @@ from alignment_api.contract.roles import (
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
+RowNumber = Literal["weight", "margin"]
 
 
 class LearningRates(NamedTuple):
@@ -48,6 +49,8 @@ class Options(Contract):
     """What it learns from."""
     usual_learning_rate: ClassVar[LearningRates] = ALIGNING
     """What training.learningRate is where it is not given."""
+    row_numbers: ClassVar[frozenset[RowNumber]] = frozenset({"weight"})
+    """Columns with a number of each row that it reads."""
 
     @property
     def needs_reference(self) -> bool:
@@ -143,7 +146,8 @@ class RewardModel(FromPairs):
     """Pairwise reward model: a scalar head on the model, from preferences (Bradley-Terry; Ouyang et al. 2022)."""
 
     margin: NotNegative = 0.0
-    """The chosen score is pushed above the rejected one by this much."""
+    """The chosen score is pushed above the rejected one by this much, where a row has no `margin` of its own."""
+    row_numbers = frozenset({"weight", "margin"})
     center_coef: NotNegative = 0.0
     """Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023); 0.01 is usual."""
     usual_learning_rate = LearningRates(1e-5, 1e-4)
@@ -182,6 +186,7 @@ class Online(Options):
 
     rows = "prompts"
     usual_learning_rate = SAMPLING
+    row_numbers = frozenset()
     samples_field: ClassVar[str]
     """The field that says how many completions a prompt gets."""
 

@@ -265,6 +265,21 @@ def test_validate_looks_into_the_folder_that_stands_for_a_claim(manifest: Path, 
     assert alignctl("validate", str(dropped), "--volume", f"data={tmp_path}").exit_code == 0
 
 
+def test_validate_reads_every_file_of_a_pattern(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    manifest.write_text(JOB.replace("pairs.jsonl", "pairs-*.jsonl"))
+    pair = '{"prompt": "a", "chosen": "b", "rejected": "c", "weight": %s}\n'
+    for part, weight in (("0", "1"), ("1", "2.5")):
+        (tmp_path / f"pairs-{part}.jsonl").write_text(pair % weight)
+    volumes = ("--volume", f"data={tmp_path}", "--volume", f"models={tmp_path}")
+    assert alignctl("validate", str(manifest), *volumes).exit_code == 0
+    (tmp_path / "pairs-1.jsonl").write_text(pair % "2.5" + pair % "-1")
+    result = alignctl("validate", str(manifest), *volumes)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("pairs-1.jsonl:2: `weight` is -1; write 0 or more")
+
+
 def lengths(folder: Path, split: str, chosen: list[int], rejected: list[int]) -> None:
     (folder / "prepared").mkdir(exist_ok=True)
     tensors = {"lengths_tokens": np.array([chosen, rejected], np.int32).T.reshape(-1).copy()}

@@ -179,6 +179,15 @@ def test_held_out_rows_that_are_elsewhere_are_not_taken_for_none(tmp_path: Path)
         work_of(with_data(pairs, source=pairs.data.source, evaluation={"source": "hf://a/held"}))
 
 
+def test_rows_of_a_pattern_are_those_of_its_files(tmp_path: Path) -> None:
+    whole = spec(tmp_path, {"dpo": {}})
+    for part in ("0", "1"):
+        (tmp_path / f"part-{part}.jsonl").write_text((json.dumps(PAIR) + "\n") * 20)
+    data = {"data": {"source": f"file://{tmp_path}/part-?.jsonl", "evaluation": {"fraction": 0.25}}}
+    parts = AlignmentJobSpec.model_validate(whole.model_dump(by_alias=True) | data)
+    assert work_of(parts) == work_of(whole)
+
+
 def test_data_that_is_elsewhere_is_not_guessed_at(tmp_path: Path) -> None:
     elsewhere = AlignmentJobSpec.model_validate(
         spec(tmp_path, {"dpo": {}}).model_dump(by_alias=True) | {"data": {"source": "hf://a/b"}}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from alignment_api.contract.inputs import COLUMNS_OF, Columns, Data, RowFormat
+from alignment_trainer.data.layouts.numbers import Numbers
 from alignment_trainer.data.layouts.parsers import PARSERS
 from alignment_trainer.data.rows import InvalidRow, RawRow
 from alignment_trainer.process.errors import UserError
@@ -15,28 +16,30 @@ TALK = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho
 PAIR = {"prompt": "Hi.", "system": "Be kind.", "chosen": "Yes.", "rejected": "No."}
 SCORED = {"prompt": "Hi.", "completions": ["a", "b"]}
 ROWS: dict[RowFormat, list[dict[str, Any]]] = {
-    "preferences": [PAIR, SCORED | {"scores": [1, 2]}, SCORED | {"ranks": [1, 2]}],
+    "preferences": [PAIR | {"weight": 2, "margin": 0.5}, SCORED | {"scores": [1, 2]}, SCORED | {"ranks": [1, 2]}],
     "demonstrations": [
         {"prompt": "Hi.", "system": "Be kind.", "completion": "Ho."},
-        {"messages": TALK},
+        {"messages": TALK, "weight": 2},
         {"text": "Once upon a time"},
     ],
-    "feedback": [{"prompt": "Hi.", "system": "Be kind.", "completion": "Ho.", "label": True}],
+    "feedback": [{"prompt": "Hi.", "system": "Be kind.", "completion": "Ho.", "label": True, "weight": 2}],
     "prompts": [
         {"prompt": "Hi.", "system": "Be kind."},
         {"chosen": TALK, "rejected": [TALK[0], {"role": "assistant", "content": "No."}]},
     ],
 }
 """Rows that are read by each of a format's columns."""
+EVERY = Numbers(frozenset({"weight", "margin"}))
 
 
 def read(form: RowFormat, value: object, columns: Columns) -> list[tuple[Any, ...]] | str:
     """What a row says, or why it says nothing, whatever its columns are called."""
     try:
-        found = PARSERS[form].parse(RawRow(1, "x:1", value), columns)
+        found = PARSERS[form].parse(RawRow(1, "x:1", value), columns, EVERY)
     except InvalidRow as error:
         return str(error)
-    return [(row.prompt, getattr(row, "chosen", ""), getattr(row, "reply", ""), row.is_chat) for row in found]
+    names = ("prompt", "chosen", "reply", "is_chat", "numbers", "weight")
+    return [tuple(getattr(row, name, None) for name in names) for row in found]
 
 
 @pytest.mark.parametrize("form", COLUMNS_OF)

@@ -164,10 +164,10 @@ def test_tokens_outside_of_spans_add_nothing_but_context() -> None:
 
 def test_the_loss_is_a_mean_over_the_tokens_of_the_step() -> None:
     """4 nats over 2 tokens and 3 over 6: 7 / 8, not (2 + 1/2) / 2."""
-    sft, lengths = offline("sft"), torch.tensor([[2], [6]])
-    found = sft.loss(ScoredRows(torch.tensor([[-4.0], [-3.0]]), torch.zeros(2, 1), lengths))
+    sft, rows = offline("sft"), ScoredRows(torch.tensor([[-4.0], [-3.0]]), torch.zeros(2, 1), torch.tensor([[2], [6]]))
+    found = sft.loss(rows)
     assert found.loss.tolist() == [2.0, 0.5]
-    assert float(found.loss @ sft.weights(lengths)) == 7 / 8
+    assert float(found.loss @ sft.weights(rows).float()) == 7 / 8
 
 
 def test_held_out_figures_are_of_tokens_with_an_interval() -> None:

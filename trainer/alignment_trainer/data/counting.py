@@ -5,17 +5,17 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+from alignment_trainer.data.kinds import kind_of_file
 from alignment_trainer.data.readers.arrow import arrow_rows, parquet_rows
 from alignment_trainer.data.readers.streams import PACKED, unpacked
 from alignment_trainer.data.rows import data_files, read_rows
-from alignment_trainer.data.sources import kind_of_file
 
 READ_BYTES = 32 << 20
 """Of a file whose rows can only be counted by reading them: a few seconds."""
 
 
 def count_rows(path: Path) -> int | None:
-    """Rows of a file or of a folder of them; None where only a long reading would tell. Raises UserError as reading
+    """Rows of a file, of a folder of them or of a pattern; None where only a long reading would tell. Raises UserError as reading
     them does.
     """
     total = 0

@@ -16,7 +16,7 @@ from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import Example
-from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.sampler import Groups, Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.engines.state import SavedState
@@ -64,8 +64,8 @@ def load_trainee(spec: AlignmentJobSpec, origin: Origin, start: Start | None, de
     return Trainee(model, engine, restore(start.folder, engine, prefix) if start and resumes else Position())
 
 
-def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
-    return Sampler(rows, spec.training.batch_size, spec.training.seed)
+def make_sampler(spec: AlignmentJobSpec, rows: int, groups: Groups | None = None) -> Sampler:
+    return Sampler(rows, spec.training.batch_size, spec.training.seed, groups)
 
 
 def score_rows(

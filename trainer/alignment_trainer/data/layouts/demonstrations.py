@@ -16,6 +16,7 @@ from alignment_trainer.data.layouts.given import (
     text_of,
 )
 from alignment_trainer.data.layouts.messages import messages
+from alignment_trainer.data.layouts.numbers import NONE, Numbers, weight_of
 from alignment_trainer.data.rows import DemonstrationRow, InvalidRow, Message, RawRow, Reading
 
 _EXAMPLE = '{"messages": ...}, {"prompt": ..., "completion": ...} or {"text": ...}'
@@ -24,7 +25,7 @@ Found = tuple[Turns, Turns, bool, str]
 """Prompt, reply, whether it is a conversation, and how it was read."""
 
 
-def parse_demonstrations(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[DemonstrationRow]:
+def parse_demonstrations(row: RawRow, columns: Columns = AS_THEY_ARE, wanted: Numbers = NONE) -> list[DemonstrationRow]:
     """What a row demonstrates, one row of it. Raises InvalidRow."""
     fields = Fields(object_of(row, _EXAMPLE), columns)
     refuse_what_is_not_read(fields)
@@ -32,13 +33,14 @@ def parse_demonstrations(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[De
     if name is None:
         raise InvalidRow(f"no demonstration in it; found {fields.listed}. Write {_EXAMPLE}")
     prompt, reply, is_chat, layout = _READERS[name](fields, name)
-    reading = Reading(layout, fields.unread)
-    return [DemonstrationRow(row.number, row.place, prompt, reply, is_chat, reading)]
+    weight, weighed = weight_of(fields, wanted)
+    reading = Reading(layout + weighed, fields.unread)
+    return [DemonstrationRow(row.number, row.place, prompt, reply, is_chat, reading, weight)]
 
 
 def _conversation(fields: Fields, name: str) -> Found:
     field = fields.column(name)
-    turns, layout = messages(fields.read(name), field), f"`{field}`; every assistant turn is learned"
+    turns, layout = _turns(fields.read(name), field), f"`{field}`; every assistant turn is learned"
     if "system" in fields:
         turns = behind_system(text_of(fields.read("system"), fields.column("system")), turns)
         layout += f", behind `{fields.column('system')}`"
@@ -61,7 +63,7 @@ def _answered(fields: Fields, name: str) -> Found:
         reply: Turns = (Message("assistant", value),)
         is_chat = given.is_chat
     else:
-        reply, is_chat = messages(value, field), True
+        reply, is_chat = _turns(value, field), True
         if reply[0].role != "assistant":
             raise InvalidRow(f"`{field}` begins with role `{reply[0].role}`; its first message must be the assistant's")
     return prompt, _learned(reply, field), is_chat, f"{given.layout}; `{field}` is learned"
@@ -70,6 +72,18 @@ def _answered(fields: Fields, name: str) -> Found:
 def _text(fields: Fields, name: str) -> Found:
     field = fields.column(name)
     return (), (Message("assistant", text_of(fields.read(name), field)),), False, f"`{field}`; every token is learned"
+
+
+def _turns(value: object, field: str) -> Turns:
+    """The turns, if none has a weight of its own. Raises InvalidRow."""
+    turns = messages(value, field)
+    for place, turn in enumerate(value if isinstance(value, list) else ()):
+        if turn.get("weight") not in (None, 1):
+            raise InvalidRow(
+                f"`{field}[{place}]` has a `weight` of its own, and turns are learned alike: write the row's `weight`, "
+                "or what is to be learned as `completion` and what stands before it as `prompt`"
+            )
+    return turns
 
 
 def _learned(reply: Turns, field: str) -> Turns:

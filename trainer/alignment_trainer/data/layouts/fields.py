@@ -24,6 +24,7 @@ class Fields:
         self._value, self._renamed = value, renamed(columns)
         self._read: set[str] = set()
         self._left: set[str] = set()
+        self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return self._value.get(self.column(name)) is not None
@@ -45,6 +46,10 @@ class Fields:
         """Notes keys within a column that are not read: `completions[].model`."""
         self._left.update(keys)
 
+    def take(self, key: str) -> None:
+        """Notes that a key within a column is read: `completions[].score`."""
+        self._taken.add(key)
+
     @property
     def unread(self) -> frozenset[str]:
         """Columns with something in them that nobody has read, and such keys within those that were read."""
@@ -55,7 +60,7 @@ class Fields:
     def unread_within(self) -> frozenset[str]:
         """Such keys alone: within messages, and what was left."""
         of_messages = (unread_keys(self._value.get(column), column) for column in self._read)
-        return frozenset(chain(self._left, *of_messages))
+        return frozenset(chain(self._left, *of_messages)) - self._taken
 
     @property
     def listed(self) -> str:

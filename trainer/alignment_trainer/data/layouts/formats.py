@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from alignment_api.contract.inputs import Columns
+from alignment_trainer.data.layouts.answers import LISTS
 from alignment_trainer.data.layouts.fields import AS_THEY_ARE, check_columns, listed, renamed
 from alignment_trainer.data.rows import RawRow
 from alignment_trainer.process.errors import UserError
@@ -14,7 +16,7 @@ _PREFERENCES = (
     frozenset({"chosen"}),
     frozenset({"rejected"}),
     frozenset({"preferred_output", "non_preferred_output"}),
-    frozenset({"completions"}),
+    *(frozenset({name}) for name in LISTS),
 )
 """Any of them tells; what such a row lacks it says itself."""
 _DEMONSTRATIONS = (
@@ -138,7 +140,14 @@ def _refuse_others(
 
 def _keys(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> Sequence[frozenset[str]]:
     """The columns of each of the first rows, and our names of those that are called otherwise."""
-    found = [frozenset(row.value) for row in islice(rows, LOOKED_AT) if isinstance(row.value, Mapping)]
-    check_columns(columns, found, source, field)
+    looked_at = [row.value for row in islice(rows, LOOKED_AT) if isinstance(row.value, Mapping)]
+    found = list(map(frozenset[str], looked_at))
+    check_columns(columns, [*found, *_inside(looked_at)], source, field)
     ours = renamed(columns)
     return [keys | {name for name, column in ours.items() if column in keys} for keys in found]
+
+
+def _inside(rows: Iterable[Mapping[str, Any]]) -> Iterator[frozenset[str]]:
+    """What each of several answers has."""
+    lists = (value for row in rows for value in row.values() if isinstance(value, list))
+    return (frozenset(each) for entries in lists for each in entries if isinstance(each, Mapping))
