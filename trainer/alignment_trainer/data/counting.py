@@ -15,8 +15,9 @@ READ_BYTES = 32 << 20
 
 
 def count_rows(path: Path) -> int | None:
-    """Rows of a file, of a folder of them or of a pattern; None where only a long reading would tell. Raises UserError as reading
-    them does.
+    """Rows of a file, of a folder of them or of a pattern; None where only a long reading would tell.
+
+    Raises UserError as reading them does.
     """
     total = 0
     for file in data_files(path):
