@@ -24,9 +24,17 @@ STAGES = {"prepare": "prepare", "evaluator": "evaluate"}
 """Role -> its stage in these tests, where that is not `train`; a reference serves any stage alike."""
 Peers = tuple[str, ...] | dict[str, tuple[str, ...]]
 forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(
-    ["alignment_trainer.roles.actor", "alignment_trainer.roles.policy", "alignment_trainer.roles.prepare"]
+LOADED = (
+    "alignment_trainer.preload",
+    "transformers.models.llama.modeling_llama",
+    "pytest",
+    "deepspeed",
+    "setuptools",
+    "functorch.compile",
+    "deepspeed.runtime.zero.muon.original_muon",
 )
+"""What a forked role or rank finds loaded; from `deepspeed` on what ZeRO loads late, 2 s of a core in each rank."""
+forkserver.set_forkserver_preload(list(LOADED))
 
 
 def free_port() -> int:
