@@ -27,6 +27,7 @@ forkserver = multiprocessing.get_context("forkserver")
 LOADED = (
     "alignment_trainer.preload",
     "transformers.models.llama.modeling_llama",
+    "boto3",
     "pytest",
     "deepspeed",
     "setuptools",
