@@ -18,6 +18,7 @@ from tests.tiny import write_model, write_pairs
 
 from alignment_api.contract.context import CONTEXT_VARIABLE, Context, Outcome
 from alignment_trainer.main import main
+from alignment_trainer.process.launch import RANK_OUTCOMES
 
 ROOT = Path(__file__).parents[3]
 STAGES = {"prepare": "prepare", "evaluator": "evaluate"}
@@ -155,6 +156,25 @@ class TinyJob:
         process = forkserver.Process(target=_run_main, args=arguments, daemon=True)
         process.start()
         return process
+
+    def fork_ranks(self, role: str) -> list[Any]:
+        """The ranks that torchrun would execute, forked: each loads torch and transformers else, 7 s of a core."""
+        text, outcomes = self.context(role).model_dump_json(), self.folder / f"{role}-outcomes"
+        outcomes.mkdir()
+        gang = {
+            RANK_OUTCOMES: str(outcomes),
+            "WORLD_SIZE": str(self.processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        ranks = []
+        for number in map(str, range(self.processes)):
+            environment = self.environment | gang | {"RANK": number, "LOCAL_RANK": number}
+            arguments = (text, str(self.folder / f"{role}.log"), environment)
+            ranks.append(forkserver.Process(target=_run_main, args=arguments, daemon=True))
+            ranks[-1].start()
+        return ranks
 
     def start(self, role: str, **of_context: Any) -> subprocess.Popen[bytes]:
         """The role as a runtime starts it."""
