@@ -98,7 +98,7 @@ class Errors:
         return OSError(f"{self.field}: {error.operation_name} of `{where}` at {self.endpoint}: {code}")
 
     def _failed(self, error: Exception, key: str) -> Exception:
-        from botocore import exceptions  # type: ignore[import-untyped]
+        from botocore import exceptions
 
         where = f"s3://{self.bucket}/{key}"
         if isinstance(error, exceptions.NoCredentialsError | exceptions.CredentialRetrievalError):
