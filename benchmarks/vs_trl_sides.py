@@ -173,11 +173,13 @@ def trl_model(options: Report) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(options["model"])
-    if options["algorithm"] == "reward":
-        model = AutoModelForSequenceClassification.from_pretrained(options["model"], num_labels=1, dtype=torch.float32)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(options["model"], dtype=torch.float32)
+    folder = options["model"]
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if options["algorithm"] != "reward":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False), tokenizer
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, trust_remote_code=False
+    )
     return model, tokenizer
 
 
