@@ -219,8 +219,6 @@ def test_a_turn_that_has_a_weight_of_its_own_is_refused_and_one_that_counts_as_i
     chats = [[ask, first | {"weight": weight}, ask | {"content": f"{n}?"}, first] for n, weight in enumerate((1, 0, 1))]
     chats[2][0] = ask | {"content": "Ho."}
     path = write(tmp_path, "rows.jsonl", [{"messages": chat} for chat in chats])
-    with pytest.raises(
-        UserError, match=r"rows\.jsonl:2: `messages\[1\]` has a `weight` of its own, and turns are learned"
-    ):
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: `messages\[1\]` has `weight`: weights and masks of turns are"):
         prepared(path, "sft")
     assert prepared(path, "sft", onInvalid="drop")[0] == [(1.0, None), (1.0, None)]

@@ -40,7 +40,7 @@ def parse_demonstrations(row: RawRow, columns: Columns = AS_THEY_ARE, wanted: Nu
 
 def _conversation(fields: Fields, name: str) -> Found:
     field = fields.column(name)
-    turns, layout = _turns(fields.read(name), field), f"`{field}`; every assistant turn is learned"
+    turns, layout = messages(fields.read(name), field), f"`{field}`; every assistant turn is learned"
     if "system" in fields:
         turns = behind_system(text_of(fields.read("system"), fields.column("system")), turns)
         layout += f", behind `{fields.column('system')}`"
@@ -63,7 +63,7 @@ def _answered(fields: Fields, name: str) -> Found:
         reply: Turns = (Message("assistant", value),)
         is_chat = given.is_chat
     else:
-        reply, is_chat = _turns(value, field), True
+        reply, is_chat = messages(value, field), True
         if reply[0].role != "assistant":
             raise InvalidRow(f"`{field}` begins with role `{reply[0].role}`; its first message must be the assistant's")
     return prompt, _learned(reply, field), is_chat, f"{given.layout}; `{field}` is learned"
@@ -72,18 +72,6 @@ def _answered(fields: Fields, name: str) -> Found:
 def _text(fields: Fields, name: str) -> Found:
     field = fields.column(name)
     return (), (Message("assistant", text_of(fields.read(name), field)),), False, f"`{field}`; every token is learned"
-
-
-def _turns(value: object, field: str) -> Turns:
-    """The turns, if none has a weight of its own. Raises InvalidRow."""
-    turns = messages(value, field)
-    for place, turn in enumerate(value if isinstance(value, list) else ()):
-        if turn.get("weight") not in (None, 1):
-            raise InvalidRow(
-                f"`{field}[{place}]` has a `weight` of its own, and turns are learned alike: write the row's `weight`, "
-                "or what is to be learned as `completion` and what stands before it as `prompt`"
-            )
-    return turns
 
 
 def _learned(reply: Turns, field: str) -> Turns:

@@ -14,8 +14,8 @@ ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 _FORMS = (("role", "content"), ("from", "value"))
 _TOOLS = "tools are not read yet: write the call as text in `content`, or drop the row"
 _WEIGHTS = (
-    "weights and masks of turns are not read: drop the key, or, for sft, give each turn that shall be learned a row of "
-    "its own, as `prompt` and `completion`"
+    "weights and masks of turns are not read: drop the key, write the row's `weight`, or, for sft, give each turn that "
+    "shall be learned a row of its own, as `prompt` and `completion`"
 )
 _IMAGES, _SOUNDS = "images are not read; drop the row", "sounds are not read; drop the row"
 _VIDEOS = "videos are not read; drop the row"

@@ -94,7 +94,7 @@ def _has(row: RawRow, column: str) -> bool:
     return isinstance(row.value, Mapping) and row.value.get(column) is not None
 
 
-def _one_prompt(row: RawRow, columns: Columns, wanted: Numbers) -> Sequence[PromptRow]:
+def _one_prompt(row: RawRow, columns: Columns, wanted: Numbers = NONE) -> Sequence[PromptRow]:
     return (parse_prompt(row, columns),)
 
 
