@@ -85,7 +85,7 @@ crd: setup ## Generate the CRD, and what the chart takes from the code
 	@mv build/crd.yaml $(CRD)
 	@$(PYTHON) charts/generate.py
 
-benchmark: setup ## Tokens per second and memory against TRL (about 20 minutes)
+benchmark: setup ## Seconds a step and memory beside TRL, for DPO (half an hour)
 	@$(PYTHON) examples/fetch_model.py
 	@$(PYTHON) benchmarks/vs_trl.py
 
