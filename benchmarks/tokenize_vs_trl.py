@@ -5,7 +5,7 @@
 Rows are those of the file, again and again with a number before each prompt. Ours are read, checked, rendered,
 tokenized, split and written, as `prepare` does it; TRL's are read and go through the data set preparation of
 its DPOTrainer with a process a core, no trainer around it. Each side has a process of its own; imports do not count.
-The last line is one JSON object. Needs trl==1.13.*.
+The last line is one JSON object. Needs trl==1.16.*.
 """
 
 from __future__ import annotations

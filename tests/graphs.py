@@ -24,6 +24,8 @@ app()
 """
 """alignctl whose roles are all executed, as pods are: each answers while it imports torch, so that a scrape meets it. A
 forked one may be done before."""
+_LISTENS = "0A"
+"""TCP's state in /proc/net/tcp."""
 DASHBOARDS = REPOSITORY / "charts" / "alignment-operator" / "dashboards"
 
 
@@ -44,8 +46,8 @@ def watching(dashboard: str, folder: Path) -> Iterator[Graphs]:
     """Scrapes an operator's metrics, and every role that this process, or one below it, starts meanwhile."""
     graphs = Graphs()
     with ExitStack() as stack:
-        port = stack.enter_context(_operator())
-        prometheus = Prometheus(folder, lambda: {f"127.0.0.1:{port}", *_roles_below()})
+        port, roles = stack.enter_context(_operator()), _RolesBelow()
+        prometheus = Prometheus(folder, lambda: {f"127.0.0.1:{port}", *roles.new()})
         try:
             stack.enter_context(prometheus.running())
         except RigUnavailable as reason:
@@ -81,14 +83,29 @@ def _operator() -> Iterator[int]:
         thread.join()
 
 
-def _roles_below() -> Iterator[str]:
+class _RolesBelow:
     """Where the roles below this process serve their metrics: whatever listens there on a port of a run's.
 
     A forked role's environment cannot be read from outside.
     """
-    for process in psutil.Process().children(recursive=True):
-        try:
-            listening = [c.laddr for c in process.net_connections("tcp4") if c.status == psutil.CONN_LISTEN]
-        except psutil.Error:
-            continue  # it has ended
-        yield from (f"{address.ip}:{address.port}" for address in listening if address.port in PORTS)
+
+    def __init__(self) -> None:
+        self._sockets: set[str] = set()
+
+    def new(self) -> Iterator[str]:
+        """Those that have come since it was asked; processes are walked, which is dear, where a socket has."""
+        before, self._sockets = self._sockets, _listening()
+        if self._sockets <= before:
+            return
+        for process in psutil.Process().children(recursive=True):
+            try:
+                found = [c.laddr for c in process.net_connections("tcp4") if c.status == psutil.CONN_LISTEN]
+            except psutil.Error:
+                continue  # it has ended
+            yield from (f"{address.ip}:{address.port}" for address in found if address.port in PORTS)
+
+
+def _listening() -> set[str]:
+    """The kernel's numbers of all sockets that listen on a port of some run's."""
+    sockets = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return {fields[9] for fields in sockets if fields[3] == _LISTENS and int(fields[1][-4:], 16) in PORTS}

@@ -13,7 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from alignment_api.contract.status import AlignmentJobStatus, MicroBatchReport, PrecisionReport, Progress
+from alignment_api.contract.status import (
+    AlignmentJobStatus,
+    LearningRateReport,
+    MicroBatchReport,
+    PrecisionReport,
+    Progress,
+)
 from alignment_operator.plan.types import PodView
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -69,6 +75,8 @@ class Display:
         self._when_new("stage", f"stage {status.stage}", self._print)
         if status.precision is not None:
             self._when_new("precision", precision_text(status.precision), self._print)
+        if status.learning_rate is not None:
+            self._when_new("learning rate", learning_rate_text(status.learning_rate), self._print)
         if status.micro_batch is not None:
             self._when_new("micro-batch", micro_batch_text(status.micro_batch), self._print)
         for view in views:
@@ -113,6 +121,8 @@ def _table(name: str, elapsed: str, status: AlignmentJobStatus, views: tuple[Pod
     parts: list[RenderableType] = [head]
     if status.precision is not None:
         parts.append(Text(precision_text(status.precision), style="dim"))
+    if status.learning_rate is not None:
+        parts.append(Text(learning_rate_text(status.learning_rate), style="dim"))
     if status.micro_batch is not None:
         parts.append(Text(micro_batch_text(status.micro_batch), style="dim"))
     progress = status.progress
@@ -172,6 +182,11 @@ def _memory_of(view: PodView) -> str:
 def precision_text(precision: PrecisionReport) -> str:
     """In what the job computes, and why."""
     return f"computes in {precision.value}: {precision.why}"
+
+
+def learning_rate_text(report: LearningRateReport) -> str:
+    """With what the job trains, and why."""
+    return f"learns at a rate of {report.value:g} at most: {report.why}"
 
 
 def micro_batch_text(report: MicroBatchReport) -> str:

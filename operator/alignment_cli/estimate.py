@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignment_api.contract.algorithms import Grpo, Ppo
+from alignment_api.contract.inputs import HELD_OUT
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.sources import parse_source
 from alignment_api.contract.spec import AlignmentJobSpec
-from alignment_api.derived.reward_stage import spec_of_stage
+from alignment_api.derived.decoder import Decoder
+from alignment_api.derived.reward_stage import LEAST_HELD_OUT, spec_of_stage
 from alignment_api.derived.stages import stages_of
+
+if TYPE_CHECKING:
+    from alignment_trainer.data.rows import RawRow
 
 _SAMPLED_ROWS = 200
 _LETTERS_PER_TOKEN = 4.0
@@ -66,23 +70,50 @@ class Work:
         return seconds * _RANGE[0], seconds * _RANGE[1]
 
 
-def duration_range(spec: AlignmentJobSpec, parameters: int, bf16: bool) -> tuple[float, float] | None:
-    """Seconds, from and to, by a rate that is measured here and now; None where the data is not on this machine.
-
-    bf16: whether the job computes in it, in hardware.
-    """
-    work = work_of(spec)
-    return None if work is None else work.seconds_range(parameters, measured_rate(), bf16)
+class NotKnown(Exception):
+    """Why nothing can be said of a job's work, in words."""
 
 
-def work_of(spec: AlignmentJobSpec) -> Work | None:
-    """Over all stages; None where the data is not on this machine."""
+@dataclass(frozen=True)
+class Machine:
+    """That the job runs on. bf16: whether its CPU has it in hardware. gpus: whether there are any."""
+
+    cores: int
+    bf16: bool
+    gpus: bool
+
+
+def duration_text(spec: AlignmentJobSpec, model: Decoder | None, machine: Machine) -> str:
+    """How long a job will take, or why that is not known. spec: with the precision that it has here."""
+    try:
+        seconds = duration_range(spec, model, machine)
+    except NotKnown as unknown:
+        return f"how long it takes is not known before its first steps: {unknown}"
+    low, high = (max(1, round(each / 60)) for each in seconds)
+    minutes = f"{low} to {high} minutes" if high > 1 else "a minute"
+    return f"about {minutes} on this machine's {machine.cores} cores, in {spec.training.precision}"
+
+
+def duration_range(spec: AlignmentJobSpec, model: Decoder | None, machine: Machine) -> tuple[float, float]:
+    """Seconds, from and to, by a rate that is measured here and now. Raises NotKnown."""
+    is_bf16 = spec.training.precision == "bf16"
+    if machine.gpus:
+        raise NotKnown("no rate is measured of GPUs")
+    if model is None:
+        raise NotKnown(f"no safetensors of {spec.model.source} are on this machine")
+    if is_bf16 and not machine.bf16:
+        raise NotKnown("it computes in bf16, which this CPU has not in hardware")
+    return work_of(spec).seconds_range(model.parameters, measured_rate(), is_bf16)
+
+
+def work_of(spec: AlignmentJobSpec) -> Work:
+    """Over all stages. Raises NotKnown where its rows are not on this machine, or cannot be counted in a moment."""
     roles = [role for stage in stages_of(spec) for role in stage.roles]
     starts = Work(roles=len(roles), samplers=sum(ROLES[role].samples for role in roles))
-    parts = [starts, _online(spec, spec.algorithm.online) if spec.algorithm.online else _offline(spec)]
+    work = starts + (_online(spec, spec.algorithm.online) if spec.algorithm.online else _offline(spec))
     if any(stage.name == "reward" for stage in stages_of(spec)):
-        parts.append(_offline(spec_of_stage(spec, "reward")))
-    return None if None in parts else sum((part for part in parts if part), Work())
+        work += _offline(spec_of_stage(spec, "reward"), LEAST_HELD_OUT)
+    return work
 
 
 def measured_rate(seconds: float = 0.3) -> float:
@@ -97,18 +128,21 @@ def measured_rate(seconds: float = 0.3) -> float:
     return operations / (time.perf_counter() - began)
 
 
-def _offline(spec: AlignmentJobSpec) -> Work | None:
-    rows = _rows(spec.data.source)
-    if rows is None:
-        return None
-    evaluation = spec.data.evaluation
-    held_out = _rows(evaluation.source) if evaluation.source else None
-    count, tokens = rows
-    held = held_out[0] if held_out else count * (evaluation.fraction or 0.0)
+def _offline(spec: AlignmentJobSpec, least_held_out: int = 1) -> Work:
+    count, tokens = _rows(spec, spec.data.source)
+    held = _held_out(spec, count, least_held_out)
     steps = spec.training.max_steps or max(1, round(count * spec.training.epochs / spec.training.batch_size))
     trained = steps * spec.training.batch_size * tokens
     reference = (min(count, trained / tokens) + held) * tokens if spec.algorithm.options.needs_reference else 0.0
     return Work(forward=reference + held * tokens) + _learnt(spec, trained)
+
+
+def _held_out(spec: AlignmentJobSpec, count: float, least: int = 1) -> float:
+    """Rows that are held out. count: of those that the job has."""
+    evaluation = spec.data.evaluation
+    if evaluation.source is not None:
+        return _rows(spec, evaluation.source)[0]
+    return count * evaluation.fraction if evaluation.fraction is not None else max(count * HELD_OUT, least)
 
 
 def _learnt(spec: AlignmentJobSpec, tokens: float) -> Work:
@@ -116,16 +150,13 @@ def _learnt(spec: AlignmentJobSpec, tokens: float) -> Work:
     return Work(trained=tokens) if spec.training.lora is None else Work(forward=2 * tokens)
 
 
-def _online(spec: AlignmentJobSpec, options: Ppo | Grpo) -> Work | None:
-    rows = _rows(spec.data.source)
-    if rows is None:
-        return None
-    held_out = _rows(spec.data.evaluation.source) if spec.data.evaluation.source else None
-    steps = spec.training.max_steps or max(1, round(rows[0] * spec.training.epochs / options.prompts_per_rollout))
+def _online(spec: AlignmentJobSpec, options: Ppo | Grpo) -> Work:
+    count, tokens = _rows(spec, spec.data.source)
+    steps = spec.training.max_steps or max(1, round(count * spec.training.epochs / options.prompts_per_rollout))
     sampled = float(steps * options.completions_per_rollout * options.max_new_tokens)
-    seen = sampled + steps * options.prompts_per_rollout * rows[1]
+    seen = sampled + steps * options.prompts_per_rollout * tokens
     trainees, judges = (2, 3) if isinstance(options, Ppo) else (1, 2)
-    evaluated = 2 * (held_out[0] if held_out else 0) * options.max_new_tokens
+    evaluated = 2 * _held_out(spec, count) * options.max_new_tokens
     return Work(
         forward=judges * seen + evaluated,
         trained=trainees * options.epochs_per_rollout * seen,
@@ -133,21 +164,45 @@ def _online(spec: AlignmentJobSpec, options: Ppo | Grpo) -> Work | None:
     )
 
 
-def _rows(source: str) -> tuple[int, float] | None:
-    """Rows of a file of JSON lines, and tokens a row by the first of them; None where it is not such a file here."""
+def _rows(spec: AlignmentJobSpec, source: str) -> tuple[float, float]:
+    """Rows to learn from (several of a row that states several pairs), and tokens of one, by the first ones. Raises
+    NotKnown.
+    """
+    from alignment_trainer.data.counting import count_rows
+    from alignment_trainer.data.rows import read_rows
+    from alignment_trainer.process.errors import UserError
+
     parsed = parse_source(source)
     path = Path(parsed.path)
-    if parsed.scheme != "file" or path.suffix != ".jsonl" or not path.is_file():
-        return None
-    with path.open("rb") as file:
-        count = sum(1 for line in file if line.strip())
-    lengths = [_letters(json.loads(line)) / _LETTERS_PER_TOKEN for line in islice(_lines(path), _SAMPLED_ROWS)]
-    return count, sum(lengths) / max(1, len(lengths))
+    if parsed.scheme != "file" or not (parsed.is_pattern or path.exists()):
+        raise NotKnown(f"the rows of {source} are not on this machine")
+    try:
+        count = count_rows(path)
+        first = [row for row in islice(read_rows(path), _SAMPLED_ROWS) if row.broken is None]
+    except UserError as error:
+        raise NotKnown(str(error)) from error
+    if count is None:
+        raise NotKnown(f"the rows of {source} cannot be counted in a moment (Parquet, Arrow and plain .jsonl can)")
+    found = [tokens for row in first for tokens in _tokens(spec, row)]
+    return count * len(found) / max(1, len(first)), sum(found) / max(1, len(found))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        yield from (line for line in file if line.strip())
+def _tokens(spec: AlignmentJobSpec, row: RawRow) -> list[float]:
+    """Of each row that a raw one states: all of its text where that is one, else of each pair its own."""
+    whole = _letters(row.value) / _LETTERS_PER_TOKEN
+    if spec.algorithm.options.rows != "preferences":
+        return [whole]
+    from alignment_trainer.data.layouts.preferences import parse_preferences
+    from alignment_trainer.data.rows import InvalidRow
+
+    try:
+        pairs = parse_preferences(row, spec.data.columns)
+    except InvalidRow:
+        return [whole]
+    if len(pairs) == 1:
+        return [whole]
+    shared = sum(len(turn.content) for turn in pairs[0].prompt)
+    return [(shared + len(pair.chosen) + len(pair.rejected)) / _LETTERS_PER_TOKEN for pair in pairs]
 
 
 def _letters(value: object) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alignment_api.contract.roles import ROLES
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.contract.status import ModelShape
 from alignment_api.derived.decoder import Decoder, shape_in
 from alignment_api.derived.micro_batch import assumed, least_tokens
 from alignment_api.derived.reward_stage import spec_of_stage
@@ -18,6 +19,8 @@ from alignment_api.derived.stages import stages_of
 from alignment_api.rules.mutability import SCALABLE
 from alignment_cli.display import memory_text
 
+_LONGEST_HEAD = 100_000_000
+"""Bytes of a safetensors file's head, as its own library has it."""
 _PLACEMENTS = {
     ("prepare", "reference"): "write spec.roles.reference: {placement: withPolicy}, which needs no server",
     ("train", "critic"): "write spec.roles.critic: {placement: withActor}, which saves a process",
@@ -26,23 +29,37 @@ _PLACEMENTS = {
 
 
 def read_decoder(folder: Path) -> Decoder | None:
-    """The model in a Hugging Face folder, by its config and the heads of its safetensors files; None without those."""
-    parameters, config = count_parameters(folder), folder / "config.json"
-    if parameters is None:
+    """The model in a Hugging Face folder, by its config and the heads of its safetensors files; None without those.
+
+    What is damaged is as good as missing here: `prepare` refuses it by name.
+    """
+    parameters = count_parameters(folder)
+    return Decoder.of(parameters, _shape_in(folder / "config.json")) if parameters is not None else None
+
+
+def _shape_in(file: Path) -> ModelShape | None:
+    try:
+        config = json.loads(file.read_bytes())
+        return shape_in(config) if isinstance(config, dict) else None
+    except (FileNotFoundError, ValueError, TypeError):
         return None
-    return Decoder.of(parameters, shape_in(json.loads(config.read_text())) if config.is_file() else None)
 
 
 def count_parameters(folder: Path) -> int | None:
-    """Parameters of a Hugging Face folder, from the heads of its safetensors files; None where it has none."""
+    """Parameters of a Hugging Face folder, from the heads of its safetensors files; None where it has none, or one
+    that is damaged.
+    """
     files = sorted(folder.glob("*.safetensors"))
-    return sum(map(_count_in, files)) if files else None
+    try:
+        return sum(map(_count_in, files)) if files else None
+    except (struct.error, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _count_in(file: Path) -> int:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        head = json.loads(stream.read(length))
+        head = json.loads(stream.read(min(length, _LONGEST_HEAD)))
     count = 0
     for name, tensor in head.items():
         size = 1

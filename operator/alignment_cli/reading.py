@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment_api.contract.algorithms import Options, RewardModel
 from alignment_api.contract.base import FieldPath, field_path
-from alignment_api.contract.inputs import Columns, Data
+from alignment_api.contract.inputs import Data
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.platform import Platform
-from alignment_api.contract.sources import parse_source
+from alignment_api.contract.sources import is_pattern, parse_source
 from alignment_api.derived.source_fields import sources_read
 from alignment_api.rules.policy import policy_problems, shape_problems
 from alignment_api.yaml.manifest import InvalidManifest, Problem, problem_at, read_contract, read_manifest
@@ -108,9 +109,9 @@ def check_files(manifest: Manifest, volumes: Mapping[str, Path]) -> list[str]:
         if problem is not None:
             complaints.append(str(manifest.problem(path, problem)))
         elif (data := _data_at(manifest.job, path)) is not None and data.on_invalid == "refuse":
-            form = manifest.job.spec.algorithm.options.rows if path[1] == "data" else "preferences"
+            options = manifest.job.spec.algorithm.options if path[1] == "data" else RewardModel()
             field = field_path(path).rsplit(".source")[0].removesuffix(".evaluation")
-            complaints += _invalid_rows(place, form, data.columns, field)
+            complaints += _invalid_rows(place, options, data, field)
     return complaints
 
 
@@ -123,6 +124,8 @@ def _data_at(job: AlignmentJob, path: FieldPath) -> Data | None:
 
 
 def _missing(path: FieldPath, place: Path) -> str | None:
+    if is_pattern(str(place)):
+        return _unmatched(place)
     if not place.exists():
         beside = sorted(entry.name for entry in place.parent.iterdir())[:10] if place.parent.is_dir() else []
         return f"{place} does not exist; " + (f"beside it are {', '.join(beside)}" if beside else "check the path")
@@ -131,18 +134,29 @@ def _missing(path: FieldPath, place: Path) -> str | None:
     return None
 
 
-def _invalid_rows(place: Path, form: str, columns: Columns, field: str) -> Iterator[str]:
-    """form: of the rows that the algorithm learns from. field: of the data."""
+def _unmatched(pattern: Path) -> str | None:
+    from alignment_trainer.data.patterns import NoSource, matching_files
+
+    try:
+        matching_files(pattern)
+    except NoSource as error:
+        return f"{pattern} {error}"
+    return None
+
+
+def _invalid_rows(place: Path, options: Options, data: Data, field: str) -> Iterator[str]:
+    """options: of the algorithm that learns from the rows. field: of the data."""
+    from alignment_trainer.data.layouts.numbers import Numbers
     from alignment_trainer.data.layouts.parsers import PARSERS
     from alignment_trainer.data.rows import InvalidRow, read_rows
     from alignment_trainer.process.errors import UserError
 
-    rows, found = PARSERS[form], 0
+    rows, wanted, found = PARSERS[options.rows], Numbers.of(options, data), 0
     try:
-        rows.check(read_rows(place), place.name, columns, field)
+        rows.check_source(place, place.name, data, field, wanted)
         for row in read_rows(place):
             try:
-                rows.parse(row, columns)
+                rows.parse(row, data.columns, wanted)
             except InvalidRow as error:
                 found += 1
                 if found <= _SHOWN_ROWS:

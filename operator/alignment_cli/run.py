@@ -27,10 +27,11 @@ from alignment_api.rules.mutability import immutable_changes
 from alignment_cli.devices import gpu_shortage
 from alignment_cli.display import Display
 from alignment_cli.errors import Refused
-from alignment_cli.estimate import duration_range
+from alignment_cli.estimate import Machine, duration_text
 from alignment_cli.memory import memory_advice, read_decoder
 from alignment_cli.reading import Manifest, check_files, check_volumes
 from alignment_cli.summary import print_summary
+from alignment_cli.unused import unused_here
 from alignment_operator.local.context import Places
 from alignment_operator.local.folder import RunFolder
 from alignment_operator.local.machine import available_memory, local_platform, machine_gpus, machine_has_bf16
@@ -88,6 +89,7 @@ def _run_in(folder: RunFolder, manifest: Manifest, options: RunOptions, console:
     _check_devices(job, places)
     _advise(console, job, places)
     _say_duration(console, job, places)
+    _say_unused(console, job)
     status = _drive(job, places, console)
     if status.phase == "Complete":
         _summarize(console, job, status, places)
@@ -212,17 +214,15 @@ def _computed_here(spec: AlignmentJobSpec) -> AlignmentJobSpec:
 
 
 def _say_duration(console: Console, job: AlignmentJob, places: Places) -> None:
-    """The first line: a guess, as a range. Of GPUs nothing is known here yet."""
-    model = _model(job)
-    if model is None or places.platform.pools.on_demand.gpu is not None:
-        return
-    bf16 = _computed_here(job.spec).training.precision == "bf16" and machine_has_bf16()
-    expected = duration_range(job.spec, model.parameters, bf16)
-    if expected is not None:
-        low, high = (max(1, round(seconds / 60)) for seconds in expected)
-        minutes = f"{low} to {high} minutes" if high > 1 else "a minute"
-        where = f"this machine's {os.cpu_count()} cores, in {'bf16' if bf16 else 'fp32'}"
-        console.print(f"about {minutes} on {where}", highlight=False)
+    """The first line: a guess, as a range, or why there is none."""
+    machine = Machine(os.cpu_count() or 1, machine_has_bf16(), places.platform.pools.on_demand.gpu is not None)
+    console.print(duration_text(_computed_here(job.spec), _model(job), machine), highlight=False, soft_wrap=True)
+
+
+def _say_unused(console: Console, job: AlignmentJob) -> None:
+    if unused := unused_here(job.spec):
+        shell = "; credentials are this shell's variables" if "spec.credentials" in unused else ""
+        console.print(f"not used on this machine: {', '.join(unused)}{shell}", highlight=False, soft_wrap=True)
 
 
 def _summarize(console: Console, job: AlignmentJob, status: AlignmentJobStatus, places: Places) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alignment_cli.display import micro_batch_text, precision_text
+from alignment_cli.display import learning_rate_text, micro_batch_text, precision_text
 from alignment_cli.errors import Refused
 from alignment_operator.local.folder import RunFolder
 
@@ -34,6 +34,8 @@ def print_status(console: Console, path: Path) -> None:
     console.print(table)
     if status.precision is not None:
         console.print(precision_text(status.precision), highlight=False)
+    if status.learning_rate is not None:
+        console.print(learning_rate_text(status.learning_rate), highlight=False)
     if status.micro_batch is not None:
         console.print(micro_batch_text(status.micro_batch), highlight=False)
     for condition in status.conditions:

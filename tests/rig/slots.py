@@ -110,7 +110,7 @@ def cgroup_hierarchies() -> list[Path]:
     """Roots of the mounted cgroup trees: one in version 2, one for each controller in version 1."""
     if is_cgroup_v2():
         return [CGROUP_ROOT]
-    trees = (tree for tree in sorted(CGROUP_ROOT.iterdir()) if tree.is_dir() and not tree.is_symlink())
+    trees = sorted(set(_mount_points()) & set(CGROUP_ROOT.iterdir()))
     return [tree for tree in trees if tree.name != "unified"]  # a hybrid's version 2 tree carries no controller
 
 

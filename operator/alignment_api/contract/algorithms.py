@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from alignment_api.contract.base import Contract
 from alignment_api.contract.fields import contract_in
+from alignment_api.contract.inputs import RowFormat
 from alignment_api.contract.numbers import Count, NotNegative, Positive, Samples
 from alignment_api.contract.rewards import Reward, Rewards
 from alignment_api.contract.roles import (
@@ -19,9 +20,24 @@ from alignment_api.contract.roles import (
     Stage,
 )
 
-RowFormat = Literal["preferences", "demonstrations", "feedback", "prompts"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Truncated = Literal["score", "mask", "bootstrap"]
+RowNumber = Literal["weight", "margin"]
+
+
+class LearningRates(NamedTuple):
+    """Peaks of AdamW, where the manifest names none."""
+
+    whole: float
+    """Of whole models, from 7B up."""
+    adapters: float
+    """With training.lora: ten times as much (Dettmers et al. 2023; Schulman et al. 2025)."""
+
+
+ALIGNING = LearningRates(5e-7, 5e-6)
+"""Of those that begin at a model that answers already and compare with it (Tunstall et al. 2023; Meng et al. 2024)."""
+SAMPLING = LearningRates(1e-6, 1e-5)
+"""Of those that learn from their own samples (Shao et al. 2024, section 4.2)."""
 
 
 class Options(Contract):
@@ -31,6 +47,10 @@ class Options(Contract):
     """Of its jobs, in order, with every role that one of them may have."""
     rows: ClassVar[RowFormat]
     """What it learns from."""
+    usual_learning_rate: ClassVar[LearningRates] = ALIGNING
+    """What training.learningRate is where it is not given."""
+    row_numbers: ClassVar[frozenset[RowNumber]] = frozenset({"weight"})
+    """Columns with a number of each row that it reads."""
 
     @property
     def needs_reference(self) -> bool:
@@ -50,6 +70,7 @@ class Sft(Options):
 
     stages = FROM_ROWS
     rows = "demonstrations"
+    usual_learning_rate = LearningRates(2e-5, 2e-4)
 
 
 class Kto(Options):
@@ -109,6 +130,7 @@ class Orpo(FromPairs):
 
     odds_weight: Positive = 0.1
     """Weight of the odds-ratio term beside the chosen completion's negative log-likelihood: lambda of the paper."""
+    usual_learning_rate = LearningRates(5e-6, 5e-5)
 
 
 class Simpo(FromPairs):
@@ -124,9 +146,11 @@ class RewardModel(FromPairs):
     """Pairwise reward model: a scalar head on the model, from preferences (Bradley-Terry; Ouyang et al. 2022)."""
 
     margin: NotNegative = 0.0
-    """The chosen score is pushed above the rejected one by this much."""
+    """The chosen score is pushed above the rejected one by this much, where a row has no `margin` of its own."""
+    row_numbers = frozenset({"weight", "margin"})
     center_coef: NotNegative = 0.0
     """Weight of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023); 0.01 is usual."""
+    usual_learning_rate = LearningRates(1e-5, 1e-4)
 
 
 class Online(Options):
@@ -144,8 +168,8 @@ class Online(Options):
     """The ratio of new to old policy counts no further than 1 -+ this (Schulman et al. 2017, eq. 7)."""
     importance_cap: Positive = 2.0
     """Bound of the weights that correct for vLLM's log-probs differing from the trainer's (Yao et al. 2025)."""
-    max_update_kl: Positive | None = 0.05
-    """Ends the updates from a rollout, nats per token towards the policy that sampled."""
+    max_update_kl: NotNegative = 0.05
+    """Ends the updates from a rollout, nats per token towards the policy that sampled. 0 never ends them."""
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
     """Completions may come from weights so many steps old; 0 is strictly on-policy."""
     truncated: Truncated = "score"
@@ -161,6 +185,8 @@ class Online(Options):
     """What a completion is worth; summed by weight."""
 
     rows = "prompts"
+    usual_learning_rate = SAMPLING
+    row_numbers = frozenset()
     samples_field: ClassVar[str]
     """The field that says how many completions a prompt gets."""
 
@@ -212,8 +238,8 @@ class Ppo(Online):
     """Passes over one rollout, in optimizer steps of training.batchSize completions."""
     init_kl_coef: NotNegative = 0.2
     """Weight of the KL penalty at first; raise it by half where KL climbs above 0.1 without a gain in reward."""
-    target_kl: Positive | None = 0.1
-    """What the adaptive controller aims at, nats per token towards the reference; absent leaves the weight as it is."""
+    target_kl: NotNegative = 0.1
+    """What the adaptive controller aims at, nats per token towards the reference. 0 leaves the weight as it is."""
     kl_horizon: Count = 10_000
     """Completions over which the controller corrects an error of 1 (Ziegler et al. 2019, section 2.2)."""
     kl_estimator: KlEstimator = "k1"

@@ -5,6 +5,8 @@ file://./path       relative to the manifest: on a laptop only
 pvc://claim/path    a PersistentVolumeClaim of the job's namespace
 hf://org/name       a model or data set of the Hugging Face hub
 s3://bucket/prefix  what lies below a prefix of a bucket of an S3 store
+
+The rows of a job may be a pattern of file, pvc and s3: `*` is any characters of one name, `?` is one.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ FORMS = {
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _BUCKET = re.compile(r"[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]")
 _LONGEST = 1024
+_PATTERN = "it has a pattern (`*` or `?`), and only data may be one; write one path"
+_NOT_IN_PATTERNS = re.compile(r"\*\*|[\[\]{}]")
+_NO_PATTERN = {"rule": "!self.contains('*') && !self.contains('?')", "message": _PATTERN}
 _INSIDE = {
     "rule": "!self.matches('^(pvc|s3)://') || !self.split('/').exists(part, part == '..')",
     "message": "leaves its volume by `..`; write a path inside the claim or bucket",
@@ -47,6 +52,11 @@ class Source:
         return self.scheme == "file" and not self.path.startswith("/")
 
     @property
+    def is_pattern(self) -> bool:
+        """True where it stands for all files whose names are so."""
+        return self.scheme != "hf" and is_pattern(self.path)
+
+    @property
     def is_remote(self) -> bool:
         """True for hf and s3: the process that wants it asks for it, and nothing is mounted."""
         return self.scheme in ("hf", "s3")
@@ -66,8 +76,13 @@ def parse_source(text: str) -> Source:
     return Source("pvc", path.strip("/"), claim)
 
 
-def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf", "s3")) -> None:
-    """Raises ValueError that says what was found and which forms are understood."""
+def is_pattern(path: str) -> bool:
+    """Whether a path, or a part of one, stands for several."""
+    return "*" in path or "?" in path
+
+
+def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf", "s3"), patterns: bool = False) -> None:
+    """Raises ValueError that says what was found and which forms are understood. patterns: whether it may be one."""
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in allowed:
         forms = " or ".join(FORMS[s] for s in allowed)
@@ -75,6 +90,18 @@ def check_source(text: str, allowed: tuple[Scheme, ...] = ("file", "pvc", "hf", 
     if len(text) > _LONGEST:
         raise ValueError(f"has {len(text)} characters; write a path of at most {_LONGEST}")
     _CHECKS[scheme](text, rest)
+    if parse_source(text).is_pattern:
+        _check_pattern(text, rest, patterns)
+
+
+def _check_pattern(text: str, rest: str, allowed: bool) -> None:
+    if not allowed:
+        raise ValueError(f"`{text}`: {_PATTERN}")
+    if found := _NOT_IN_PATTERNS.search(rest):
+        raise ValueError(
+            f"`{text}`: `{found[0]}` is no part of a pattern; write `*` (any characters of one name) or `?` (one), or "
+            "a folder for all files below it"
+        )
 
 
 def _inside(kind: str, name: re.Pattern[str], form: str) -> Callable[[str, str], None]:
@@ -113,15 +140,15 @@ class IsSource:
     """Marks the types below, so that the sources of a spec are found by their type (see `derived/source_fields.py`)."""
 
 
-def _check(*allowed: Scheme) -> AfterValidator:
+def _check(*allowed: Scheme, patterns: bool = False) -> AfterValidator:
     def validate(text: str) -> str:
-        check_source(text, allowed)
+        check_source(text, allowed, patterns)
         return text
 
     return AfterValidator(validate)
 
 
-def _schema(*allowed: Scheme) -> WithJsonSchema:
+def _schema(*allowed: Scheme, patterns: bool = False) -> WithJsonSchema:
     forms = {
         "file": r"file://(/|\./|\.\./).*",
         "pvc": r"pvc://[a-z0-9][-a-z0-9.]*(/.*)?",
@@ -133,13 +160,21 @@ def _schema(*allowed: Scheme) -> WithJsonSchema:
             "type": "string",
             "maxLength": _LONGEST,
             "pattern": f"^({'|'.join(forms[s] for s in allowed)})$",
-            "x-kubernetes-validations": [_INSIDE],
+            "x-kubernetes-validations": [_INSIDE] if patterns else [_INSIDE, _NO_PATTERN],
         }
     )
 
 
 ReadableSource = Annotated[str, IsSource(), _check("file", "pvc", "hf", "s3"), _schema("file", "pvc", "hf", "s3")]
-"""A source that is read: a model or data."""
+"""A source that is read: a model."""
+
+DataSource = Annotated[
+    str,
+    IsSource(),
+    _check("file", "pvc", "hf", "s3", patterns=True),
+    _schema("file", "pvc", "hf", "s3", patterns=True),
+]
+"""A source of rows, which may be a pattern."""
 
 WritableSource = Annotated[str, IsSource(), _check("file", "pvc", "s3"), _schema("file", "pvc", "s3")]
 """A source that is written: storage and output."""

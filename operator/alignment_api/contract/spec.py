@@ -56,8 +56,10 @@ class Training(Contract):
     or a completion with its prompt is not; one that is longer is too long (see data.onTooLong). Memory against speed,
     never the gradient. `auto`: as many as memory holds, at most 8192 or one longest row; status.microBatch says how
     many and why."""
-    learning_rate: Positive = 5e-7
-    """Peak learning rate of AdamW. 5e-7 suits full-parameter DPO from 7B up; small models take up to 1e-5."""
+    learning_rate: Positive | None = None
+    """Peak learning rate of AdamW. Default: by algorithm, for whole models from 7B up: 5e-7 for dpo, ipo, kto and
+    simpo; 1e-6 for ppo and grpo; 5e-6 for orpo; 1e-5 for reward; 2e-5 for sft. With `lora` ten times that. Small models
+    take more, up to 1e-5 for dpo. status.learningRate says which it is and why."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of AdamW, on matrices only."""
     warmup_fraction: Fraction = 0.1
@@ -79,7 +81,7 @@ class Training(Contract):
     lora: Lora | None = None
     """Train adapters instead of the model's own weights: an eighth of the memory of the state, checkpoints of
     megabytes. For algorithms that learn from pairs, with sharding `none` or `fsdp2`. They take 10 to 100 times the
-    learning rate of whole models. Default: the whole model is trained."""
+    learning rate of whole models, and have 10 times its default. Default: the whole model is trained."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of data order, split, new heads, adapters and samples."""
 

@@ -209,7 +209,7 @@ class DataReading(Contract):
     rows: int
     """Rows of the source that were read so."""
     unread: list[str] = []
-    """Columns of theirs that were not read."""
+    """Columns of theirs that were not read, and keys of messages in those that were: `messages[].name`."""
 
 
 class DataReport(Contract):
@@ -298,6 +298,15 @@ class PrecisionReport(Contract):
     """Who said so: the spec, or the devices that it trains on."""
 
 
+class LearningRateReport(Contract):
+    """With what the job trains, to its end."""
+
+    value: float
+    """Peak learning rate of AdamW."""
+    why: str
+    """Who said so: the spec, or the default of its algorithm."""
+
+
 class MicroBatchReport(Contract):
     """How much a rank or server computes at once, for all roles of the job and to its end."""
 
@@ -365,6 +374,8 @@ class AlignmentJobStatus(Contract):
     """The model as pinned."""
     precision: PrecisionReport | None = None
     """In what the job computes, as `prepare` decided or the spec says."""
+    learning_rate: LearningRateReport | None = None
+    """Peak learning rate of stage `train`, kept as it was when the job was admitted."""
     micro_batch: MicroBatchReport | None = None
     """How much is computed at once, as `prepare` decided or the spec says."""
     reward_models: dict[str, ModelReport] | None = None

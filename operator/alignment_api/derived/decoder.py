@@ -71,7 +71,7 @@ def shape_in(config: Mapping[str, Any]) -> ModelShape | None:
     found: dict[str, Any] = {
         name: next((config[key] for key in keys if key in config), None) for name, keys in _NAMES.items()
     }
-    if not all(isinstance(value, int) for value in found.values()):
+    if not all(isinstance(value, int) and value > 0 for value in found.values()):
         return None
     layers, hidden, heads, vocabulary = found.values()
     head_size = config.get("head_dim") or hidden // heads

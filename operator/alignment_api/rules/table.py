@@ -15,8 +15,11 @@ from alignment_api.contract.rewards import Reward, RewardFunction
 from alignment_api.contract.role_spec import AcceleratedRole
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.rules.adapters import adapter_rules
+from alignment_api.rules.columns import column_rules
 from alignment_api.rules.roles import role_rules
+from alignment_api.rules.rows import row_rules
 from alignment_api.rules.rule import Rule
+from alignment_api.rules.unread import unread_rules
 
 Fields = dict[str, Any]
 _PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -255,6 +258,9 @@ RULES: tuple[Rule, ...] = (
     *_rules_of("ppo", Ppo),
     *_rules_of("grpo", Grpo),
     *_bucket_rules(),
+    *column_rules(),
     *adapter_rules(),
+    *row_rules(),
+    *unread_rules(),
     *role_rules(),
 )

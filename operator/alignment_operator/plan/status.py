@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment_api.contract.job import AlignmentJob
 from alignment_api.contract.status import AlignmentJobStatus, Artifacts, Condition, Phase, RoleStatus
+from alignment_api.derived.learning_rate import learning_rate_of
 from alignment_operator.places import makes_output, makes_storage, output_source, storage_source
 from alignment_operator.plan.admission import missing_nodes
 from alignment_operator.plan.conditions import (
@@ -63,6 +64,7 @@ def derive_status(snapshot: Snapshot, found: Findings) -> AlignmentJobStatus:
         "phase": _phase(conditions, pods, stages),
         "conditions": conditions,
         "algorithm": job.spec.algorithm.name,
+        "learning_rate": status.learning_rate or learning_rate_of(job.spec),
         "stage": stages.begun[-1].name if stages.begun else None,
         "stages": stages.begun,
         "attempt": found.records.attempt,

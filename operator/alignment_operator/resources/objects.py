@@ -6,6 +6,7 @@ from alignment_api.contract.handed import DEFAULTS, defaults_in
 from alignment_api.contract.job import AlignmentJob, ObjectMeta
 from alignment_api.contract.platform import Platform
 from alignment_api.contract.roles import PORT
+from alignment_api.derived.learning_rate import with_learning_rate
 from alignment_operator import names
 from alignment_operator.plan.types import Support
 from alignment_operator.resources.metadata import Manifest, build_metadata
@@ -122,15 +123,15 @@ def _headless(job: AlignmentJob, role: str, name: str, before_ready: bool) -> Ma
 
 
 def job_as_read(job: AlignmentJob) -> AlignmentJob:
-    """The job without the bookkeeping of its metadata, and with pinned revisions."""
+    """The job without the bookkeeping of its metadata, with its learning rate and with pinned revisions."""
+    spec = with_learning_rate(job.spec, job.status.learning_rate)
     metadata = ObjectMeta(
         name=job.metadata.name,
         namespace=job.metadata.namespace,
         uid=job.metadata.uid,
         generation=job.metadata.generation,
-        annotations={DEFAULTS: defaults_in(job.spec)},
+        annotations={DEFAULTS: defaults_in(spec)},
     )
-    spec = job.spec
     if job.status.model is not None and job.status.model.revision is not None:
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"revision": job.status.model.revision})})
     if job.status.data is not None and job.status.data.revision is not None:

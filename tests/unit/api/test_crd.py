@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from alignment_api.contract.fields import all_fields
+from alignment_api.contract.job import AlignmentJob
+from alignment_api.contract.platform import Platform
 from alignment_api.crd import crd_yaml, custom_resource_definition
 from alignment_api.yaml.tree import parse_yaml
 
@@ -46,11 +49,20 @@ def test_nothing_but_structural_schema_is_used() -> None:
 
 def test_defaults_stand_on_their_fields_and_in_their_descriptions() -> None:
     found = dict(levels(schema()))
-    assert found["spec", "training", "learningRate"]["default"] == 5e-7
-    assert found["spec", "training", "learningRate"]["description"].endswith("Default: 5e-07.")
+    rate = found["spec", "algorithm", "ppo", "critic", "learningRate"]
+    assert rate["default"] == 5e-6
+    assert rate["description"].endswith("Default: 5e-06.")
+    assert "default" not in found["spec", "training", "learningRate"], "its default is its algorithm's"
     assert found["spec", "training"]["default"] == {}, "an object's default is what its fields' defaults give"
     assert found["spec", "roles"]["default"] == {}
     assert "default" not in found["spec", "storage"]
+
+
+def test_no_field_has_a_default_that_only_null_would_turn_off() -> None:
+    """The apiserver drops a null, and a job is handed on without any: what absent means is the one other value."""
+    for root in (AlignmentJob, Platform):
+        optional = [(path, field) for path, field in all_fields(root) if type(None) in get_args(field.annotation)]
+        assert [path for path, field in optional if field.default is not None] == []
 
 
 def test_a_status_has_no_defaults() -> None:

@@ -51,6 +51,14 @@ def test_what_somebody_wrote_is_never_left_out(path: tuple[str | int, ...], valu
         read_begun_manifest(newer(handed(**ppo_spec()), *path, value=value, is_default=False))
 
 
+def test_a_limit_that_is_turned_off_is_handed_on() -> None:
+    spec = ppo_spec()
+    spec["algorithm"]["ppo"] |= {"targetKl": 0, "maxUpdateKl": 0}
+    options = read_begun_manifest(json.dumps(handed(**spec))).spec.algorithm.ppo
+    assert options is not None
+    assert (options.target_kl, options.max_update_kl) == (0, 0)
+
+
 def test_what_differs_from_its_default_is_not_told_as_one() -> None:
     job = handed(training={"epochs": 3, "batchSize": 64}, roles={"policy": {"memory": "8Gi"}})
     defaults = json.loads(job["metadata"]["annotations"][DEFAULTS])

@@ -18,6 +18,7 @@ from alignment_api.contract.status import (
     AlignmentJobStatus,
     EvaluationReport,
     Interval,
+    LearningRateReport,
     MicroBatchReport,
     PrecisionReport,
     Progress,
@@ -234,9 +235,13 @@ def test_status_shows_the_columns_and_the_conditions(tmp_path: Path) -> None:
     folder.lock()
     folder.unlock()
     folder.write_job(read_manifest(JOB))
-    precision = PrecisionReport(value="fp32", why="the CPU has no bf16")
     status = AlignmentJobStatus(
-        phase="Running", stage="train", algorithm="dpo", progress_text="3/9", precision=precision
+        phase="Running",
+        stage="train",
+        algorithm="dpo",
+        progress_text="3/9",
+        precision=PrecisionReport(value="fp32", why="the CPU has no bf16"),
+        learning_rate=LearningRateReport(value=5e-7, why="the default of dpo"),
     )
     folder.write_status(status)
     result = alignctl("status", str(folder.path))
@@ -244,6 +249,7 @@ def test_status_shows_the_columns_and_the_conditions(tmp_path: Path) -> None:
         ["NAME", "ALGORITHM", "STAGE", "PHASE", "PROGRESS", "ETA", "READY"],
         ["helpful", "dpo", "train", "Running", "3/9", "0/0"],
         ["computes", "in", "fp32:", "the", "CPU", "has", "no", "bf16"],
+        ["learns", "at", "a", "rate", "of", "5e-07", "at", "most:", "the", "default", "of", "dpo"],
     ]
 
 
@@ -257,6 +263,21 @@ def test_validate_looks_into_the_folder_that_stands_for_a_claim(manifest: Path, 
     dropped = tmp_path / "dropped.yaml"
     dropped.write_text(JOB.replace("pairs.jsonl}", "pairs.jsonl, onInvalid: drop}"))
     assert alignctl("validate", str(dropped), "--volume", f"data={tmp_path}").exit_code == 0
+
+
+def test_validate_reads_every_file_of_a_pattern(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    manifest.write_text(JOB.replace("pairs.jsonl", "pairs-*.jsonl"))
+    pair = '{"prompt": "a", "chosen": "b", "rejected": "c", "weight": %s}\n'
+    for part, weight in (("0", "1"), ("1", "2.5")):
+        (tmp_path / f"pairs-{part}.jsonl").write_text(pair % weight)
+    volumes = ("--volume", f"data={tmp_path}", "--volume", f"models={tmp_path}")
+    assert alignctl("validate", str(manifest), *volumes).exit_code == 0
+    (tmp_path / "pairs-1.jsonl").write_text(pair % "2.5" + pair % "-1")
+    result = alignctl("validate", str(manifest), *volumes)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("pairs-1.jsonl:2: `weight` is -1; write 0 or more")
 
 
 def lengths(folder: Path, split: str, chosen: list[int], rejected: list[int]) -> None:

@@ -1,10 +1,12 @@
 """What alignctl says of memory and GPUs before a run: what does not fit, and the smallest change that does."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from alignment_api.contract.platform import Gpu, Pool
@@ -12,7 +14,7 @@ from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import ModelShape
 from alignment_api.derived.decoder import Decoder
 from alignment_cli.devices import gpu_shortage
-from alignment_cli.memory import count_parameters, memory_advice
+from alignment_cli.memory import count_parameters, memory_advice, read_decoder
 
 
 def spec(**reference: Any) -> AlignmentJobSpec:
@@ -93,3 +95,22 @@ def test_parameters_are_counted_from_the_heads_of_files(tmp_path: Path) -> None:
     assert count_parameters(tmp_path) == 15 + 7 + 4
     assert count_parameters(tmp_path / "empty") is None
     assert struct.calcsize("<Q") == 8
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[1]", json.dumps({"num_attention_heads": 0}).encode(), b'{"head_dim": "wide"}']
+)
+def test_a_config_that_is_damaged_ends_no_command_before_prepare_names_it(tmp_path: Path, content: bytes) -> None:
+    save_file({"a": np.zeros((4, 3), np.float32)}, tmp_path / "model.safetensors")
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 400}
+    said = json.dumps(sizes | json.loads(content)).encode() if content.startswith(b"{") else content
+    (tmp_path / "config.json").write_bytes(said)
+    assert read_decoder(tmp_path) == Decoder.of(12)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\xff" * 9, struct.pack("<Q", 4) + b"[1]!", struct.pack("<Q", 2) + b"[]"]
+)
+def test_weights_that_are_damaged_are_not_counted(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert count_parameters(tmp_path) is None

@@ -25,8 +25,8 @@ apiVersion: alignment.run/v1alpha1
 kind: AlignmentJob
 metadata: {name: tiny, uid: 0b9e, labels: {team: "yes"}}
 spec:
-  model: {source: file://./model, revision: "017"}
-  data: {source: pvc://data/pairs.jsonl}
+  model: {source: file://./model}
+  data: {source: pvc://data/pairs.jsonl, columns: {prompt: "017"}}
   algorithm: {dpo: {}}
   roles: {reference: {replicas: 2}}
 """

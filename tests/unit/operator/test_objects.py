@@ -45,7 +45,7 @@ def test_the_objects_are_as_reviewed() -> None:
     assert json.loads(json.dumps(objects)) == json.loads(json.dumps(expected))
 
 
-def test_the_job_passes_through_as_itself_with_its_defaults_and_pinned_revisions() -> None:
+def test_the_job_passes_through_as_itself_with_its_defaults_learning_rate_and_pinned_revisions() -> None:
     status = AlignmentJobStatus(
         model=ModelReport(parameters=1, fingerprint="m", revision="abc"),
         data=DataReport(format="preferences", rows=1, evaluation_rows=1, fingerprint="d", revision="def"),
@@ -54,7 +54,10 @@ def test_the_job_passes_through_as_itself_with_its_defaults_and_pinned_revisions
     (config,) = by_kind(build_objects(job, SUPPORT, PLATFORM), "ConfigMap")
     read = AlignmentJob.model_validate_json(config["data"]["job.yaml"], by_name=False)
     assert (read.spec.model.revision, read.spec.data.revision) == ("abc", "def")
-    assert read.spec.model_copy(update={"model": job.spec.model, "data": job.spec.data}) == job.spec
+    assert read.spec.training.learning_rate == 5e-7
+    training = read.spec.training.model_copy(update={"learning_rate": None})
+    as_written = {"model": job.spec.model, "data": job.spec.data, "training": training}
+    assert read.spec.model_copy(update=as_written) == job.spec
     assert json.loads(config["data"]["job.yaml"])["spec"]["training"]["batchSize"] == 64
     assert read.status == AlignmentJobStatus()
 

@@ -12,7 +12,7 @@ from tests.unit.operator.small_cluster import DATA, MODEL, START, SmallCluster, 
 from alignment_api.contract.algorithms import STAGES
 from alignment_api.contract.context import Outcome
 from alignment_api.contract.roles import ROLES
-from alignment_api.contract.status import CheckpointStatus, PrecisionReport, Progress
+from alignment_api.contract.status import CheckpointStatus, LearningRateReport, PrecisionReport, Progress
 from alignment_operator.plan.types import Plan
 
 
@@ -235,6 +235,17 @@ def test_the_precision_that_prepare_told_stays_to_the_end(cluster: SmallCluster)
     cluster.poll(name, data=DATA, model=MODEL, precision=decided)
     cluster.run_until("train")
     assert cluster.status.precision == decided
+
+
+def test_the_learning_rate_of_a_job_is_shown_at_once_and_stays_to_the_end() -> None:
+    cluster = SmallCluster(make_job({"algorithm": {"orpo": {}}}))
+    cluster.reconcile()
+    assert cluster.status.learning_rate == LearningRateReport(value=5e-6, why="the default of orpo")
+    begun = LearningRateReport(value=8e-6, why="the default of orpo in the release that admitted it")
+    admitted = cluster.status.model_copy(update={"learning_rate": begun})
+    cluster.job = cluster.job.model_copy(update={"status": admitted})
+    cluster.run_until("train")
+    assert cluster.status.learning_rate == begun
 
 
 def test_a_checkpoint_of_an_older_pod_does_not_replace_a_newer_one(cluster: SmallCluster) -> None:

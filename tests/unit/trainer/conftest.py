@@ -7,5 +7,5 @@ __all__ = ["bucket", "s3_server"]
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tiny tensors gain nothing from more threads, and threads that spin for a shared core lose minutes."""
+    """Where torch was loaded before `OMP_NUM_THREADS` was set."""
     torch.set_num_threads(1)

@@ -28,7 +28,7 @@ from pathlib import Path
 from attempts import KEEP, Combination, Figures, figures_of
 from moments import Moment
 from ranks import Rank, RankFailed, gang, returned, run_ranks
-from roles import TinyJob, forkserver
+from roles import LOADED, TinyJob, forkserver
 
 from alignment_api.contract.context import Context
 from alignment_trainer.algorithms import OFFLINE
@@ -228,7 +228,7 @@ def main(kills: int = 200, seed: int | None = None) -> int:
     first = random.SystemRandom().randrange(2**32) if seed is None else seed
     came = runs = failed = 0
     began = time.monotonic()
-    forkserver.set_forkserver_preload(["attempts", "deepspeed"])
+    forkserver.set_forkserver_preload(["attempts", *LOADED])
     os.environ["DS_ACCELERATOR"] = "cpu"
     with tempfile.TemporaryDirectory() as folder:
         run_ranks(1, "time:monotonic")  # who forks the others is there before a life is timed

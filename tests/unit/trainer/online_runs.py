@@ -57,7 +57,7 @@ class OnlineSetting:
     learning_rate: float = 1e-3
     samples: int = 4
     warmup: int = 0
-    max_update_kl: float | None = None
+    max_update_kl: float = 0.0
     sharding: str = "none"
     value_clip: float | None = None
     value_head: float = 0.0

@@ -18,15 +18,25 @@ from tests.tiny import write_model, write_pairs
 
 from alignment_api.contract.context import CONTEXT_VARIABLE, Context, Outcome
 from alignment_trainer.main import main
+from alignment_trainer.process.launch import RANK_OUTCOMES
 
 ROOT = Path(__file__).parents[3]
 STAGES = {"prepare": "prepare", "evaluator": "evaluate"}
 """Role -> its stage in these tests, where that is not `train`; a reference serves any stage alike."""
 Peers = tuple[str, ...] | dict[str, tuple[str, ...]]
 forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(
-    ["alignment_trainer.roles.actor", "alignment_trainer.roles.policy", "alignment_trainer.roles.prepare"]
+LOADED = (
+    "alignment_trainer.preload",
+    "transformers.models.llama.modeling_llama",
+    "boto3",
+    "pytest",
+    "deepspeed",
+    "setuptools",
+    "functorch.compile",
+    "deepspeed.runtime.zero.muon.original_muon",
 )
+"""What a forked role or rank finds loaded; from `deepspeed` on what ZeRO loads late, 2 s of a core in each rank."""
+forkserver.set_forkserver_preload(list(LOADED))
 
 
 def free_port() -> int:
@@ -146,6 +156,25 @@ class TinyJob:
         process = forkserver.Process(target=_run_main, args=arguments, daemon=True)
         process.start()
         return process
+
+    def fork_ranks(self, role: str) -> list[Any]:
+        """The ranks that torchrun would execute, forked: each loads torch and transformers else, 7 s of a core."""
+        text, outcomes = self.context(role).model_dump_json(), self.folder / f"{role}-outcomes"
+        outcomes.mkdir()
+        gang = {
+            RANK_OUTCOMES: str(outcomes),
+            "WORLD_SIZE": str(self.processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        ranks = []
+        for number in map(str, range(self.processes)):
+            environment = self.environment | gang | {"RANK": number, "LOCAL_RANK": number}
+            arguments = (text, str(self.folder / f"{role}.log"), environment)
+            ranks.append(forkserver.Process(target=_run_main, args=arguments, daemon=True))
+            ranks[-1].start()
+        return ranks
 
     def start(self, role: str, **of_context: Any) -> subprocess.Popen[bytes]:
         """The role as a runtime starts it."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import nanstd
 
+from alignment_api.contract.algorithms import Ppo as PpoOptions
 from alignment_trainer.algorithms.advantages import (
     KlEstimator,
     RunningMoments,
@@ -22,6 +23,7 @@ from alignment_trainer.algorithms.advantages import (
     penalized_rewards,
     whiten,
 )
+from alignment_trainer.algorithms.ppo import Ppo
 
 # Four tokens, one token, none at all.
 MASK = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
@@ -214,6 +216,12 @@ def test_the_kl_controller_by_hand() -> None:
     assert adapt_kl_coef(0.2, kl=5.0, target=0.1, completions=100, horizon=10_000) == pytest.approx(0.2 * 1.002)
     assert adapt_kl_coef(0.2, kl=-1.0, target=0.1, completions=100, horizon=10_000) == pytest.approx(0.2 * 0.998)
     assert adapt_kl_coef(0.0, kl=5.0, target=0.1, completions=100, horizon=10_000) == 0.0
+
+
+@pytest.mark.parametrize(("target", "factor"), [(0.1, 1.001), (0.0, 1.0)])
+def test_the_controller_follows_its_target_and_without_one_leaves_the_weight(target: float, factor: float) -> None:
+    options = PpoOptions.model_validate({"rewards": [{"function": {"numericAnswer": {}}}], "targetKl": target})
+    assert Ppo(options).next_kl_coef(0.2, kl=0.11, completions=100) == pytest.approx(0.2 * factor)
 
 
 def test_importance_weights_are_cut_off_above_and_only_there() -> None:

@@ -90,10 +90,12 @@ def losses(log: Path) -> dict[int, float]:
 def trained_at_once(folder: Path, processes: int = 1, **spec: Any) -> dict[int, float]:
     """The losses of the same job in folders, which nobody disturbs."""
     job = TinyJob(folder, spec=spec, processes=processes)
-    for role in ("prepare", "policy"):
-        process = job.fork(role)
-        process.join(900)
-        assert process.exitcode == 0, job.outcome(role)
+    prepare = job.fork("prepare")
+    prepare.join(900)
+    assert prepare.exitcode == 0, job.outcome("prepare")
+    for rank in job.fork_ranks("policy") if processes > 1 else [job.fork("policy")]:
+        rank.join(900)
+        assert rank.exitcode == 0, (job.folder / "policy.log").read_text()
     return losses(job.folder / "policy.log")
 
 

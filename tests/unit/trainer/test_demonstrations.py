@@ -14,12 +14,14 @@ from roles import TinyJob
 from tests.tiny import pairs, tiny_tokenizer
 from tiny_runs import offline, tiny_llama
 
+from alignment_api.contract.inputs import Data
 from alignment_api.contract.status import EvaluationReport
 from alignment_trainer.algorithms import ScoredRows
 from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import Example, PromptGroup, example_of
 from alignment_trainer.data.layouts.demonstrations import parse_demonstrations
 from alignment_trainer.data.layouts.formats import check_demonstrations
+from alignment_trainer.data.layouts.parsers import PARSERS
 from alignment_trainer.data.packing import pack
 from alignment_trainer.data.rows import InvalidRow, RawRow
 from alignment_trainer.model.heads import scorer
@@ -120,6 +122,23 @@ def test_rows_of_another_kind_are_told(value: Any, words: str) -> None:
         check_demonstrations([RawRow(1, "x:1", value)], "x")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": TALK, "chosen": TALK, "rejected": TALK},
+        {"prompt": "x", "completion": "a", "label": True},
+    ],
+)
+def test_a_format_that_is_written_is_read_whatever_else_the_rows_are(value: Any) -> None:
+    rows, looked_at = [RawRow(1, "x:1", value)], Data.model_validate({"source": "pvc://data/x"})
+    written = looked_at.model_copy(update={"format": "demonstrations"})
+    with pytest.raises(UserError, match=r"or write spec\.data\.format: demonstrations to learn all of them"):
+        PARSERS["demonstrations"].look(rows, "x", looked_at, "spec.data")
+    PARSERS["demonstrations"].look(rows, "x", written, "spec.data")
+    with pytest.raises(UserError, match="no demonstrations, found `question`"):
+        PARSERS["demonstrations"].look([RawRow(1, "x:1", {"question": "x"})], "x", written, "spec.data")
+
+
 def test_a_row_is_the_same_from_its_arrays() -> None:
     group = PromptGroup((1, 2), ((3, 4, 5), (6, 7)), (((0, 1), (2, 3)), ((1, 2),)))
     for example in (Example(9, group, 1), Example(2, PromptGroup((1,), ((2, 3), (4,))))):
@@ -145,10 +164,10 @@ def test_tokens_outside_of_spans_add_nothing_but_context() -> None:
 
 def test_the_loss_is_a_mean_over_the_tokens_of_the_step() -> None:
     """4 nats over 2 tokens and 3 over 6: 7 / 8, not (2 + 1/2) / 2."""
-    sft, lengths = offline("sft"), torch.tensor([[2], [6]])
-    found = sft.loss(ScoredRows(torch.tensor([[-4.0], [-3.0]]), torch.zeros(2, 1), lengths))
+    sft, rows = offline("sft"), ScoredRows(torch.tensor([[-4.0], [-3.0]]), torch.zeros(2, 1), torch.tensor([[2], [6]]))
+    found = sft.loss(rows)
     assert found.loss.tolist() == [2.0, 0.5]
-    assert float(found.loss @ sft.weights(lengths)) == 7 / 8
+    assert float(found.loss @ sft.weights(rows).float()) == 7 / 8
 
 
 def test_held_out_figures_are_of_tokens_with_an_interval() -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -25,7 +25,9 @@ class ScoredRows:
 
     scores: by the model being trained. reference: by the frozen one; zeros where the algorithm needs none.
     lengths: tokens of each completion that are trained on. labels: (rows,), 1 for a desirable completion; of no rows
-    where the format has none. before: what the prepass found, a scalar; 0 where the algorithm has none.
+    where the format has none. before: what the prepass found, a scalar; 0 where the algorithm has none. own_weights:
+    (rows,) what each row says it weighs, or 1 of all. margins: (rows,) of the first completion's reward above the
+    second's, or of all; NaN where a row has none.
     """
 
     scores: Tensor
@@ -33,12 +35,13 @@ class ScoredRows:
     lengths: Tensor
     labels: Tensor = field(default_factory=lambda: torch.zeros(0))
     before: Tensor = field(default_factory=lambda: torch.zeros(()))
+    own_weights: Tensor = field(default_factory=lambda: torch.ones(()))
+    margins: Tensor = field(default_factory=lambda: torch.full((), torch.nan))
 
     def rows(self, places: list[int]) -> "ScoredRows":
-        """Some of them. All have labels."""
-        whole = (self.scores, self.reference, self.lengths, self.labels)
-        scores, reference, lengths, labels = (values[places] for values in whole)
-        return ScoredRows(scores, reference, lengths, labels, self.before)
+        """Some of them. All have labels, weights and margins."""
+        some = {name: values[places] for name, values in vars(self).items() if name != "before"}
+        return replace(self, **some)
 
     def to(self, device: torch.device) -> "ScoredRows":
         return ScoredRows(**{name: on_device(value, device) for name, value in vars(self).items()})
@@ -84,12 +87,19 @@ class OfflineAlgorithm(ABC):
         """
         return torch.zeros(())
 
-    def weights(self, lengths: Tensor) -> Tensor:
-        """Of each row in the mean over the step, (rows,), 1 in sum.
+    def counted(self, lengths: Tensor) -> Tensor:
+        """What each row counts in the step before its own weight, (rows,): 1, or the tokens that are trained on.
 
         lengths: (rows, completions) of the whole step, as in ScoredRows.
         """
-        return torch.full((len(lengths),), 1 / len(lengths))
+        return torch.ones(len(lengths))
+
+    def weights(self, rows: ScoredRows) -> Tensor:
+        """Of each row in the mean over the step, fp64 (rows,), 1 in sum: what it counts times its own weight, over the
+        sum of these. A row of weight 2 is so the row given twice. 0 for all where all weigh nothing.
+        """
+        counted = self.counted(rows.lengths).double() * rows.own_weights
+        return counted / counted.sum().clamp(min=torch.finfo(counted.dtype).tiny)
 
     @abstractmethod
     def loss(self, batch: ScoredRows) -> LossAndMetrics:

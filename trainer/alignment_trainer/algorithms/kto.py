@@ -25,8 +25,12 @@ class Kto(OfflineAlgorithm):
     prepass: ClassVar[slice | None] = slice(1, 2)
 
     def before(self, rows: ScoredRows) -> Tensor:
-        """z: max(0, mean over the step of log pi(y'|x) - log ref(y'|x)), y' mismatched    (section 4.1)"""
-        return (rows.scores - rows.reference).mean().clamp(min=0)
+        """z: max(0, mean over the step of log pi(y'|x) - log ref(y'|x)), y' mismatched    (section 4.1)
+
+        Each row by its own weight.
+        """
+        ratios = _ratios(rows)
+        return (ratios @ self.weights(rows).to(ratios)).clamp(min=0)
 
     def loss(self, batch: ScoredRows) -> LossAndMetrics:
         options, ratios, desirable = self.options, _ratios(batch), batch.labels > 0

@@ -42,7 +42,7 @@ class Ppo(OnlineAlgorithm):
         return mask / mask.sum().clamp(min=1)
 
     def next_kl_coef(self, kl_coef: float, kl: float, completions: int) -> float:
-        if self._ppo.target_kl is None:
+        if not self._ppo.target_kl:
             return kl_coef
         return adapt_kl_coef(kl_coef, kl, self._ppo.target_kl, completions, self._ppo.kl_horizon)
 

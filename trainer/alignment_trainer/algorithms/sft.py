@@ -20,9 +20,9 @@ class Sft(OfflineAlgorithm):
     options: SftOptions
     task: ClassVar[ModelTask] = LANGUAGE
 
-    def weights(self, lengths: Tensor) -> Tensor:
-        """A row's share of the step's trained tokens, so that the loss is a mean over these."""
-        return lengths[:, 0] / lengths.sum()
+    def counted(self, lengths: Tensor) -> Tensor:
+        """A row's trained tokens, so that the loss is a mean over those of the step."""
+        return lengths[:, 0]
 
     def loss(self, batch: ScoredRows) -> LossAndMetrics:
         loss = sft_loss(batch.scores[:, 0], batch.lengths[:, 0])

@@ -84,7 +84,7 @@ class DemonstrationTokenizer(RowTokenizer[DemonstrationRow, Example]):
                     f"the row is {length} tokens, more than {limit} (spec.training.{field}); shorten it, or raise "
                     f"{field}"
                 )
-        return Example(row.number, group)
+        return Example(row.number, group, weight=row.weight)
 
 
 def _breaks(place: int, what: str, text: str) -> str:

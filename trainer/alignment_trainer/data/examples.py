@@ -1,10 +1,12 @@
 """Tokenised rows, as the data store yields them and packing consumes them."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
+Absent = TypeVar("Absent", float, None)
 TokenIds = tuple[int, ...]
 Span = tuple[int, int]
 """Tokens of one completion from the first of these places to before the second."""
@@ -65,12 +67,16 @@ class Example:
     """A row of any offline algorithm: a prompt, and the completions that it is about.
 
     row: the row's number in the user's data, so that a complaint can name it. label: what the row says of its first
-    completion, 1 that it is desirable; 0 where rows have no label. Every row of one format has as many completions.
+    completion, 1 that it is desirable; 0 where rows have no label. weight: what its loss counts in its step. margin: of
+    the first completion's reward above the second's; None where the row has none. Both as single precision has them.
+    Every row of one format has as many completions.
     """
 
     row: int
     group: PromptGroup
     label: int = 0
+    weight: float = 1.0
+    margin: float | None = None
 
     @property
     def prompt(self) -> TokenIds:
@@ -93,26 +99,39 @@ class Example:
             "lengths": list(map(len, group.completions)),
             "spans": joined,
             "label": (self.label,),
+            "weight": () if self.weight == 1 else (_bits(self.weight),),
+            "margin": () if self.margin is None else (_bits(self.margin),),
         }
 
 
-EXAMPLE_PARTS = ("prompt", "completions", "lengths", "spans", "label")
-"""completions: the tokens of all, one after the other. lengths: tokens of each. spans: starts and ends by turns,
-counted from the first completion's first token; none where all is trained on."""
-TOKEN_PARTS = EXAMPLE_PARTS[:-1]
-"""What a model's numbers of a row depend on."""
+TOKEN_PARTS = ("prompt", "completions", "lengths", "spans")
+"""What a model's numbers of a row depend on. completions: the tokens of all, one after the other. lengths: tokens of
+each. spans: starts and ends by turns, counted from the first completion's first token; none where all is trained on."""
+NUMBER_PARTS = ("weight", "margin")
+"""The bits of single precision; none of a weight of 1, and of no margin. Files have no such part where no row has."""
+EXAMPLE_PARTS = (*TOKEN_PARTS, "label", *NUMBER_PARTS)
 
 
 def example_of(row: int, parts: Sequence[TokenIds]) -> Example:
     """Of the numbers of EXAMPLE_PARTS."""
-    prompt, tokens, lengths, places, (label,) = parts
+    prompt, tokens, lengths, places, (label,), weight, margin = parts
     edges = list(pairwise(accumulate(lengths, initial=0)))
     completions = tuple(tokens[start:end] for start, end in edges)
     spans = list(zip(places[::2], places[1::2], strict=True))
     by_completion = tuple(
         tuple((first - start, last - start) for first, last in spans if start <= first < end) for start, end in edges
     )
-    return Example(row, PromptGroup(prompt, completions, by_completion if spans else ()), label)
+    group = PromptGroup(prompt, completions, by_completion if spans else ())
+    return Example(row, group, label, _float(weight, 1.0), _float(margin, None))
+
+
+def _bits(number: float) -> int:
+    """Of single precision."""
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])
+
+
+def _float(bits: TokenIds, absent: Absent) -> float | Absent:
+    return float(struct.unpack("<f", struct.pack("<i", *bits))[0]) if bits else absent
 
 
 @dataclass(frozen=True, slots=True)

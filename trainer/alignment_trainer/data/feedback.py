@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ class FeedbackTokenizer(RowTokenizer[FeedbackRow, Example]):
                 f"prompt and `{row.name}` are {length} tokens, and a token more of another completion is computed with "
                 f"them: more than {self._at_once} (spec.training.microBatchTokens); shorten the row or raise it"
             )
-        return Example(row.number, PromptGroup(whole[:boundary], (completion,)), int(row.desirable))
+        group = PromptGroup(whole[:boundary], (completion,))
+        return Example(row.number, group, int(row.desirable), row.weight)
 
     def _with_other(self, example: Example, near: Sequence[Example]) -> Example:
         """near: the nearest rows, those that come first preferred."""
@@ -78,7 +80,7 @@ class FeedbackTokenizer(RowTokenizer[FeedbackRow, Example]):
                 "answers to such; mix the rows"
             )
         room = min(self._max_length, self._at_once - len(own)) - len(prompt)
-        return Example(example.row, PromptGroup(prompt, (own, other[:room])), example.label)
+        return replace(example, group=PromptGroup(prompt, (own, other[:room])))
 
 
 def check_labels(rows: Selection, source: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignment_api.contract.inputs import Data
 from alignment_trainer.data.files import fingerprint
-from alignment_trainer.data.rows import data_files
+from alignment_trainer.data.rows import above_of, data_files
 from alignment_trainer.data.sources import Resolved, resolve_data
 
 
@@ -40,5 +40,4 @@ def _content(resolved: Resolved) -> str:
     """The commit of a hub's data set, the digest of a bucket's list, else a fingerprint of the files."""
     if resolved.revision is not None:
         return resolved.revision
-    folder = resolved.path if resolved.path.is_dir() else resolved.path.parent
-    return fingerprint(data_files(resolved.path), folder)
+    return fingerprint(data_files(resolved.path), above_of(resolved.path))

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from alignment_api.contract.inputs import Columns, Data
+from alignment_api.contract.inputs import HELD_OUT, Columns, Data
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.contract.status import DataReport
 from alignment_api.derived.micro_batch import tokens_of
@@ -20,6 +20,7 @@ from alignment_trainer.data.demonstrations import DemonstrationTokenizer
 from alignment_trainer.data.examples import EXAMPLE_PARTS, Example, PromptExample
 from alignment_trainer.data.feedback import FeedbackTokenizer, check_labels
 from alignment_trainer.data.finding import DataSources
+from alignment_trainer.data.layouts.numbers import NONE, Numbers
 from alignment_trainer.data.layouts.parsers import PARSERS, RowParser
 from alignment_trainer.data.layouts.readings import Readings
 from alignment_trainer.data.prepared import PROMPT_PARTS, fingerprint_of
@@ -51,8 +52,6 @@ log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 512
 """Read, rendered and tokenized together: enough for every core, a few MB."""
-DEFAULT_FRACTION = 0.02
-"""Of the prompts, held out where the spec names neither a share nor a source."""
 Row = TypeVar("Row", bound=PreferenceRow | DemonstrationRow | FeedbackRow | PromptRow)
 Found = TypeVar("Found", bound=Example | PromptExample)
 
@@ -61,13 +60,15 @@ Found = TypeVar("Found", bound=Example | PromptExample)
 class RowFormat(Generic[Row, Found]):
     """How rows are read. name: as status says it, a key of PARSERS. parts: the token sequences of an example.
 
-    encoder: makes each one's example, or says what is wrong with it. fields: the rows as the user wrote them, as JSON,
-    where they are kept. check_all: looks at the training rows as a whole; raises UserError with their source's name.
+    encoder: makes each one's example, or says what is wrong with it. numbers: that are read of each row. fields: the
+    rows as the user wrote them, as JSON, where they are kept. check_all: looks at the training rows as a whole; raises
+    UserError with their source's name.
     """
 
     name: str
     parts: tuple[str, ...]
     encoder: RowTokenizer[Any, Found]
+    numbers: Numbers = NONE
     fields: Callable[[Sequence[Found]], list[str]] = lambda examples: []
     check_all: Callable[[Selection, str], None] = lambda rows, source: None
 
@@ -102,19 +103,23 @@ class PreparedRows:
 def preferences(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PreferenceRow, Example]:
     """Prompt, chosen, rejected: what the offline algorithms learn from."""
     encoder = PairTokenizer(tokenizer, *_limits(spec))
-    return RowFormat("preferences", EXAMPLE_PARTS, encoder)
+    return RowFormat(
+        "preferences", EXAMPLE_PARTS, encoder, Numbers.of(spec.algorithm.options, spec.data), check_all=check_weights
+    )
 
 
 def demonstrations(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[DemonstrationRow, Example]:
     """Conversations, answers and texts: what supervised fine-tuning learns from."""
     encoder = DemonstrationTokenizer(tokenizer, *_limits(spec))
-    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder)
+    return RowFormat("demonstrations", EXAMPLE_PARTS, encoder, _numbers(spec), check_all=check_weights)
 
 
 def feedback(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[FeedbackRow, Example]:
     """Prompt, completion, label: what KTO learns from."""
     encoder = FeedbackTokenizer(tokenizer, *_limits(spec))
-    return RowFormat("feedback", EXAMPLE_PARTS, encoder, check_all=check_labels)
+    return RowFormat(
+        "feedback", EXAMPLE_PARTS, encoder, Numbers.of(spec.algorithm.options, spec.data), check_all=_check_feedback
+    )
 
 
 def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, PromptExample]:
@@ -125,7 +130,11 @@ def prompts(spec: AlignmentJobSpec, tokenizer: Any) -> RowFormat[PromptRow, Prom
     field = f"spec.algorithm.{spec.algorithm.name}.maxNewTokens"
     max_length, at_once, cuts_prompts = _limits(spec)
     encoder = PromptTokenizer(tokenizer, Room(max_length, at_once, online.max_new_tokens, field), cuts_prompts)
-    return RowFormat("prompts", PROMPT_PARTS, encoder, _as_json)
+    return RowFormat("prompts", PROMPT_PARTS, encoder, fields=_as_json)
+
+
+def _numbers(spec: AlignmentJobSpec) -> Numbers:
+    return Numbers.of(spec.algorithm.options, spec.data)
 
 
 def _limits(spec: AlignmentJobSpec) -> tuple[int, int, bool]:
@@ -140,6 +149,21 @@ FORMATS: dict[str, Callable[[AlignmentJobSpec, Any], RowFormat[Any, Any]]] = {
     "prompts": prompts,
 }
 """By what the algorithm's options say of its rows."""
+
+
+def check_weights(rows: Selection, source: str) -> None:
+    """Raises UserError where no row weighs anything: there is nothing to learn."""
+    column = rows.columns().get("weight_tokens")
+    if column is None or column.length < len(rows):
+        return  # a row without a number weighs 1
+    if not np.frombuffer(b"".join(column.read()), "<f4").any():
+        found = f"all {len(rows)} training rows have weight 0"
+        raise UserError("NoWeight", f"{source}: {found}; give those to learn from a weight above 0")
+
+
+def _check_feedback(rows: Selection, source: str) -> None:
+    check_weights(rows, source)
+    check_labels(rows, source)
 
 
 def _as_json(examples: Sequence[PromptExample]) -> list[str]:
@@ -192,7 +216,7 @@ def _split(request: Request, spool: Spool, given: int) -> dict[str, Selection]:
         evaluation = np.arange(given, len(prompts))
     else:
         least = request.least_held_out if chosen is None else 1
-        is_out = held_out(prompts, DEFAULT_FRACTION if chosen is None else chosen, least)
+        is_out = held_out(prompts, HELD_OUT if chosen is None else chosen, least)
         evaluation = np.flatnonzero(is_out)
     return {"train": Selection(spool, np.flatnonzero(~is_out)), "evaluation": Selection(spool, evaluation)}
 
@@ -201,7 +225,7 @@ def _tokenize(
     request: Request, source: str, path: Path, form: RowFormat[Row, Found], spool: Spool, metrics: Metrics
 ) -> Readings:
     """Fills the spool from one source. Returns how its rows were read."""
-    form.parser.check(read_rows(path), source, request.data.columns, request.field)
+    form.parser.check_source(path, source, request.data, request.field, form.numbers)
     found, readings = _seen(spool), Readings(source)
     parsed = _parsed(request.data.columns, read_rows(path), form, readings)
     while some := list(islice(parsed, ROWS_AT_ONCE)):
@@ -236,7 +260,7 @@ def _parsed(
 ) -> Iterator[tuple[RawRow, Row | InvalidRow]]:
     """What each row states, several of a row that states several, or what is wrong with it."""
     for raw in rows:
-        found = attempt(form.parser.parse, raw, columns)
+        found = attempt(form.parser.parse, raw, columns, form.numbers)
         if isinstance(found, InvalidRow):
             yield raw, found
             continue

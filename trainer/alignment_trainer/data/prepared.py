@@ -7,7 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
@@ -21,6 +21,7 @@ from alignment_api.contract.base import Contract
 from alignment_api.contract.status import DataReport, MicroBatchReport, ModelReport, PrecisionReport
 from alignment_trainer.data.examples import EXAMPLE_PARTS, TOKEN_PARTS, Example, PromptExample, TokenIds, example_of
 from alignment_trainer.data.files import sha256
+from alignment_trainer.data.sampler import Groups
 from alignment_trainer.data.spool import TOKEN, Column, Int32, Selection
 from alignment_trainer.data.storage import Storage, proven
 
@@ -68,8 +69,10 @@ class Stored(Sequence[Row]):
     def __init__(self, path: Path, parts: tuple[str, ...]) -> None:
         arrays: Any = safe_open(path, framework="numpy")
         self._rows, self._parts = arrays.get_tensor("row"), parts
-        self._tokens = {part: arrays.get_slice(f"{part}_tokens") for part in parts}
-        lengths = {part: arrays.get_tensor(f"{part}_lengths") for part in parts}
+        held = [part for part in parts if f"{part}_lengths" in arrays.keys()]  # noqa: SIM118  # no mapping
+        self._tokens = {part: arrays.get_slice(f"{part}_tokens") for part in held}
+        lengths = dict.fromkeys(parts, np.zeros(len(self._rows), np.int32))
+        lengths |= {part: arrays.get_tensor(f"{part}_lengths") for part in held}
         self._ends = {part: np.cumsum(lengths[part], dtype=np.int64) for part in parts}
 
     def __len__(self) -> int:
@@ -114,9 +117,10 @@ class Stored(Sequence[Row]):
     def _between(self, part: str, first: int, stop: int) -> Int32:
         """The tokens of some consecutive rows."""
         ends = self._ends[part]
-        if not ends[-1]:
-            return np.empty(0, TOKEN)  # no row has any
-        tokens: Int32 = self._tokens[part][int(ends[first - 1]) if first else 0 : int(ends[stop - 1])]
+        start, end = int(ends[first - 1]) if first else 0, int(ends[stop - 1])
+        if start == end:
+            return np.empty(0, TOKEN)  # safetensors takes no slice behind the last number
+        tokens: Int32 = self._tokens[part][start:end]
         return tokens.astype(TOKEN, copy=False)
 
 
@@ -140,6 +144,11 @@ class Examples(Stored[Example]):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, EXAMPLE_PARTS)
+
+    @cached_property
+    def groups(self) -> Groups | None:
+        """Of rows that were one of the user's."""
+        return Groups.of(self._rows)
 
     @property
     def completions(self) -> int:
@@ -235,7 +244,7 @@ def write_prepared(
     place.remove(MANIFEST)
     bodies = {"invalid.jsonl": invalid}
     for split, rows in splits.items():
-        bodies[f"{split}.safetensors"] = _as_safetensors(rows.columns())
+        bodies[f"{split}.safetensors"] = as_safetensors(rows.columns())
         if rows.keeps_fields:
             bodies[_fields_file(split)] = rows.fields()
     parts = {name: place.put(name, body)[1] for name, body in bodies.items()}
@@ -246,7 +255,7 @@ def _put_manifest(place: Storage, manifest: Manifest) -> None:
     place.put(MANIFEST, [manifest.model_dump_json(indent=1).encode()])
 
 
-def _as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
+def as_safetensors(columns: Mapping[str, Column]) -> Iterator[bytes]:
     """A file in that format (huggingface/safetensors, README), which its own writer makes of whole arrays alone."""
     ends = list(accumulate(column.length * TOKEN.itemsize for column in columns.values()))
     header = {

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from alignment_api.contract.spec import Training
 from alignment_trainer.data.examples import Example, PromptGroup
 from alignment_trainer.data.prepared import ROW_KEY, SPLITS, PreparedData
-from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.sampler import Groups, Sampler
 from alignment_trainer.data.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,10 @@ class ReferenceRows:
 
 def needed_rows(prepared: PreparedData, training: Training) -> ReferenceRows:
     """Training rows that a step will see, then all held-out rows, each in the order of its split."""
-    chosen = {"train": seen_rows(len(prepared.train), training), "evaluation": np.arange(len(prepared.evaluation))}
+    chosen = {
+        "train": seen_rows(len(prepared.train), training, prepared.train.groups),
+        "evaluation": np.arange(len(prepared.evaluation)),
+    }
     found = [(prepared.split(split), chosen[split]) for split in SPLITS]
     return ReferenceRows(
         prepared=prepared,
@@ -98,9 +101,9 @@ def needed_rows(prepared: PreparedData, training: Training) -> ReferenceRows:
     )
 
 
-def seen_rows(rows: int, training: Training) -> Places:
+def seen_rows(rows: int, training: Training, groups: Groups | None = None) -> Places:
     """Places of the training rows that are seen: all of them, or fewer where `maxSteps` ends the first epoch."""
-    sampler = Sampler(rows, training.batch_size, training.seed)
+    sampler = Sampler(rows, training.batch_size, training.seed, groups)
     return sampler.seen(sampler.total_steps(training.epochs, training.max_steps))
 
 
@@ -213,7 +216,7 @@ def read_reference(prepared: PreparedData, training: Training, split: str, neede
         return np.zeros((len(rows), rows.completions), np.float32)
     cache = reference_cache(prepared)
     logprobs = cache.read(rows.keys(), rows.completions)
-    places = seen_rows(len(rows), training) if split == "train" else np.arange(len(rows))
+    places = seen_rows(len(rows), training, rows.groups) if split == "train" else np.arange(len(rows))
     lacking = places[np.isnan(logprobs[places, 0])]
     if len(lacking):
         raise IncompleteReferenceError(

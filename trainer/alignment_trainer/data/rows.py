@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from alignment_api.contract.sources import is_pattern
+from alignment_trainer.data.kinds import KINDS, kind_of_file, rows_among
+from alignment_trainer.data.patterns import NoSource, matching_files, parted
 from alignment_trainer.data.readers.arrow import read_arrow, read_parquet
 from alignment_trainer.data.readers.json_text import read_json
 from alignment_trainer.data.readers.table import read_csv, read_tsv
-from alignment_trainer.data.sources import KINDS, kind_of_file, rows_among
 from alignment_trainer.process.errors import UserError
 
+_BEHIND = re.compile(r",? behind [^;]*")
 SHOWN_PROBLEMS = 20
 """Of invalid rows, the first; the others are counted."""
 
@@ -57,10 +61,24 @@ class Message:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a row was read, in words, and its columns that were not."""
+    """How a row was read, in words, and what was not: columns, and keys within messages as `messages[].name`."""
 
     layout: str
     unread: frozenset[str] = frozenset()
+
+    @property
+    def form(self) -> str:
+        """The layout without what a row may have or lack beside others: a system message."""
+        return _BEHIND.sub("", self.layout)
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """weight: what the row's loss counts in its step. margin: of the better answer's reward above the other's; None
+    where the row has none. Both as single precision has them."""
+
+    weight: float = 1.0
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,7 @@ class PreferenceRow:
     is_chat: bool
     reading: Reading
     names: tuple[str, str] = ("chosen", "rejected")
+    numbers: RowNumbers = RowNumbers()
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,7 @@ class DemonstrationRow:
     reply: tuple[Message, ...]
     is_chat: bool
     reading: Reading
+    weight: float = 1.0
 
     @property
     def is_text(self) -> bool:
@@ -117,6 +137,7 @@ class FeedbackRow:
     is_chat: bool
     reading: Reading
     name: str = "completion"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -136,19 +157,32 @@ Row = TypeVar("Row", PreferenceRow, DemonstrationRow, FeedbackRow, PromptRow)
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
-    """The rows of a file of a known kind or of a folder of them, numbered from 1 over all files.
+    """The rows of a file of a known kind, of a folder of them or of a pattern, numbered from 1 over all files.
 
     Raises UserError for a folder without such files and for any other file.
     """
-    number = 0
+    number, above = 0, above_of(path)
     for file in data_files(path):
+        name = file.relative_to(above) if is_pattern(str(path)) else file.name
         for place, value, broken in _READERS[kind_of_file(file.name)](file):
             number += 1
-            yield RawRow(number, f"{file.name}:{place}", value, broken)
+            yield RawRow(number, f"{name}:{place}", value, broken)
+
+
+def above_of(path: Path) -> Path:
+    """The folder that the files of a source lie in or below."""
+    if is_pattern(str(path)):
+        return Path(parted(path.as_posix())[0])
+    return path if path.is_dir() else path.parent
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file, or those of a folder that hold rows."""
+    """The file, those of a folder that hold rows, or those of a pattern."""
+    if is_pattern(str(path)):
+        try:
+            return matching_files(path)
+        except NoSource as error:
+            raise UserError("UnknownFile", f"{path} {error}") from None
     files = [path] if kind_of_file(path.name) else []
     if path.is_dir():
         below = {str(file): file for file in path.rglob("*") if file.is_file()}

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from alignment_api.contract.inputs import Model
 from alignment_api.contract.sources import parse_source
+from alignment_trainer.data.kinds import KINDS, kind_of_file, rows_among
+from alignment_trainer.data.patterns import NoSource, folders_of, matching_files, one_source, parted
 from alignment_trainer.object_store.download import Found, cached, revision_of
 from alignment_trainer.object_store.store import ObjectStore
 from alignment_trainer.process.errors import UserError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-_TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-_PACKED = ("", ".gz", ".zst")
-KINDS = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .arrow or .parquet"
-"""In words, the suffixes of files that hold rows."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +25,6 @@ class Resolved:
 
     path: Path
     revision: str | None = None
-
-
-def kind_of_file(name: str) -> str:
-    """Its suffix without that of a compression; empty where no rows are read from such a file."""
-    kinds = {f"{kind}{packed}": kind for kind in _TEXT for packed in _PACKED} | {".arrow": ".arrow"}
-    kinds |= {".parquet": ".parquet"}
-    return next((kind for suffix, kind in kinds.items() if name.endswith(suffix)), "")
-
-
-def rows_among(names: Iterable[str]) -> list[str]:
-    """The files of a folder that hold rows, in order. Beside others a .json describes them, as `datasets` writes it."""
-    kinds = {name: kind for name in sorted(names) if (kind := kind_of_file(name))}
-    others = [name for name, kind in kinds.items() if kind != ".json"]
-    return others or list(kinds)
 
 
 def resolve_model(
@@ -60,8 +44,16 @@ def resolve_model(
 
 
 def resolve_data(source: str, sources: Mapping[str, str], split: str, revision: str, field: str) -> Resolved:
-    """The file or folder of a data source; of an hf:// one the files of the split. Raises UserError."""
+    """The file, folder or pattern of files of a data source; of an hf:// one the files of the split. Raises UserError.
+
+    A pattern is one of files that are here.
+    """
     scheme = parse_source(source).scheme
+    if parse_source(source).is_pattern:
+        try:
+            return _match_fetched(source, field) if scheme == "s3" else _match_local(source, sources, field)
+        except NoSource as error:
+            raise UserError("DataNotFound", f"{field}: `{source}` {error}") from None
     if scheme == "hf":
         return _download_data(parse_source(source).path, split, revision, field)
     if scheme == "s3":
@@ -71,14 +63,24 @@ def resolve_data(source: str, sources: Mapping[str, str], split: str, revision: 
 
 def local_path(source: str, sources: Mapping[str, str], field: str, reason: str) -> Path:
     """Where a pvc:// or file:// source is here. Raises UserError where nothing is mounted, or nothing there."""
-    if source not in sources:
-        raise UserError(reason, f"{field}: the runtime gave no path for `{source}`; it knows {sorted(sources)}")
-    path = Path(sources[source])
+    path = _path_here(source, sources, field, reason)
     if not path.exists():
         around = sorted(p.name for p in path.parent.iterdir())[:10] if path.parent.is_dir() else []
         beside = f"beside it are {', '.join(around)}" if around else f"{path.parent} is empty or does not exist"
         raise UserError(reason, f"{field}: `{source}` does not exist ({path}); {beside}")
     return path
+
+
+def _path_here(source: str, sources: Mapping[str, str], field: str, reason: str) -> Path:
+    if source not in sources:
+        raise UserError(reason, f"{field}: the runtime gave no path for `{source}`; it knows {sorted(sources)}")
+    return Path(sources[source])
+
+
+def _match_local(source: str, sources: Mapping[str, str], field: str) -> Resolved:
+    path = _path_here(source, sources, field, "DataNotFound")
+    matching_files(path)
+    return Resolved(path)
 
 
 def _download_model(repository: str, revision: str, field: str) -> Resolved:
@@ -148,6 +150,16 @@ def _fetch_data(source: str, field: str) -> Resolved:
         what = f"neither a {KINDS} file nor a folder with any"
         raise UserError("DataNotFound", f"{field}: `{source}` is {what}; {_listed(below)}")
     return Resolved(cached(folder, objects) / name, revision_of(objects))
+
+
+def _match_fetched(source: str, field: str) -> Resolved:
+    above, pattern = parted(source)
+    store = ObjectStore.of(above, field)
+    store.reach()
+    below = {found.name: found for found in store.found("")}
+    beside = {name.partition("/")[0] for name in below}
+    objects = [below[name] for name in one_source(pattern, below, folders_of(below), beside)]
+    return Resolved(cached(store, objects) / pattern, revision_of(objects))
 
 
 def _listed(found: Sequence[Found]) -> str:

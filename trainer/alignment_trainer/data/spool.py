@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment_trainer.data.examples import Example, PromptExample
+from alignment_trainer.data.examples import NUMBER_PARTS, Example, PromptExample
 from alignment_trainer.data.rows import SHOWN_PROBLEMS, Problem
 from alignment_trainer.data.splits import PROMPT_KEY, PromptKeys, prompt_key
 
@@ -148,10 +148,13 @@ class Selection:
         return len(self.places)
 
     def columns(self) -> dict[str, Column]:
-        """By name, in its order: <part>_tokens and <part>_lengths for each part, and row."""
+        """By name, in its order: <part>_tokens and <part>_lengths for each part, and row. Numbers that no row has are
+        left out."""
         found = {"row": _held(self.spool.numbers()[self.places])}
         for part, pieces in self.spool.tokens.items():
             lengths = pieces.lengths()[self.places] // TOKEN.itemsize
+            if part in NUMBER_PARTS and not lengths.any():
+                continue
             found[f"{part}_lengths"] = _held(lengths)
             found[f"{part}_tokens"] = Column(int(lengths.sum(dtype=np.int64)), lambda it=pieces: it.read(self.places))  # type: ignore[misc]
         return dict(sorted(found.items()))

@@ -254,7 +254,8 @@ class PairTokenizer(RowTokenizer[PreferenceRow, Example]):
             raise InvalidRow("`prompt` has no tokens; write the text that the two completions answer")
         completions = self.texts.ended(chosen[boundary:]), self.texts.ended(rejected[boundary:])
         self._check(prompt[:boundary], completions, row.names)
-        return Example(row.number, PromptGroup(prompt[:boundary], completions))
+        group = PromptGroup(prompt[:boundary], completions)
+        return Example(row.number, group, weight=row.numbers.weight, margin=row.numbers.margin)
 
     def _render(self, row: PreferenceRow) -> Sequence[str]:
         texts, prompt = self.texts, self.texts.asked(row)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment_api.contract.spec import AlignmentJobSpec
+from alignment_api.derived.learning_rate import learning_rate_of
 from alignment_api.derived.micro_batch import tokens_of
 from alignment_api.derived.sharding import sharding_of
 from alignment_trainer.algorithms import make_algorithm
@@ -15,7 +16,7 @@ from alignment_trainer.algorithms.schedule import WarmupCosine
 from alignment_trainer.checkpoint.attempt import Start
 from alignment_trainer.checkpoint.run_state import Checkpoints, Position, restore
 from alignment_trainer.data.examples import Example
-from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.sampler import Groups, Sampler
 from alignment_trainer.engines import ENGINES, Engine, OptimizerOptions
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.engines.state import SavedState
@@ -63,8 +64,8 @@ def load_trainee(spec: AlignmentJobSpec, origin: Origin, start: Start | None, de
     return Trainee(model, engine, restore(start.folder, engine, prefix) if start and resumes else Position())
 
 
-def make_sampler(spec: AlignmentJobSpec, rows: int) -> Sampler:
-    return Sampler(rows, spec.training.batch_size, spec.training.seed)
+def make_sampler(spec: AlignmentJobSpec, rows: int, groups: Groups | None = None) -> Sampler:
+    return Sampler(rows, spec.training.batch_size, spec.training.seed, groups)
 
 
 def score_rows(
@@ -85,7 +86,7 @@ def loop_options(spec: AlignmentJobSpec, total_steps: int) -> LoopOptions:
     return LoopOptions(
         micro_tokens=tokens_of(training),
         total_steps=total_steps,
-        learning_rate=WarmupCosine(training.learning_rate, total_steps, training.warmup_fraction),
+        learning_rate=WarmupCosine(learning_rate_of(spec).value, total_steps, training.warmup_fraction),
         checkpoint_every=every,
         evaluate_every=spec.data.evaluation.every_steps or every,
     )

@@ -1,9 +1,11 @@
 """What a training run is made of: the things that the loop calls, and where interruptions, reports and saving live."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -17,6 +19,7 @@ from alignment_trainer.data.examples import Example, PromptGroup
 from alignment_trainer.data.microbatches import plan_microbatches
 from alignment_trainer.data.packing import PackedBatch, on_device
 from alignment_trainer.data.sampler import Sampler
+from alignment_trainer.data.sharing import Shared, share_prompts
 from alignment_trainer.engines.base import Engine
 from alignment_trainer.engines.scoring import score_sequences
 from alignment_trainer.loop import guard
@@ -74,12 +77,14 @@ def pause(checkpoints: Checkpoints, observer: Observer) -> Iterator[None]:
 class MicroBatch:
     """Rows that this rank computes at once.
 
-    rows: their numbers in the data, from 1. given: what the loss sees, with scores of nothing. weight: of each row's
+    rows: their numbers in the data, from 1. packed: rows that share a prompt as one. columns: (rows, completions) which
+    of the packed completions are each row's. given: what the loss sees, with scores of nothing. weight: of each row's
     loss, such that all ranks' rows sum to the mean.
     """
 
     rows: tuple[int, ...]
     packed: PackedBatch
+    columns: Tensor
     given: ScoredRows
     weight: Tensor
 
@@ -167,8 +172,27 @@ def _given(
 ) -> ScoredRows:
     """What a loss sees of rows beside their scores."""
     lengths = torch.tensor([group.trained_lengths for group in learned])
-    labels = torch.tensor([example.label for example in examples])
-    return ScoredRows(torch.zeros_like(reference), reference, lengths, labels, before)
+    return ScoredRows(
+        scores=torch.zeros_like(reference),
+        reference=reference,
+        lengths=lengths,
+        labels=torch.tensor([example.label for example in examples]),
+        before=before,
+        own_weights=_own_weights(examples),
+        margins=torch.tensor([math.nan if example.margin is None else example.margin for example in examples]),
+    )
+
+
+def _columns(shared: Sequence[Shared]) -> Tensor:
+    """(rows, completions) which completions of groups that are packed one after the other are each row's."""
+    starts = accumulate((len(one.group.completions) for one in shared), initial=0)
+    return torch.tensor(
+        [[start + column for column in row] for start, one in zip(starts, shared, strict=False) for row in one.columns]
+    )
+
+
+def _own_weights(examples: Sequence[Example]) -> Tensor:
+    return torch.tensor([example.weight for example in examples])
 
 
 @dataclass
@@ -196,37 +220,41 @@ class Run:
     def _batch(self, step: int) -> StepBatch:
         indices = self.rows.sampler.batch(step)
         algorithm, examples = self.learner.algorithm, [self.rows.examples[index] for index in indices]
-        groups, reference = [example.group for example in examples], self.rows.reference[list(indices)]
-        learned = list(map(algorithm.group, examples))
-        lengths = list(map(algorithm.task.pack.length, learned))
+        reference = self.rows.reference[list(indices)]
+        learned, numbers = list(map(algorithm.group, examples)), tuple(example.row for example in examples)
+        shared = share_prompts(learned, numbers, algorithm.task.pack, self.options.micro_tokens)
+        lengths = [algorithm.task.pack.length(one.group) for one in shared]
         shares = plan_microbatches(lengths, distributed.world_size(), self.options.micro_tokens)
 
         def micros() -> Iterator[MicroBatch]:
-            whole = _given(examples, learned, reference[:, algorithm.learned], self._before(groups, reference))
-            weights = algorithm.weights(whole.lengths)
+            whole = _given(examples, learned, reference[:, algorithm.learned], self._before(examples, reference))
+            weights = algorithm.weights(whole).float()
             for plan in shares[distributed.rank()]:
                 self._leave_if_asked()
-                places = list(plan.places)
+                some = [shared[place] for place in plan.places]
+                places = [place for one in some for place in one.places]
                 yield MicroBatch(
-                    rows=tuple(examples[place].row for place in places),
-                    packed=algorithm.task.pack([learned[place] for place in places]),
+                    rows=tuple(numbers[place] for place in places),
+                    packed=algorithm.task.pack([one.group for one in some]),
+                    columns=on_device(_columns(some), self.engine.device),
                     given=whole.rows(places).to(self.engine.device),
                     weight=on_device(weights[places] * plan.counts, self.engine.device),
                 )
 
-        return StepBatch(step, tuple(example.row for example in examples), micros(), sum(lengths))
+        return StepBatch(step, numbers, micros(), sum(lengths))
 
-    def _before(self, groups: Sequence[PromptGroup], reference: Tensor) -> Tensor:
+    def _before(self, examples: Sequence[Example], reference: Tensor) -> Tensor:
         """What the algorithm's prepass over a whole step says; collective. Raises Interrupted."""
         algorithm = self.learner.algorithm
         if algorithm.prepass is None:
             return torch.zeros(())
-        looked_at = [group.of(algorithm.prepass) for group in groups]
+        looked_at = [example.group.of(algorithm.prepass) for example in examples]
         scores = score_sequences(
             self.engine.forward, algorithm.task.pack, looked_at, self.options.micro_tokens, self._leave_if_asked
         )
         lengths = torch.tensor([group.trained_lengths for group in looked_at])
-        return algorithm.before(ScoredRows(scores, reference[:, algorithm.prepass], lengths))
+        frozen = reference[:, algorithm.prepass]
+        return algorithm.before(ScoredRows(scores, frozen, lengths, own_weights=_own_weights(examples)))
 
     def _leave_if_asked(self) -> None:
         """Ranks leave together, between the same two micro-batches, as if the step had never begun.
@@ -243,7 +271,7 @@ class Run:
         """This micro-batch's part of the mean loss over the global batch; its metrics are remembered for the report."""
         packed = micro.packed.to(self.engine.device)
         sums = packed.sum_per_sequence(self.engine.forward(packed))
-        found = self.learner.algorithm.loss(replace(micro.given, scores=sums.view(len(micro.weight), -1)))
+        found = self.learner.algorithm.loss(replace(micro.given, scores=sums[micro.columns]))
         self._tally.add(micro, found)
         return found.loss @ micro.weight
 

@@ -323,7 +323,7 @@ class OnlineRun:
 
     def _far_enough(self) -> bool:
         limit, seen = self.update_options.max_update_kl, self.tally.updates.get("update_kl")
-        return limit is not None and seen is not None and seen[-1] > limit
+        return limit > 0 and seen is not None and seen[-1] > limit
 
     def _leave_if_asked(self) -> None:
         if distributed.any_rank(self.services.stop()):

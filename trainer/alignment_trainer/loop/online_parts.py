@@ -83,12 +83,12 @@ class OnlineServices:
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """How rollouts become updates. critic_rate: of the step counted from 0. warmup: critic's updates before the
-    actor's first. Seeds and keys: see UpdateKey."""
+    """How rollouts become updates. max_update_kl: 0 for none. critic_rate: of the step counted from 0. warmup:
+    critic's updates before the actor's first. Seeds and keys: see UpdateKey."""
 
     batch_size: int
     epochs: int
-    max_update_kl: float | None
+    max_update_kl: float
     critic_rate: Callable[[int], float]
     warmup: int
     seed: int

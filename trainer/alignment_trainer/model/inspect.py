@@ -20,6 +20,7 @@ from alignment_api.derived.sizing import probe_bytes
 from alignment_trainer.data.files import fingerprint
 from alignment_trainer.data.sources import MODEL_FILES, Resolved
 from alignment_trainer.model.config import read_config, say_noise
+from alignment_trainer.model.config_numbers import check_numbers
 from alignment_trainer.model.folder import causal_network, classifier_network, config_of, read_json, tokenizer_of
 from alignment_trainer.model.mistakes import InvalidModelError, UnsupportedModelError
 from alignment_trainer.model.weight_files import Stored, count_parameters, digest_of_finite, read_headers
@@ -227,6 +228,7 @@ def _check_folder(folder: Path) -> None:
             f"config.json has a quantization_config ({method}); quantized weights can be neither trained nor compared: "
             "write the model that it was made of, in bf16, fp16 or fp32"
         )
+    check_numbers(config)
 
 
 def _architecture(folder: Path, check: Check) -> Built:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from alignment_trainer.process.errors import UserError, describe
@@ -31,6 +32,7 @@ def connect(field: str) -> Any:
     field: of the manifest, that names a bucket. Raises UserError for an address that is none, and half a credential.
     """
     import boto3  # type: ignore[import-untyped]  # half a second
+    import botocore.session  # type: ignore[import-untyped]
     from botocore.config import Config  # type: ignore[import-untyped]
     from botocore.exceptions import PartialCredentialsError  # type: ignore[import-untyped]
 
@@ -40,12 +42,22 @@ def connect(field: str) -> Any:
         read_timeout=_READ_SECONDS,
         retries={"mode": "standard", "total_max_attempts": tries},
     )
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _models())
     try:
-        return boto3.session.Session().client("s3", config=config)
+        return boto3.session.Session(botocore_session=session).client("s3", config=config)
     except PartialCredentialsError as error:
         raise UserError("CredentialsMissing", f"{field}: {describe(error)}; give {_VARIABLES}, {_WHERE}") from error
     except ValueError as error:
         raise UserError("StoreNotReached", f"{field}: AWS_ENDPOINT_URL: {describe(error)}") from error
+
+
+@cache
+def _models() -> Any:
+    """What botocore reads of services, shared by every client: each would read a quarter of a second long."""
+    import botocore.session
+
+    return botocore.session.get_session().get_component("data_loader")
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Errors:
         return OSError(f"{self.field}: {error.operation_name} of `{where}` at {self.endpoint}: {code}")
 
     def _failed(self, error: Exception, key: str) -> Exception:
-        from botocore import exceptions  # type: ignore[import-untyped]
+        from botocore import exceptions
 
         where = f"s3://{self.bucket}/{key}"
         if isinstance(error, exceptions.NoCredentialsError | exceptions.CredentialRetrievalError):

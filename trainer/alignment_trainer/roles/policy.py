@@ -63,7 +63,9 @@ def _attempt(instance: Instance, inputs: TrainingInputs) -> Outcome:
 def _rows(instance: Instance, inputs: TrainingInputs) -> TrainingRows:
     spec, prepared = instance.spec, inputs.prepared
     reference = read_reference(prepared, spec.training, "train", inputs.algorithm.needs_reference)
-    return TrainingRows(prepared.train, make_sampler(spec, len(prepared.train)), torch.from_numpy(reference))
+    return TrainingRows(
+        prepared.train, make_sampler(spec, len(prepared.train), prepared.train.groups), torch.from_numpy(reference)
+    )
 
 
 def _train(instance: Instance, policy: Trainee, loop: Run) -> Outcome | None:

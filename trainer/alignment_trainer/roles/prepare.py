@@ -208,6 +208,7 @@ def _row_options(stage: Instance) -> dict[str, object]:
     data = spec.data.model_dump(mode="json", include={"format", "on_invalid", "on_too_long", "evaluation"})
     data["evaluation"].pop("every_steps", None)
     data |= {"columns": named} if (named := renamed(spec.data.columns)) else {}
+    data |= {"margin_per_score": spec.data.margin_per_score} if spec.data.margin_per_score else {}
     return {
         "data": data,
         "max_length": spec.training.max_length,

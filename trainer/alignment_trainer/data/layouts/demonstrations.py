@@ -16,6 +16,7 @@ from alignment_trainer.data.layouts.given import (
     text_of,
 )
 from alignment_trainer.data.layouts.messages import messages
+from alignment_trainer.data.layouts.numbers import NONE, Numbers, weight_of
 from alignment_trainer.data.rows import DemonstrationRow, InvalidRow, Message, RawRow, Reading
 
 _EXAMPLE = '{"messages": ...}, {"prompt": ..., "completion": ...} or {"text": ...}'
@@ -24,7 +25,7 @@ Found = tuple[Turns, Turns, bool, str]
 """Prompt, reply, whether it is a conversation, and how it was read."""
 
 
-def parse_demonstrations(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[DemonstrationRow]:
+def parse_demonstrations(row: RawRow, columns: Columns = AS_THEY_ARE, wanted: Numbers = NONE) -> list[DemonstrationRow]:
     """What a row demonstrates, one row of it. Raises InvalidRow."""
     fields = Fields(object_of(row, _EXAMPLE), columns)
     refuse_what_is_not_read(fields)
@@ -32,8 +33,9 @@ def parse_demonstrations(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[De
     if name is None:
         raise InvalidRow(f"no demonstration in it; found {fields.listed}. Write {_EXAMPLE}")
     prompt, reply, is_chat, layout = _READERS[name](fields, name)
-    reading = Reading(layout, fields.unread)
-    return [DemonstrationRow(row.number, row.place, prompt, reply, is_chat, reading)]
+    weight, weighed = weight_of(fields, wanted)
+    reading = Reading(layout + weighed, fields.unread)
+    return [DemonstrationRow(row.number, row.place, prompt, reply, is_chat, reading, weight)]
 
 
 def _conversation(fields: Fields, name: str) -> Found:

@@ -6,13 +6,14 @@ from alignment_api.contract.inputs import Columns
 from alignment_trainer.data.layouts.fields import AS_THEY_ARE, Fields, object_of
 from alignment_trainer.data.layouts.given import asking, given_prompt, missing_prompt, text_of
 from alignment_trainer.data.layouts.messages import messages
+from alignment_trainer.data.layouts.numbers import NONE, Numbers, weight_of
 from alignment_trainer.data.rows import FeedbackRow, InvalidRow, RawRow, Reading, kind_of
 
 _WORDS = {"true": True, "false": False}
 _EXAMPLE = '{"prompt": ..., "completion": ..., "label": true}'
 
 
-def parse_feedback(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[FeedbackRow]:
+def parse_feedback(row: RawRow, columns: Columns = AS_THEY_ARE, wanted: Numbers = NONE) -> list[FeedbackRow]:
     """What a row says of its completion, one row of it. Raises InvalidRow."""
     fields = Fields(object_of(row, _EXAMPLE), columns)
     given = given_prompt(fields)
@@ -22,8 +23,9 @@ def parse_feedback(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[Feedback
     value, desirable = fields.read("completion"), _label(fields)
     answer, is_chat = _answer(value, field), given.is_chat or not isinstance(value, str)
     layout = f"{given.layout}; `{field}` is desirable where `{fields.column('label')}` is true"
-    reading = Reading(layout, fields.unread)
-    return [FeedbackRow(row.number, row.place, prompt, answer, desirable, is_chat, reading, field)]
+    weight, weighed = weight_of(fields, wanted)
+    reading = Reading(layout + weighed, fields.unread)
+    return [FeedbackRow(row.number, row.place, prompt, answer, desirable, is_chat, reading, field, weight)]
 
 
 def _answer(value: object, field: str) -> str:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from alignment_api.contract.inputs import Columns
+from alignment_trainer.data.layouts.messages import unread_keys
 from alignment_trainer.data.rows import InvalidRow, RawRow, kind_of
 from alignment_trainer.process.errors import UserError
 
@@ -22,6 +23,8 @@ class Fields:
     def __init__(self, value: Mapping[str, Any], columns: Columns = AS_THEY_ARE) -> None:
         self._value, self._renamed = value, renamed(columns)
         self._read: set[str] = set()
+        self._left: set[str] = set()
+        self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return self._value.get(self.column(name)) is not None
@@ -39,10 +42,25 @@ class Fields:
         """What the user calls it."""
         return self._renamed.get(name, name)
 
+    def leave(self, keys: Iterable[str]) -> None:
+        """Notes keys within a column that are not read: `completions[].model`."""
+        self._left.update(keys)
+
+    def take(self, key: str) -> None:
+        """Notes that a key within a column is read: `completions[].score`."""
+        self._taken.add(key)
+
     @property
     def unread(self) -> frozenset[str]:
-        """Columns with something in them that nobody has read."""
-        return frozenset(name for name, value in self._value.items() if value is not None) - self._read
+        """Columns with something in them that nobody has read, and such keys within those that were read."""
+        columns = frozenset(name for name, value in self._value.items() if value is not None)
+        return (columns - self._read) | self.unread_within
+
+    @property
+    def unread_within(self) -> frozenset[str]:
+        """Such keys alone: within messages, and what was left."""
+        of_messages = (unread_keys(self._value.get(column), column) for column in self._read)
+        return frozenset(chain(self._left, *of_messages)) - self._taken
 
     @property
     def listed(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from alignment_api.contract.inputs import Columns
+from alignment_trainer.data.layouts.answers import LISTS
 from alignment_trainer.data.layouts.fields import AS_THEY_ARE, check_columns, listed, renamed
 from alignment_trainer.data.rows import RawRow
 from alignment_trainer.process.errors import UserError
@@ -14,7 +16,7 @@ _PREFERENCES = (
     frozenset({"chosen"}),
     frozenset({"rejected"}),
     frozenset({"preferred_output", "non_preferred_output"}),
-    frozenset({"completions"}),
+    *(frozenset({name}) for name in LISTS),
 )
 """Any of them tells; what such a row lacks it says itself."""
 _DEMONSTRATIONS = (
@@ -45,7 +47,8 @@ _OTHERS = {
     frozenset({"prompt"}): ("prompts alone", "write two completions into each row, as `chosen` and `rejected`"),
     frozenset({"text"}): ("demonstrations (`text`)", _WORSE),
 }
-_LOOKED_AT = 100
+LOOKED_AT = 100
+"""Rows of a source, the first, that show what they are."""
 
 
 def check_preferences(
@@ -66,8 +69,22 @@ def check_demonstrations(
 ) -> None:
     """The same for demonstrations."""
     keys = _keys(rows, source, columns, field)
-    _refuse_others(keys, _NO_DEMONSTRATIONS, source, "demonstrations")
-    if keys and not any(marks <= found for found in keys for marks in _DEMONSTRATIONS):
+    anyway = f", or write {field}.format: demonstrations to learn all of them" if _demonstrate(keys) else ""
+    _refuse_others(keys, _NO_DEMONSTRATIONS, source, "demonstrations", anyway)
+    _refuse_no_demonstrations(keys, source, field)
+
+
+def check_written_demonstrations(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> None:
+    """The same where the manifest says that they are demonstrations: they may be something else, too."""
+    _refuse_no_demonstrations(_keys(rows, source, columns, field), source, field)
+
+
+def _demonstrate(keys: Sequence[frozenset[str]]) -> bool:
+    return any(marks <= found for found in keys for marks in _DEMONSTRATIONS)
+
+
+def _refuse_no_demonstrations(keys: Sequence[frozenset[str]], source: str, field: str) -> None:
+    if keys and not _demonstrate(keys):
         raise UserError(
             "UnsupportedFormat",
             f"{source}: these rows are no demonstrations, found {listed(sorted(keys[0]))}; write `messages` (a list of "
@@ -104,19 +121,33 @@ def check_prompts(
 
 
 def _refuse_others(
-    keys: Sequence[frozenset[str]], others: Mapping[frozenset[str], tuple[str, str]], source: str, needed: str
+    keys: Sequence[frozenset[str]],
+    others: Mapping[frozenset[str], tuple[str, str]],
+    source: str,
+    needed: str,
+    anyway: str = "",
 ) -> None:
-    """Raises UserError where all of the rows are something else that is known. others: by columns, name and remedy."""
+    """Raises UserError where all of the rows are something else that is known.
+
+    others: by columns, name and remedy. anyway: what else may be done.
+    """
     for marks, (name, remedy) in others.items():
         if keys and all(marks <= found for found in keys):
             raise UserError(
-                "UnsupportedFormat", f"{source}: these rows are {name}; this algorithm needs {needed}; {remedy}"
+                "UnsupportedFormat", f"{source}: these rows are {name}; this algorithm needs {needed}; {remedy}{anyway}"
             )
 
 
 def _keys(rows: Iterable[RawRow], source: str, columns: Columns, field: str) -> Sequence[frozenset[str]]:
     """The columns of each of the first rows, and our names of those that are called otherwise."""
-    found = [frozenset(row.value) for row in islice(rows, _LOOKED_AT) if isinstance(row.value, Mapping)]
-    check_columns(columns, found, source, field)
+    looked_at = [row.value for row in islice(rows, LOOKED_AT) if isinstance(row.value, Mapping)]
+    found = list(map(frozenset[str], looked_at))
+    check_columns(columns, [*found, *_inside(looked_at)], source, field)
     ours = renamed(columns)
     return [keys | {name for name, column in ours.items() if column in keys} for keys in found]
+
+
+def _inside(rows: Iterable[Mapping[str, Any]]) -> Iterator[frozenset[str]]:
+    """What each of several answers has."""
+    lists = (value for row in rows for value in row.values() if isinstance(value, list))
+    return (frozenset(each) for entries in lists for each in entries if isinstance(each, Mapping))

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from alignment_trainer.data.layouts.fields import Fields
-from alignment_trainer.data.layouts.messages import is_transcript, messages, transcript
+from alignment_trainer.data.layouts.messages import is_transcript, keys_beside, messages, transcript, unread_keys
 from alignment_trainer.data.rows import InvalidRow, Message, kind_of
 
 _USUAL = ("question", "query", "messages", "input", "context", "text")
 """Columns in which people have prompts; which of them is one only they know."""
+_NEVER_READ = {("image", "images"): "images", ("audio", "audios"): "sounds", ("video", "videos"): "videos"}
+"""Columns -> what they hold."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ def missing_prompt(fields: Fields) -> InvalidRow:
 
 def refuse_what_is_not_read(fields: Fields) -> None:
     """Raises InvalidRow for what changes a row's meaning and cannot be read."""
-    if fields.read("tools"):
+    if fields.read("tools") or fields.read("functions"):
         raise InvalidRow("`tools`: tools are not read yet; drop the row, or the column where the answers use none")
-    if fields.read("images") or fields.read("image"):
-        raise InvalidRow("the row has images, which are not read; drop it")
+    for names, what in _NEVER_READ.items():
+        if any(fields.read(name) for name in names):
+            raise InvalidRow(f"the row has {what}, which are not read; drop it")
 
 
 def _behind_system(fields: Fields, given: GivenPrompt) -> GivenPrompt:
@@ -115,6 +118,8 @@ def _input(fields: Fields) -> GivenPrompt:
         raise missing_prompt(fields)
     refuse_what_is_not_read(Fields(asked))
     turns = messages(asked.get("messages"), "input.messages")
+    fields.leave(unread_keys(asked["messages"], "input.messages"))
+    fields.leave(keys_beside(asked, ("messages",), "input"))
     return GivenPrompt(turns, True, "prompt = `input.messages` (OpenAI)")
 
 

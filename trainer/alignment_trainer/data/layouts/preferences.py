@@ -17,6 +17,7 @@ from alignment_trainer.data.layouts.given import (
     text_of,
 )
 from alignment_trainer.data.layouts.messages import is_message, is_transcript, messages, transcript
+from alignment_trainer.data.layouts.numbers import NONE, Numbers, numbers_of
 from alignment_trainer.data.rows import InvalidRow, Message, PreferenceRow, RawRow, Reading
 
 _EXAMPLE = '{"prompt": ..., "chosen": ..., "rejected": ...}'
@@ -34,11 +35,12 @@ class _Pair:
     layout: str
 
 
-def parse_preferences(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[PreferenceRow]:
+def parse_preferences(row: RawRow, columns: Columns = AS_THEY_ARE, wanted: Numbers = NONE) -> list[PreferenceRow]:
     """The pairs that a row states, one at least. Raises InvalidRow."""
     fields = Fields(object_of(row, _EXAMPLE), columns)
     answers, given = compared(fields), given_prompt(fields)
     pairs = [_pair(fields, given, two) for two in answers]
+    numbers = [numbers_of(fields, wanted, two.gap) for two in answers]
     unread = fields.unread
     return [
         PreferenceRow(
@@ -48,10 +50,11 @@ def parse_preferences(row: RawRow, columns: Columns = AS_THEY_ARE) -> list[Prefe
             pair.chosen,
             pair.rejected,
             pair.is_chat,
-            Reading(pair.layout, unread),
+            Reading(pair.layout + layout, unread),
             two.names,
+            of_pair,
         )
-        for pair, two in zip(pairs, answers, strict=True)
+        for pair, two, (of_pair, layout) in zip(pairs, answers, numbers, strict=True)
     ]
 
 

@@ -16,8 +16,9 @@ def parse_prompt(row: RawRow, columns: Columns = AS_THEY_ARE) -> PromptRow:
     given = given_prompt(fields)
     if given is None and "chosen" in fields and "rejected" in fields:
         pair = parse_preferences(row, columns)[0]
-        return PromptRow(row.number, row.place, pair.prompt, value, pair.is_chat, Reading(pair.reading.layout))
+        within = frozenset(unread for unread in pair.reading.unread if unread not in value)
+        return PromptRow(row.number, row.place, pair.prompt, value, pair.is_chat, Reading(pair.reading.layout, within))
     if given is None:
         raise missing_prompt(fields)
     turns = asking(given.turns, fields.column("prompt"))
-    return PromptRow(row.number, row.place, turns, value, given.is_chat, Reading(given.layout))
+    return PromptRow(row.number, row.place, turns, value, given.is_chat, Reading(given.layout, fields.unread_within))
