@@ -61,6 +61,19 @@ def test_weights_that_hardly_listen_are_not_taken_for_a_proof(tmp_path):
     assert inspect(folder).probe.model == "cut"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("deviation", [1e-3, 0.1])
+def test_weights_of_sixteen_bits_are_probed_in_fp32_whole_and_cut(tmp_path, dtype, deviation):
+    """Rounding of sixteen bits is larger than what a wrong mask of a deep model may be."""
+    folder = write_model(tmp_path / "model")
+    config = LlamaConfig.from_pretrained(folder)
+    config.initializer_range = deviation
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    report = inspect(folder).probe
+    assert report.model == ("whole" if deviation > 0.01 else "cut")
+    assert max(report.alone, report.neighbour) < 1e-5
+
+
 def test_memory_that_holds_no_cut_is_named_with_what_would_do(tmp_path):
     folder = write_model(tmp_path / "model")
     with pytest.raises(
