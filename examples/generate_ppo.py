@@ -4,7 +4,9 @@ A prompt is a remark of everyday life and the wish for a short reply, so that mo
 a reward model that knows whole replies only, one that is cut off is worth little whatever it says. A hidden rule
 decides which of two replies is preferred: the one that asks something back. Both are a turn, most with a reaction
 before or after it; the turn is a question in the chosen one and a statement, a call or a fragment in the other (with
-statements alone, the reward model takes whatever is none for a question, and PPO finds out). Remarks, reactions and
+statements alone, the reward model takes whatever is none for a question, and PPO finds out). Many reactions and turns
+are of the kind that the model itself says ("I'm sorry to hear that."): a reward model tells apart what it has read, and
+where that was never the policy's way of speaking its scores are noise, which no critic explains. Remarks, reactions and
 turns of the held-out side are others, no prompt stands in two files, and which reply is longer alternates, so that
 length tells nothing.
 
