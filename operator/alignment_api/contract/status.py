@@ -242,8 +242,7 @@ class ProbeReport(Contract):
     """`whole`: its own weights. `cut`: a few of its layers with random weights, where the whole does not fit into the
     memory of `prepare`, or its weights hardly depend on the prompt."""
     alone: float
-    """Largest difference to transformers' own forward of a text alone: nats of a token, or share of the largest
-    score."""
+    """Largest difference to transformers' forward of a text alone: nats of a token, or share of the largest score."""
     neighbour: float
     """Largest change of one completion when another stands beside it, alike."""
 

@@ -19,11 +19,15 @@ _FUNCTION: dict[str, Any] = {"function": {"numericAnswer": {}}}
 
 def unread_rules() -> tuple[Rule, ...]:
     """One for each such option."""
+    return *_of_the_hub(), *_of_what_is_off()
+
+
+def _of_the_hub() -> tuple[Rule, ...]:
+    """Read where the hub is."""
     of_hub = f"self.source.startsWith('{_HUB}')"
     held_out = "has(self.evaluation) && has(self.evaluation.source) && self.evaluation.source"
     rows_of_hub = f"{of_hub} || ({held_out}.startsWith('{_HUB}'))"
     rows = "pvc://data/rows.jsonl"
-    skipped = {"entrypoint": "a:b", "maxSkippedFraction": 0.5}
     return (
         Rule(
             Data,
@@ -49,6 +53,13 @@ def unread_rules() -> tuple[Rule, ...]:
             {"spec": {"model": {"source": "pvc://models/base", "revision": "v2"}}},
             ("revision",),
         ),
+    )
+
+
+def _of_what_is_off() -> tuple[Rule, ...]:
+    """Read where what they belong to is on."""
+    skipped = {"entrypoint": "a:b", "maxSkippedFraction": 0.5}
+    return (
         Rule(
             Ppo,
             "a targetKl of 0 leaves the weight as it is, and nothing has a horizon: leave klHorizon out",

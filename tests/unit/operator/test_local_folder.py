@@ -79,6 +79,8 @@ def test_the_lock_goes_with_its_process(folder: RunFolder) -> None:
     code = "import sys; from alignment_operator.local.folder import *; RunFolder(Path(sys.argv[1])).lock()"
     subprocess.run([sys.executable, "-c", code, str(folder.path)], check=True)
     folder.lock()
+    with pytest.raises(FolderInUse):
+        RunFolder(folder.path).lock()  # it is held again, by this process
 
 
 def test_a_job_comes_back_as_it_was_with_its_uid(folder: RunFolder, job: AlignmentJob) -> None:

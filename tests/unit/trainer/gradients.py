@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from ranks import run_ranks
-from tiny_runs import Setting, offline, pairs, tiny_engine, tiny_run
+from tiny_runs import Recorder, Setting, offline, pairs, tiny_engine, tiny_run
 
 from alignment_trainer.algorithms import ScoredRows
+from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.examples import PromptGroup
+from alignment_trainer.data.storage import Folder
 from alignment_trainer.engines.base import ADAM_BETAS, Engine
+from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
 from alignment_trainer.process import distributed
 
 Gradient = dict[str, torch.Tensor]
@@ -95,14 +100,46 @@ def of_step(folder: Path, setting: Setting) -> Gradient:
     return taken(run.engine)
 
 
+@dataclass(frozen=True)
+class Step:
+    """loss: as the first rank reports it; NaN on others. tokens: that were computed, over all ranks."""
+
+    loss: float
+    tokens: int
+    gradient: Gradient
+
+
+def of_rows(folder: Path, name: str, rows: TrainingRows, micro_tokens: int) -> Step:
+    """The first step over such rows, by the loop's own code, on as many ranks as there are."""
+    sharding = "none" if distributed.world_size() == 1 else "fsdp2"
+    setting, recorder = Setting(name, sharding, max_grad_norm=UNCLIPPED, weight_decay=0.0), Recorder()
+    run = Run(
+        Learner(tiny_engine(setting), offline(name)),
+        rows,
+        LoopOptions(micro_tokens, 1, lambda step: 0.0, 10**9, 10**9),
+        Checkpoints(Folder(folder), 1, 1),
+        RunHooks(recorder),
+    )
+    batch = next(iter(run.batches()))
+    for micro in batch.micros:
+        run.engine.backward(run.loss(micro))
+    run.finish(batch)
+    return Step(recorder.losses[0] if recorder.losses else math.nan, batch.tokens, _of_first_step(run.engine))
+
+
 def reference(rows: int) -> torch.Tensor:
     """Not the policy's own, so that margins, and with them the weights of rows, differ."""
     return -20 - 10 * torch.rand(rows, 2, generator=torch.Generator().manual_seed(1))
 
 
 def taken(engine: Engine) -> Gradient:
-    """Adam's first moment after its first step is the gradient times 1 - beta."""
+    """By taking the step, at a rate of 0."""
     engine.step(0.0)
+    return _of_first_step(engine)
+
+
+def _of_first_step(engine: Engine) -> Gradient:
+    """Adam's first moment after it is the gradient times 1 - beta."""
     return {name: state.exp_avg / (1 - ADAM_BETAS[0]) for name, state in engine.full_state() if state is not None}
 
 

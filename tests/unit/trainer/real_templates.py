@@ -40,7 +40,21 @@ def chatml(opening: str = "", before: str = "", join: str = "\n") -> str:
 
 HI, YES, SO, NO = "Tell me.", "Gladly.", "More.", "No."
 """What the two say, in turn."""
-_DEFAULT = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+_HELPS = "<|im_start|>system\nYou help.<|im_end|>\n"
+_DEFAULT = "{% if messages[0].role != 'system' %}" + _HELPS + "{% endif %}"
+_CHATML_TOLD = "<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n«Gladly.<|im_end|>»"
+_CHATML_TALK = (
+    "<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n«Gladly.<|im_end|>»\n"
+    "<|im_start|>user\nMore.<|im_end|>\n<|im_start|>assistant\n«No.<|im_end|>»"
+)
+_CHATML_SYSTEM = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n"
+)
+_GEMMA_TOLD = "<bos><start_of_turn>user\nTell me.<end_of_turn>\n<start_of_turn>model\n«Gladly.<end_of_turn>»"
+_GEMMA_TALK = (
+    "<bos><start_of_turn>user\nTell me.<end_of_turn>\n<start_of_turn>model\n«Gladly.<end_of_turn>»\n"
+    "<start_of_turn>user\nMore.<end_of_turn>\n<start_of_turn>model\n«No.<end_of_turn>»"
+)
 
 FORMATS = {
     "ChatML": Format(
@@ -48,22 +62,18 @@ FORMATS = {
         template=chatml(),
         special=("<|im_start|>", "<|im_end|>"),
         eos="<|im_end|>",
-        told="<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n«Gladly.<|im_end|>»",
-        talk="<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n«Gladly.<|im_end|>»\n"
-        "<|im_start|>user\nMore.<|im_end|>\n<|im_start|>assistant\n«No.<|im_end|>»",
-        system="<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n",
+        told=_CHATML_TOLD,
+        talk=_CHATML_TALK,
+        system=_CHATML_SYSTEM,
     ),
     "Qwen 2.5, SmolLM2": Format(
         source="Qwen documentation, Key Concepts, Control Tokens & Chat Template; model cards",
         template=chatml(_DEFAULT),
         special=("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
         eos="<|im_end|>",
-        told="<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nTell me.<|im_end|>\n"
-        "<|im_start|>assistant\n«Gladly.<|im_end|>»",
-        talk="<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nTell me.<|im_end|>\n"
-        "<|im_start|>assistant\n«Gladly.<|im_end|>»\n"
-        "<|im_start|>user\nMore.<|im_end|>\n<|im_start|>assistant\n«No.<|im_end|>»",
-        system="<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n",
+        told=_HELPS + _CHATML_TOLD,
+        talk=_HELPS + _CHATML_TALK,
+        system=_CHATML_SYSTEM,
     ),
     "Qwen 3": Format(  # the last answer holds its thoughts, empty or not; earlier ones are written without
         source="Qwen3 model cards, Switching Between Thinking and Non-Thinking Mode, Best Practices 4",
@@ -72,7 +82,7 @@ FORMATS = {
         eos="<|im_end|>",
         told="<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nGladly.<|im_end|>»",
         talk="assistant turn 1: the chat template writes it otherwise once others follow",
-        system="<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nTell me.<|im_end|>\n<|im_start|>assistant\n",
+        system=_CHATML_SYSTEM,
     ),
     "Llama 3": Format(
         source="Meta, Llama 3 model cards and prompt formats",
@@ -126,9 +136,8 @@ FORMATS = {
         special=("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
         eos="<eos>",
         bos=True,
-        told="<bos><start_of_turn>user\nTell me.<end_of_turn>\n<start_of_turn>model\n«Gladly.<end_of_turn>»",
-        talk="<bos><start_of_turn>user\nTell me.<end_of_turn>\n<start_of_turn>model\n«Gladly.<end_of_turn>»\n"
-        "<start_of_turn>user\nMore.<end_of_turn>\n<start_of_turn>model\n«No.<end_of_turn>»",
+        told=_GEMMA_TOLD,
+        talk=_GEMMA_TALK,
         system="the chat template refuses turns of roles system, user",
     ),
     "Gemma 3": Format(  # the system message is the beginning of the first question
@@ -141,9 +150,8 @@ FORMATS = {
         special=("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
         eos="<eos>",
         bos=True,
-        told="<bos><start_of_turn>user\nTell me.<end_of_turn>\n<start_of_turn>model\n«Gladly.<end_of_turn>»",
-        talk="<bos><start_of_turn>user\nTell me.<end_of_turn>\n<start_of_turn>model\n«Gladly.<end_of_turn>»\n"
-        "<start_of_turn>user\nMore.<end_of_turn>\n<start_of_turn>model\n«No.<end_of_turn>»",
+        told=_GEMMA_TOLD,
+        talk=_GEMMA_TALK,
         system="<bos><start_of_turn>user\nBe brief.\n\nTell me.<end_of_turn>\n<start_of_turn>model\n",
     ),
     "Phi-3": Format(  # the end of the text stands behind the last turn alone

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import gradients
 import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
-from tiny_runs import Recorder, Setting, offline, pairs, tiny_engine
+from tiny_runs import offline, pairs
 
-from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.examples import Example, PromptGroup
 from alignment_trainer.data.packing import pack, pack_whole
 from alignment_trainer.data.sampler import Groups, Sampler
 from alignment_trainer.data.sharing import share_prompts
-from alignment_trainer.data.storage import Folder
-from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
-from alignment_trainer.process import distributed
+from alignment_trainer.loop.offline import TrainingRows
 
 PROMPT, A, B, C = (1, 2, 3), (4, 5), (6,), (7, 8, 9)
 ALL = 10**6
@@ -86,25 +81,10 @@ def scored_rows() -> list[Example]:
     return found
 
 
-def step(folder: str, name: str, rows: list[Example], tokens: int) -> tuple[float, int, dict[str, Any]]:
-    """The loss of one step over all rows, the tokens that it computed, and its gradient."""
-    sharding = "none" if distributed.world_size() == 1 else "fsdp2"
-    setting = Setting(name, sharding, max_grad_norm=gradients.UNCLIPPED, weight_decay=0.0)
-    recorder, numbers = Recorder(), np.array([row.row for row in rows])
-    sampler = Sampler(len(rows), len(rows), 3, Groups.of(numbers))
-    run = Run(
-        Learner(tiny_engine(setting), offline(name)),
-        TrainingRows(rows, sampler, gradients.reference(len(rows))),
-        LoopOptions(tokens, 1, lambda step: 0.0, 10**9, 10**9),
-        Checkpoints(Folder(Path(folder)), 1, 1),
-        RunHooks(recorder),
-    )
-    batch = next(iter(run.batches()))
-    for micro in batch.micros:
-        run.engine.backward(run.loss(micro))
-    run.finish(batch)
-    found = {key: state.exp_avg for key, state in run.engine.full_state() if state is not None}
-    return (recorder.losses[0] if recorder.losses else math.nan), batch.tokens, found
+def step(folder: Path, name: str, rows: list[Example], tokens: int) -> gradients.Step:
+    """Over all rows at once."""
+    sampler = Sampler(len(rows), len(rows), 3, Groups.of(np.array([row.row for row in rows])))
+    return gradients.of_rows(folder, name, TrainingRows(rows, sampler, gradients.reference(len(rows))), tokens)
 
 
 def told_apart(rows: list[Example]) -> list[Example]:
@@ -115,21 +95,21 @@ def told_apart(rows: list[Example]) -> list[Example]:
 @pytest.mark.parametrize("name", ["dpo", "reward", "orpo", "simpo", "ipo"])
 def test_a_shared_prompt_changes_neither_loss_nor_gradient_but_what_is_computed(tmp_path: Path, name: str) -> None:
     rows = scored_rows()
-    wanted, alone, gradient = step(str(tmp_path / "alone"), name, told_apart(rows), ALL)
+    alone = step(tmp_path / "alone", name, told_apart(rows), ALL)
     packing = offline(name).task.pack
     once = sum(
         packing.length(one.group) for one in share_prompts([r.group for r in rows], [r.row for r in rows], packing, ALL)
     )
     for tokens in (1, 150, ALL):
-        loss, computed, found = step(str(tmp_path / f"{tokens}"), name, rows, tokens)
-        assert loss == pytest.approx(wanted, rel=1e-6)
-        assert gradients.difference(found, gradient) < 1e-6
-        assert computed == {1: alone, ALL: once}.get(tokens, computed)
-    assert once < 0.6 * alone
+        found = step(tmp_path / f"{tokens}", name, rows, tokens)
+        assert found.loss == pytest.approx(alone.loss, rel=1e-6)
+        assert gradients.difference(found.gradient, alone.gradient) < 1e-6
+        assert found.tokens == {1: alone.tokens, ALL: once}.get(tokens, found.tokens)
+    assert once < 0.6 * alone.tokens
 
 
 def loss_of(folder: str) -> float:
-    return step(folder, "dpo", scored_rows(), 150)[0]
+    return step(Path(folder), "dpo", scored_rows(), 150).loss
 
 
 def test_shared_prompts_are_the_same_over_two_ranks(tmp_path: Path) -> None:

@@ -12,15 +12,12 @@ import gradients
 import pytest
 import torch
 from ranks import run_ranks
-from tiny_runs import Recorder, Setting, offline, pairs, tiny_engine
+from tiny_runs import offline, pairs
 
 from alignment_trainer.algorithms import OFFLINE, ScoredRows
-from alignment_trainer.checkpoint.run_state import Checkpoints
 from alignment_trainer.data.examples import Example
 from alignment_trainer.data.sampler import Sampler
-from alignment_trainer.data.storage import Folder
-from alignment_trainer.loop.offline import Learner, LoopOptions, Run, RunHooks, TrainingRows
-from alignment_trainer.process import distributed
+from alignment_trainer.loop.offline import TrainingRows
 
 TOLERANCE = 1e-6
 """Relative, in L2 over the whole gradient, as in test_gradients."""
@@ -155,25 +152,11 @@ def examples(name: str) -> list[Example]:
     return [replace(row, group=row.group.of(slice(1 if name == "sft" else 2))) for row in found]
 
 
-def step(folder: str, name: str, rows: Sequence[Example], micro_tokens: int) -> tuple[float, dict[str, Any]]:
-    """The loss of one step over all the rows, and its gradient, by the loop's own code."""
-    sharding = "none" if distributed.world_size() == 1 else "fsdp2"
-    setting = Setting(name, sharding, max_grad_norm=gradients.UNCLIPPED, weight_decay=0.0)
+def step(folder: Path, name: str, rows: Sequence[Example], micro_tokens: int) -> gradients.Step:
+    """Over all rows at once."""
     reference = gradients.reference(5)[[row.row - 1 for row in rows]][:, : len(rows[0].group.completions)]
-    recorder, algorithm = Recorder(), offline(name)
-    run = Run(
-        Learner(tiny_engine(setting), algorithm),
-        TrainingRows(rows, Sampler(len(rows), len(rows), seed=3), reference),
-        LoopOptions(micro_tokens, 1, lambda step: 0.0, 10**9, 10**9),
-        Checkpoints(Folder(Path(folder)), 1, 1),
-        RunHooks(recorder),
-    )
-    batch = next(iter(run.batches()))
-    for micro in batch.micros:
-        run.engine.backward(run.loss(micro))
-    run.finish(batch)
-    found = {key: state.exp_avg for key, state in run.engine.full_state() if state is not None}
-    return (recorder.losses[0] if recorder.losses else math.nan), found
+    sampler = Sampler(len(rows), len(rows), seed=3)
+    return gradients.of_rows(folder, name, TrainingRows(rows, sampler, reference), micro_tokens)
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -181,20 +164,20 @@ def test_a_row_of_weight_two_is_the_row_given_twice(tmp_path: Path, name: str) -
     once = examples(name)
     heavy = [replace(row, weight=2.0 if row.row == 3 else 1.0) for row in once]
     twice = [*once, once[2]]
-    wanted, gradient = step(str(tmp_path / "twice"), name, twice, gradients.ALL)
-    plain, other = step(str(tmp_path / "once"), name, once, gradients.ALL)
-    assert abs(plain - wanted) > 1e-4 * abs(wanted)
-    assert gradients.difference(other, gradient) > 1e-3, "the measure sees what a weight does"
+    wanted = step(tmp_path / "twice", name, twice, gradients.ALL)
+    plain = step(tmp_path / "once", name, once, gradients.ALL)
+    assert abs(plain.loss - wanted.loss) > 1e-4 * abs(wanted.loss)
+    assert gradients.difference(plain.gradient, wanted.gradient) > 1e-3, "the measure sees what a weight does"
     for tokens in (1, 150, gradients.ALL):
-        loss, found = step(str(tmp_path / f"{tokens}"), name, heavy, tokens)
-        assert loss == pytest.approx(wanted, rel=1e-6)
-        assert gradients.difference(found, gradient) < TOLERANCE
+        found = step(tmp_path / f"{tokens}", name, heavy, tokens)
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
+        assert gradients.difference(found.gradient, wanted.gradient) < TOLERANCE
 
 
 def heavy_loss(folder: str, name: str) -> float:
     """As the first rank reports it."""
     rows = [replace(row, weight=2.0 if row.row == 3 else 1.0) for row in examples(name)]
-    return step(folder, name, rows, 150)[0]
+    return step(Path(folder), name, rows, 150).loss
 
 
 @pytest.mark.parametrize("name", ["kto", "sft", "dpo"])
