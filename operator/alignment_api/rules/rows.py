@@ -1,4 +1,4 @@
-"""Of which format a job's rows may be said to be, and which columns named: those that its algorithm reads."""
+"""What may be said of a job's rows: format, columns and margins, as far as its algorithm reads them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from alignment_api.rules.rule import Rule
 
 _SOURCE = "pvc://data/rows.jsonl"
 _FUNCTION: dict[str, Any] = {"function": {"numericAnswer": {}}}
+_WITHOUT_MARGIN = tuple(
+    name for name, options in OPTIONS.items() if options.rows == "preferences" and "margin" not in options.row_numbers
+)
+"""Algorithms whose rows may have a margin that they do not read; others' rows have no column of that name."""
 
 
 def row_rules() -> Iterator[Rule]:
-    """Two for each format, two for the preferences of a reward model, one for all columns."""
+    """Two for margins, two for each format, two for the preferences of a reward model, one for all columns."""
+    yield _column_of_margins()
+    yield _margins_of_scores()
     for form in COLUMNS_OF:
         learners = tuple(name for name, options in OPTIONS.items() if options.rows == form)
         yield _other_format(form, learners)
@@ -62,6 +68,34 @@ def _other_columns(form: RowFormat, learners: tuple[str, ...]) -> Rule:
         _job(learners[0], {"columns": {_unread(form)[0]: "elsewhere"}}),
         ("data", "columns"),
     )
+
+
+def _column_of_margins() -> Rule:
+    return Rule(
+        AlignmentJobSpec,
+        "a margin is read by reward models alone: take `reward: {}`, or leave the column out",
+        lambda spec: _asked(spec, spec.data.columns.margin) if spec.algorithm.name in _WITHOUT_MARGIN else None,
+        f"{_is_none_of(_WITHOUT_MARGIN)} || {_has_none_of('self.data', ('margin',))}",
+        _job("dpo", {"columns": {"margin": "m"}}),
+        ("data", "columns", "margin"),
+    )
+
+
+def _margins_of_scores() -> Rule:
+    return Rule(
+        AlignmentJobSpec,
+        "scores become margins for reward models alone: take `reward: {}`, or leave it out",
+        lambda spec: (
+            None if "margin" in spec.algorithm.options.row_numbers else _asked(spec, spec.data.margin_per_score or None)
+        ),
+        "!has(self.data.marginPerScore) || self.data.marginPerScore == 0.0 || has(self.algorithm.reward)",
+        _job("dpo", {"marginPerScore": 0.1}),
+        ("data", "marginPerScore"),
+    )
+
+
+def _asked(spec: AlignmentJobSpec, given: object) -> str | None:
+    return None if given is None else f"{given} in a job of {spec.algorithm.name}"
 
 
 def _one_column_for_two() -> Rule:

@@ -15,7 +15,6 @@ from alignment_api.contract.rewards import Reward, RewardFunction
 from alignment_api.contract.role_spec import AcceleratedRole
 from alignment_api.contract.spec import AlignmentJobSpec
 from alignment_api.rules.adapters import adapter_rules
-from alignment_api.rules.columns import column_rules
 from alignment_api.rules.roles import role_rules
 from alignment_api.rules.rows import row_rules
 from alignment_api.rules.rule import Rule
@@ -258,7 +257,6 @@ RULES: tuple[Rule, ...] = (
     *_rules_of("ppo", Ppo),
     *_rules_of("grpo", Grpo),
     *_bucket_rules(),
-    *column_rules(),
     *adapter_rules(),
     *row_rules(),
     *unread_rules(),
